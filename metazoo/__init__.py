@@ -1,0 +1,43 @@
+"""metazoo: a model zoo of few-shot learners for PyTorch.
+
+Everything public is here: what a plugin is written with, and what a program uses.
+"""
+
+from . import ops
+from .algorithm import Algorithm, FeatureLearner, Recipe, class_means, task_loss
+from .backbones import Backbone
+from .episodes import Batch, ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource, TaskSpec, ways_of
+from .errors import CheckpointError, DataError, MetazooError, OptionError, PluginError, UnknownNameError
+from .hookspecs import hookimpl
+from .options import Config, Range
+from .version import VERSION
+
+__version__ = VERSION
+
+__all__ = [
+    "Algorithm",
+    "Backbone",
+    "Batch",
+    "CheckpointError",
+    "ClassDataset",
+    "Config",
+    "DataError",
+    "Dataset",
+    "Episode",
+    "EpisodeSampler",
+    "Examples",
+    "FeatureLearner",
+    "MetazooError",
+    "OptionError",
+    "PluginError",
+    "Range",
+    "Recipe",
+    "TaskSource",
+    "TaskSpec",
+    "UnknownNameError",
+    "class_means",
+    "hookimpl",
+    "ops",
+    "task_loss",
+    "ways_of",
+]

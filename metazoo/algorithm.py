@@ -1,0 +1,116 @@
+"""The contract of an algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import options
+from .backbones import Backbone
+from .episodes import Batch, Episode, TaskSpec, ways_of
+from .options import Range
+
+
+@dataclass(frozen=True)
+class Recipe(options.Config):
+    """How an algorithm is trained; the same options for every algorithm, whatever their defaults."""
+
+    backbone: Annotated[str, "network that embeds an example"] = "conv4"
+    ways: Annotated[int, "classes in a task, at validation and test", Range(2)] = 5
+    shots: Annotated[int, "support examples a class, at validation and test", Range(1)] = 1
+    queries: Annotated[int, "query examples a class, at validation and test", Range(1)] = 15
+    train_ways: Annotated[int | None, "classes in a training task [default: ways]", Range(2)] = None
+    train_shots: Annotated[int | None, "support examples a class in training [default: shots]", Range(1)] = None
+    train_queries: Annotated[int | None, "query examples a class in training [default: queries]", Range(1)] = None
+    steps: Annotated[int, "outer steps", Range(1)] = 2000
+    meta_batch: Annotated[int, "tasks (or batches) in an outer step", Range(1)] = 1
+    batch_size: Annotated[int, "examples in a batch, for algorithms that draw no tasks in training", Range(1)] = 64
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], "outer optimizer (sgd: Nesterov momentum 0.9)"] = "adam"
+    lr: Annotated[float, "outer learning rate", Range(0)] = 1e-3
+    weight_decay: Annotated[float, "outer weight decay", Range(0)] = 0.0
+    schedule: Annotated[Literal["constant", "cosine", "halving"], "outer learning rate over the run"] = "cosine"
+    halve_every: Annotated[int, "outer steps after which `halving` halves", Range(1)] = 2000
+    clip_grad: Annotated[float | None, "largest norm of the outer gradient", Range(0)] = None
+    validate_every: Annotated[int, "outer steps between validations (and checkpoints)", Range(1)] = 100
+    validation_episodes: Annotated[int, "tasks in a validation", Range(2)] = 200
+    patience: Annotated[int | None, "validations without improvement after which to stop [default: never]", Range(1)] = None
+    test_episodes: Annotated[int, "tasks in the test at the end", Range(2)] = 1000
+    seed: Annotated[int, "seed of everything random", Range(0, 2**63 - 1)] = 0
+    device: Annotated[str, "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one"] = "auto"
+
+
+class Algorithm(nn.Module):
+    """A few-shot learner: a labelled support set and queries in, query logits out.
+
+    A subclass declares its options in `Config`, the training options that suit it in `recipe` (a mapping of fields
+    of `Recipe`), and implements `forward`. Its constructor takes what this one takes. `draws` says what `loss` is
+    given in training: tasks of the training split ("episodes"), or batches of its base classes ("batches").
+    """
+
+    Config: ClassVar[type[options.Config]] = options.Config
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    draws: ClassVar[Literal["episodes", "batches"]] = "episodes"
+
+    def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.spec = spec
+        self.config: Any = config if config is not None else self.Config()
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer for one query may depend on the other queries."""
+        return False
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Return logits (B, Q, ways), or in regression predictions (B, Q, D).
+
+        Shapes: support_x (B, S, *), support_y (B, S) int64 in [0, ways) or (B, S, D) float, query_x (B, Q, *).
+        """
+        raise NotImplementedError
+
+    def loss(self, task: Episode | Batch) -> Tensor:
+        """Return the meta-training objective, a scalar: by default cross-entropy (or squared error) on the queries."""
+        assert isinstance(task, Episode)
+        return task_loss(self(task.support_x, task.support_y, task.query_x), task.query_y)
+
+
+class FeatureLearner(Algorithm):
+    """An algorithm that adapts wholly in feature space: its forward is `classify` on what `embed` gives.
+
+    Evaluation and prediction then embed each example once and draw tasks from the features.
+    In eval mode `embed` must treat each example by itself.
+    """
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the features (N, D) of examples (N, *)."""
+        return self.backbone(x)
+
+    def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
+        """Return logits (B, Q, ways) from features (B, S, D), labels (B, S) and features (B, Q, D)."""
+        raise NotImplementedError
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        tasks, shots = support_y.shape[:2]
+        # One pass for both: in training, BatchNorm's statistics are those of the whole episode.
+        x = [support_x.flatten(0, 1), query_x.flatten(0, 1)]
+        support_z, query_z = self.embed(torch.cat(x)).split([tasks * shots, len(x[1])])
+        return self.classify(support_z.unflatten(0, (tasks, -1)), support_y, query_z.unflatten(0, (tasks, -1)))
+
+
+def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (..., ways) for int targets (...), or the mean squared error of float ones."""
+    if target.is_floating_point():
+        return F.mse_loss(prediction, target)
+    return F.cross_entropy(prediction.flatten(0, -2), target.flatten())
+
+
+def class_means(z: Tensor, y: Tensor) -> Tensor:
+    """Return the mean feature of each class, (B, ways, D), from features (B, S, D) and labels (B, S)."""
+    member = F.one_hot(y, ways_of(y)).to(z.dtype)  # (B, S, ways)
+    return member.mT @ z / member.sum(1).unsqueeze(-1)

@@ -1,0 +1,43 @@
+"""Prototypical Networks: Snell, Swersky and Zemel 2017, "Prototypical Networks for Few-shot Learning" (arXiv:1703.05175)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+import metazoo
+from metazoo import ops
+
+
+class ProtoNet(metazoo.FeatureLearner):
+    """Classifies a query by its distance to each class's mean embedding.
+
+    Squared Euclidean distance is the paper's choice (section 2.3: a Bregman divergence, for which the mean is the
+    right representative); cosine is its comparison, here with a learned temperature, without which it hardly trains.
+    Training tasks have more ways than the task at hand (section 2.6).
+    """
+
+    @dataclass(frozen=True)
+    class Config(metazoo.Config):
+        distance: Annotated[Literal["euclidean", "cosine"], "squared Euclidean distance, or cosine"] = "euclidean"
+
+    recipe = {"train_ways": 60, "train_queries": 5, "steps": 1500}
+
+    def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
+        super().__init__(backbone, spec, config)
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log()) if self.config.distance == "cosine" else None
+
+    def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
+        prototypes = metazoo.class_means(support_z, support_y)  # (B, ways, D)
+        if self.log_scale is not None:
+            return self.log_scale.exp() * ops.cosine_similarity(query_z, prototypes)
+        return -ops.pairwise_sqdist(query_z, prototypes)
+
+
+@metazoo.hookimpl
+def register_algorithms() -> Mapping[str, type[metazoo.Algorithm]]:
+    return {"protonet": ProtoNet}

@@ -1,0 +1,285 @@
+"""Tasks, and how they are drawn: task i is a pure function of (seed, i).
+
+Random numbers come as raw 64-bit words from Philox (Salmon et al. 2011), keyed by (seed, i), and are turned into choices here:
+the words are fixed by the algorithm's definition, whereas numpy's higher functions may change between releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import options
+from .errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What an algorithm must know of its tasks before it is built.
+
+    `input_shape` is the shape of one example, `outputs` the ways of a training task or, in regression, the size of one
+    target, `classes` the number of base classes in the training split (0 where there are none).
+    """
+
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: int = 0
+    regression: bool = False
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One or more tasks of equal size, the task dimension first.
+
+    Shapes: `support_x` (B, S, *), `support_y` (B, S), `query_x` (B, Q, *), `query_y` (B, Q). Labels are int64 in
+    [0, ways), and every class has at least one support example; in regression targets are float, (B, S, D) and (B, Q, D).
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.support_x)
+
+    def to(self, device: torch.device | str) -> Episode:
+        """Return the same tasks on a device."""
+        return Episode(*(t.to(device, non_blocking=True) for t in (self.support_x, self.support_y, self.query_x, self.query_y)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled examples of the base classes, for ordinary classification: `x` (N, *), `y` (N,) int64 in [0, classes)."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same examples on a device."""
+        return Batch(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True))
+
+
+class TaskSource(Protocol):
+    """An endless numbered supply of tasks."""
+
+    def draw(self, first: int, count: int) -> Episode:
+        """Return the tasks first, first + 1, ..., first + count - 1."""
+        ...
+
+
+def ways_of(support_y: Tensor) -> int:
+    """Return the number of classes in a batch of tasks, from its support labels (B, S)."""
+    return int(support_y.max()) + 1
+
+
+def random_words(seed: int, i: int, count: int) -> np.ndarray:
+    """Return `count` uniform 64-bit words, a pure function of (seed, i)."""
+    return np.random.Philox(key=np.array([seed, i], dtype=np.uint64)).random_raw(count)
+
+
+def uniform(words: np.ndarray) -> np.ndarray:
+    """Return uniform doubles in [0, 1) with 53 bits, one a word."""
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def distinct(words: Iterator[int], k: int, n: int) -> list[int]:
+    """Return k different numbers of range(n), in random order, from k words (Fisher-Yates, keeping only what moved).
+
+    Costs O(k) whatever n is. The bias of `word % n` is below n / 2**64.
+    """
+    moved: dict[int, int] = {}
+    chosen = []
+    for j in range(k):
+        r = j + next(words) % (n - j)
+        chosen.append(moved.get(r, r))
+        moved[r] = moved.get(j, j)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples grouped by class, held as one tensor.
+
+    `x` has shape (M, *), the examples of class 0 first, then those of class 1, ...; `counts` says how many each class
+    has, `names` what it is called. uint8 examples are images and are drawn as float32 in [0, 1]; others are drawn as they are.
+    """
+
+    x: Tensor
+    counts: tuple[int, ...]
+    names: tuple[str, ...]
+    title: str = "the data"
+
+    def __post_init__(self) -> None:
+        if not (len(self.counts) == len(self.names) and sum(self.counts) == len(self.x)):
+            raise DataError(
+                f"{self.title}: {len(self.x)} examples, {len(self.counts)} counts of sum {sum(self.counts)} and "
+                f"{len(self.names)} names do not belong together"
+            )
+
+    def to(self, device: torch.device | str) -> Examples:
+        """Return the same examples on a device."""
+        return replace(self, x=self.x.to(device))
+
+    def over(self, x: Tensor) -> Examples:
+        """Return the same classes with other values (features, say) for the same examples."""
+        return replace(self, x=x)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the examples in these rows, shape (*rows.shape, *), ready for a network."""
+        x = self.x[rows.to(self.x.device)]
+        return x.float() / 255 if x.dtype == torch.uint8 else x
+
+    def merge(self, other: Examples, title: str) -> Examples:
+        """Return these classes followed by the other's."""
+        return Examples(torch.cat([self.x, other.x]), self.counts + other.counts, self.names + other.names, title)
+
+
+class EpisodeSampler:
+    """Draws `ways` classes, then `shots` support and `queries` other query examples of each, all without replacement.
+
+    Raises DataError, naming the class, where there are too few classes or examples.
+    """
+
+    def __init__(self, examples: Examples, ways: int, shots: int, queries: int, seed: int = 0):
+        if ways > len(examples.counts):
+            raise DataError(
+                f"{examples.title} has {len(examples.counts)} classes, but a task needs {ways}",
+                "ask for fewer ways, or add classes",
+            )
+        for name, count in zip(examples.names, examples.counts):
+            if count < shots + queries:
+                raise DataError(
+                    f"class '{name}' of {examples.title} has {count} examples, but a task needs {shots} for support and "
+                    f"{queries} for queries",
+                    "ask for fewer shots or queries, or add examples to that class",
+                )
+        self.examples, self.ways, self.shots, self.queries, self.seed = examples, ways, shots, queries, seed
+        self._starts = [0, *np.cumsum(examples.counts).tolist()]
+
+    def classes_and_rows(self, i: int) -> tuple[list[int], list[list[int]]]:
+        """Return the classes of task i in the order of their labels, and the rows of each one's examples, support first."""
+        each = self.shots + self.queries
+        words = iter(random_words(self.seed, i, self.ways * (1 + each)).tolist())
+        classes = distinct(words, self.ways, len(self.examples.counts))
+        rows = [[self._starts[c] + e for e in distinct(words, each, self.examples.counts[c])] for c in classes]
+        return classes, rows
+
+    def draw(self, first: int, count: int) -> Episode:
+        """Return the tasks first, ..., first + count - 1; supports and queries lie class by class, labels ascending."""
+        rows = torch.tensor([self.classes_and_rows(i)[1] for i in range(first, first + count)])  # (B, ways, shots + queries)
+        labels = torch.arange(self.ways, device=self.examples.x.device)
+        return Episode(
+            self.examples.take(rows[:, :, : self.shots].flatten(1)),
+            labels.repeat_interleave(self.shots).expand(count, -1),
+            self.examples.take(rows[:, :, self.shots :].flatten(1)),
+            labels.repeat_interleave(self.queries).expand(count, -1),
+        )
+
+
+class BatchSampler:
+    """Draws ordinary batches: every example once an epoch, in an order that is a pure function of (seed, epoch).
+
+    The examples of an epoch that do not fill a batch are left out of it.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int = 0):
+        self.examples, self.seed = examples, seed
+        self.batch_size = min(batch_size, len(examples.x))
+        self._labels = torch.repeat_interleave(torch.arange(len(examples.counts)), torch.tensor(examples.counts))
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def draw(self, first: int, count: int) -> Batch:
+        """Return batches first, ..., first + count - 1 as one."""
+        rows = torch.cat([self._rows(i) for i in range(first, first + count)])
+        return Batch(self.examples.take(rows), self._labels[rows].to(self.examples.x.device))
+
+    def _rows(self, i: int) -> Tensor:
+        epoch, place = divmod(i, len(self.examples.x) // self.batch_size)
+        if self._epoch is None or self._epoch[0] != epoch:
+            words = random_words(self.seed, epoch, len(self.examples.x))
+            self._epoch = epoch, torch.from_numpy(np.argsort(words, kind="stable"))
+        return self._epoch[1][place * self.batch_size : (place + 1) * self.batch_size]
+
+
+class Dataset:
+    """Something that tasks are drawn from; the base of every data set.
+
+    A subclass declares its options in `Config`, the licence of its data in `licence`, and in `recipe` the training
+    options that suit it (a mapping of fields of `metazoo.Recipe`). Making one is cheap: data are read when first drawn.
+    """
+
+    Config: ClassVar[type[options.Config]] = options.Config
+    licence: ClassVar[str] = ""
+    recipe: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, config: options.Config | None = None):
+        self.config: Any = config if config is not None else self.Config()
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are numbers rather than classes."""
+        return False
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        raise NotImplementedError
+
+    @property
+    def input_format(self) -> dict[str, Any]:
+        """How an image of a user's becomes an example: the arguments of `metazoo.images.decode`; empty if it is no image."""
+        return {}
+
+    def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> TaskSource:
+        """Return the supply of tasks of one split: "train", "val" or "test"."""
+        raise NotImplementedError
+
+    def protocols(self) -> Mapping[str, Callable[[], tuple[TaskSource, int]]]:
+        """Return official evaluations by name: each gives its tasks and how many there are."""
+        return {}
+
+
+class ClassDataset(Dataset):
+    """A data set of examples grouped by class, its splits disjoint sets of classes.
+
+    A subclass implements `load`, which returns the examples of each split.
+    """
+
+    _splits: dict[str, Examples] | None = None
+
+    def load(self) -> dict[str, Examples]:
+        """Read the data and return the examples of each split ("train", "val", "test"; any may be missing)."""
+        raise NotImplementedError
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """The examples of each split, read when first asked for."""
+        if self._splits is None:
+            self._splits = self.load()
+        return self._splits
+
+    def split(self, name: str) -> Examples:
+        """Return the examples of one split, or raise DataError where there is none of that name."""
+        if name not in self.splits:
+            raise DataError(
+                f"{type(self).__name__} has no split '{name}' with these options",
+                did_you_mean(name, self.splits) + f"it has {', '.join(self.splits)}",
+            )
+        return self.splits[name]
+
+    def move(self, device: torch.device | str) -> None:
+        """Hold the data on a device from now on, so that drawing a task there copies nothing."""
+        self._splits = {name: examples.to(device) for name, examples in self.splits.items()}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(next(iter(self.splits.values())).x.shape[1:])
+
+    def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> EpisodeSampler:
+        return EpisodeSampler(self.split(split), ways, shots, queries, seed)

@@ -1,0 +1,13 @@
+"""The pretrained models that come with metazoo: weights as safetensors, each with its card as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from metazoo.hookspecs import hookimpl
+
+
+@hookimpl
+def register_pretrained() -> Mapping[str, Path]:
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.json"))}
