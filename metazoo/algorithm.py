@@ -30,10 +30,12 @@ class Recipe(options.Config):
     steps: Annotated[int, "outer steps", Range(1)] = 2000
     meta_batch: Annotated[int, "tasks (or batches) in an outer step", Range(1)] = 1
     batch_size: Annotated[int, "examples in a batch, for algorithms that draw no tasks in training", Range(1)] = 64
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], "outer optimizer (sgd: Nesterov momentum 0.9)"] = "adam"
+    optimizer: Annotated[Literal["adam", "adamw", "sgd", "nesterov"], "outer optimizer (nesterov: sgd, momentum 0.9)"] = "adam"
     lr: Annotated[float, "outer learning rate", Range(0)] = 1e-3
     weight_decay: Annotated[float, "outer weight decay", Range(0)] = 0.0
-    schedule: Annotated[Literal["constant", "cosine", "halving"], "outer learning rate over the run"] = "cosine"
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear", "halving"], "outer learning rate over the run (cosine and linear end at 0)"
+    ] = "cosine"
     halve_every: Annotated[int, "outer steps after which `halving` halves", Range(1)] = 2000
     clip_grad: Annotated[float | None, "largest norm of the outer gradient", Range(0)] = None
     validate_every: Annotated[int, "outer steps between validations (and checkpoints)", Range(1)] = 100

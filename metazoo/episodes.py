@@ -210,26 +210,20 @@ class BatchSampler:
 class Dataset:
     """Something that tasks are drawn from; the base of every data set.
 
-    A subclass declares its options in `Config`, the licence of its data in `licence`, and in `recipe` the training
-    options that suit it (a mapping of fields of `metazoo.Recipe`). Making one is cheap: data are read when first drawn.
+    A subclass declares its options in `Config` and implements `tasks`. `local_options` names those options that say where
+    the data lie rather than what they are: they are not kept with a model. `licence` is that of the data, `recipe` holds the
+    training options that suit them (a mapping of fields of `metazoo.Recipe`), `regression` says whether targets are numbers
+    rather than classes. Making one is cheap: data are read when first drawn.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
+    local_options: ClassVar[tuple[str, ...]] = ()
+    regression: ClassVar[bool] = False
     licence: ClassVar[str] = ""
     recipe: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: options.Config | None = None):
         self.config: Any = config if config is not None else self.Config()
-
-    @property
-    def regression(self) -> bool:
-        """Whether targets are numbers rather than classes."""
-        return False
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
-        raise NotImplementedError
 
     @property
     def input_format(self) -> dict[str, Any]:
@@ -276,10 +270,6 @@ class ClassDataset(Dataset):
     def move(self, device: torch.device | str) -> None:
         """Hold the data on a device from now on, so that drawing a task there copies nothing."""
         self._splits = {name: examples.to(device) for name, examples in self.splits.items()}
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return tuple(next(iter(self.splits.values())).x.shape[1:])
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> EpisodeSampler:
         return EpisodeSampler(self.split(split), ways, shots, queries, seed)

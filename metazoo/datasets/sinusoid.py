@@ -29,7 +29,6 @@ class Sinusoid(Dataset):
     licence = "made, no data"
     recipe = {"backbone": "mlp", "shots": 10, "queries": 10, "meta_batch": 25}
     regression = True
-    input_shape = (1,)
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> SinusoidSampler:
         if split not in SPLITS:

@@ -1,0 +1,214 @@
+"""MAML: Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (arXiv:1703.03400).
+
+With its descendants' options: learned rates per parameter (Meta-SGD: Li et al. 2017, arXiv:1707.09835), adaptation of the
+head alone (ANIL: Raghu et al. 2020, arXiv:1909.09157), learned rates per tensor and step and the multi-step loss
+(MAML++: Antoniou et al. 2019, arXiv:1810.09502).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import metazoo
+from metazoo import Range, ops
+
+
+class MAML(metazoo.Algorithm):
+    """Learns an initialisation from which a few gradient steps on the support set solve the task.
+
+    The inner loss is the cross-entropy summed over ways and averaged over shots, as in the authors' code, so that the
+    paper's rates (0.4 for 5 ways, 0.1 for 20) mean the same here; of a mean over all examples they would be `ways` times as
+    large. In regression it is the mean squared error. The head has the ways of training; tasks with fewer use its first
+    outputs, and tasks with more raise OptionError.
+    """
+
+    @dataclass(frozen=True)
+    class Config(metazoo.Config):
+        inner_lr: Annotated[float | None, "inner step size [default: 0.4, in regression 0.01]", Range(0)] = None
+        inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
+        eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0)] = 3
+        first_order: Annotated[bool, "leave out second derivatives"] = False
+        adapt: Annotated[Literal["all", "head"], "what inner steps change; head is ANIL"] = "all"
+        learned_rates: Annotated[
+            Literal["none", "per-parameter", "per-step"], "learn inner rates: per-parameter is Meta-SGD, per-step MAML++"
+        ] = "none"
+        multi_step_loss: Annotated[
+            int, "outer steps over which the loss moves from all inner steps to the last, as in MAML++; 0: last alone", Range(0)
+        ] = 0
+        batch_norm: Annotated[
+            Literal["batch", "support"], "statistics for queries: their own (the paper's, transductive) or the support's"
+        ] = "batch"
+        tasks: Annotated[Literal["auto", "loop", "vmap"], "how the tasks of a batch are run"] = "auto"
+
+    recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
+
+    def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
+        super().__init__(backbone, spec, config)
+        self.norms = _use_batch_statistics(backbone)
+        self.head = nn.Linear(backbone.out_features, spec.outputs)
+        lr = self.config.inner_lr or (0.01 if spec.regression else 0.4)
+        sizes = [p.numel() for p in self._start().values()]
+        self.sizes: Tensor
+        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        rates = {
+            "none": torch.tensor(lr),
+            "per-parameter": torch.full((sum(sizes),), lr),
+            "per-step": torch.full((self.config.inner_steps, len(sizes)), lr),
+        }[self.config.learned_rates]
+        self.rates: Tensor
+        if self.config.learned_rates == "none":
+            self.register_buffer("rates", rates)
+        else:
+            self.rates = nn.Parameter(rates)
+        self.outer_steps: Tensor
+        self.register_buffer("outer_steps", torch.tensor(0))
+
+    @property
+    def transductive(self) -> bool:
+        return self.config.batch_norm == "batch" and len(self.norms) > 0
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        steps = self.config.inner_steps if self.training else self.config.eval_inner_steps
+        return self._solve(support_x, support_y, query_x, steps, [steps])[:, -1]
+
+    def loss(self, task: metazoo.Episode | metazoo.Batch) -> Tensor:
+        assert isinstance(task, metazoo.Episode)
+        steps = self.config.inner_steps
+        weights = self._step_weights(steps)
+        judged = [step for step in range(1, steps + 1) if weights[step - 1] > 0]
+        predictions = self._solve(task.support_x, task.support_y, task.query_x, steps, judged)  # (B, judged, Q, out)
+        if self.training:
+            self.outer_steps += 1
+        losses = [metazoo.task_loss(predictions[:, i], task.query_y) for i in range(len(judged))]
+        return torch.stack([weights[step - 1] * loss for step, loss in zip(judged, losses)]).sum()
+
+    def _step_weights(self, steps: int) -> list[float]:
+        """Return the weight of the query loss after each inner step (MAML++, section 4, "Multi-Step Loss Optimization")."""
+        progress = int(self.outer_steps) / self.config.multi_step_loss if self.config.multi_step_loss else 1.0
+        early = (1 - progress) / steps if progress < 1 else 0.0
+        return [early] * (steps - 1) + [1 - early * (steps - 1)]
+
+    def _solve(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, steps: int, judged: list[int]) -> Tensor:
+        """Return predictions (B, len(judged), Q, out) for the queries after each of the judged inner steps of every task."""
+        outputs = self.spec.outputs if self.spec.regression else metazoo.ways_of(support_y)
+        if outputs > self.spec.outputs:
+            raise metazoo.OptionError(
+                f"this model's head has {self.spec.outputs} outputs, but the task has {outputs} classes",
+                f"train one with --ways {outputs} or more, or use protonet, which takes any number of classes",
+            )
+
+        def solve(sx: Tensor, sy: Tensor, qx: Tensor) -> Tensor:
+            return self._solve_task(sx, sy, qx, steps, judged, outputs)
+
+        how = self.config.tasks
+        if how == "auto":
+            # A CPU runs per-task convolution weights as grouped convolutions, at half the speed of one task after another.
+            slow = support_x.device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
+            how = "loop" if slow else "vmap"
+        if how == "vmap":
+            return vmap(solve, randomness="different")(support_x, support_y, query_x)
+        return torch.stack([solve(*task) for task in zip(support_x, support_y, query_x)])
+
+    def _solve_task(
+        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, steps: int, judged: list[int], outputs: int
+    ) -> Tensor:
+        flat = torch.cat([p.flatten() for p in self._start().values()])  # (P,)
+        if self.config.adapt == "head":
+            support_x, query_x = self._embed(support_x, query_x)
+
+        def inner_loss(flat: Tensor, x: Tensor) -> Tensor:
+            loss = metazoo.task_loss(self._predict(flat, x, None)[:, :outputs], support_y)
+            return loss if self.spec.regression else loss * outputs
+
+        predictions = []
+        for step in range(steps + 1):
+            if step in judged:
+                if self.config.batch_norm == "support" and self.config.adapt == "all":
+                    both = self._predict(flat, torch.cat([support_x, query_x]), len(support_x))
+                    predictions.append(both[len(support_x) :, :outputs])
+                else:
+                    predictions.append(self._predict(flat, query_x, None)[:, :outputs])
+            if step < steps:
+                if self.config.first_order:
+                    gradient = grad(inner_loss)(flat.detach(), support_x.detach()).detach()
+                else:
+                    gradient = grad(inner_loss)(flat, support_x)
+                flat = ops.sgd_update(flat, gradient, self._rate(step))
+        return torch.stack(predictions)
+
+    def _rate(self, step: int) -> Tensor:
+        if self.config.learned_rates != "per-step":
+            return self.rates
+        # Steps beyond those of training go on with the last step's rates.
+        return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=int(self.sizes.sum()))
+
+    def _start(self) -> dict[str, Tensor]:
+        """Return the parameters that inner steps change, as they are before the first."""
+        modules = {"head": self.head} if self.config.adapt == "head" else {"backbone": self.backbone, "head": self.head}
+        return {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters()}
+
+    def _predict(self, flat: Tensor, x: Tensor, support: int | None) -> Tensor:
+        """Return the network's outputs (N, out) with the adapted parameters put in their places."""
+        start = self._start()
+        pieces = flat.split([p.numel() for p in start.values()])
+        fast = {name: piece.view(p.shape) for (name, p), piece in zip(start.items(), pieces)}
+        if self.config.adapt == "all":
+            for norm in self.norms:
+                norm.support = support
+            x = functional_call(self.backbone, {n[9:]: p for n, p in fast.items() if n.startswith("backbone.")}, x)
+        return F.linear(x, fast["head.weight"], fast["head.bias"])
+
+    def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of a task's support and queries, which ANIL's inner steps do not change."""
+        if self.config.batch_norm == "batch":
+            for norm in self.norms:
+                norm.support = None
+            return self.backbone(support_x), self.backbone(query_x)
+        for norm in self.norms:
+            norm.support = len(support_x)
+        support_z, query_z = self.backbone(torch.cat([support_x, query_x])).split([len(support_x), len(query_x)])
+        return support_z, query_z
+
+
+class BatchStatistics(nn.Module):
+    """BatchNorm that keeps no running statistics.
+
+    It normalises by the statistics of the batch or, where `support` is a number, by those of the first `support` examples.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.support: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.support is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        known = x[: self.support].movedim(1, 0).flatten(1)  # (C, values)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        variance, mean = torch.var_mean(known, dim=1, correction=0)
+        x = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        return x if self.weight is None else x * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _use_batch_statistics(network: nn.Module) -> list[BatchStatistics]:
+    """Replace every BatchNorm of a network and return the replacements."""
+    replaced = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                replaced.append(BatchStatistics(child))
+                setattr(parent, name, replaced[-1])
+    return replaced
+
+
+@metazoo.hookimpl
+def register_algorithms() -> Mapping[str, type[metazoo.Algorithm]]:
+    return {"maml": MAML}

@@ -1,0 +1,169 @@
+"""Models on disk: safetensors for numbers, JSON for everything else, and nothing that can execute.
+
+A file is written under a temporary name and renamed when it is whole, so that a reader finds the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from . import options
+from .algorithm import Algorithm, Recipe
+from .episodes import Dataset, TaskSpec
+from .errors import CheckpointError, MetazooError
+from .plugins import registry
+from .version import VERSION
+
+FORMAT = 1
+KEY = "metazoo"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Everything that a model, its data and its training are made from, by name; the options are whole, defaults included."""
+
+    algorithm: str
+    algorithm_options: dict[str, Any]
+    backbone: str
+    backbone_options: dict[str, Any]
+    dataset: str
+    dataset_options: dict[str, Any]
+    recipe: dict[str, Any]
+    spec: TaskSpec
+    input_format: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, **changes: Any) -> Algorithm:
+        """Return a new model, initialised from torch's generator; `changes` are options of the algorithm to set otherwise."""
+        backbone_class = registry().backbone(self.backbone).value
+        backbone_config = options.build(backbone_class.Config, self.backbone_options, f"backbone '{self.backbone}'")
+        algorithm_class = registry().algorithm(self.algorithm).value
+        values = {**self.algorithm_options, **changes}
+        config = options.build(algorithm_class.Config, values, f"algorithm '{self.algorithm}'")
+        return algorithm_class(backbone_class(self.spec.input_shape, backbone_config), self.spec, config)
+
+    def data(self, **changes: Any) -> Dataset:
+        """Return the data set; `changes` are options of it to set otherwise."""
+        dataset_class = registry().dataset(self.dataset).value
+        values = {**self.dataset_options, **changes}
+        return dataset_class(options.build(dataset_class.Config, values, f"data set '{self.dataset}'"))
+
+    def training(self) -> Recipe:
+        """Return the training options."""
+        return options.build(Recipe, self.recipe, "the recipe")
+
+    def portable(self) -> Blueprint:
+        """Return the same without what holds for one machine alone: where the data lie, and the device."""
+        local = (*registry().dataset(self.dataset).value.local_options,)
+        kept = {name: value for name, value in self.dataset_options.items() if name not in local}
+        recipe = {name: value for name, value in self.recipe.items() if name != "device"}
+        return dataclasses.replace(self, dataset_options=kept, recipe=recipe)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON, with the versions that made it."""
+        return {"format": FORMAT, "metazoo": VERSION, "torch": torch.__version__, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str) -> Blueprint:
+        """Return the Blueprint that `as_dict` gave, or raise CheckpointError naming `where` it came from."""
+        try:
+            if values["format"] != FORMAT:
+                raise CheckpointError(
+                    f"{where} has format {values['format']}, this metazoo reads {FORMAT}", "`pip install -U metazoo`"
+                )
+            known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+            spec = TaskSpec(**{**known["spec"], "input_shape": tuple(int(n) for n in known["spec"]["input_shape"])})
+            return cls(**{**known, "spec": spec})
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{where} does not describe a metazoo model: {error!r}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, or raise CheckpointError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no {path}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
+    """Write named tensors and a value for JSON as one safetensors file, whole or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, safetensors.torch.save(contiguous, {KEY: json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the metadata of a file, or raise CheckpointError where it is missing, damaged or not ours."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        return tensors, json.loads(metadata[KEY])
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no {path}") from None
+    except (safetensors.SafetensorError, OSError, struct.error, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint of metazoo: {error}", "delete it, and train or fetch the model again"
+        ) from error
+
+
+def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
+    """Write a model's weights and the blueprint that it is made from."""
+    save_tensors(path, model.state_dict(), blueprint.portable().as_dict())
+
+
+def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
+    """Return the model of a file, in eval mode, and its blueprint.
+
+    `changes` are options of the algorithm to set otherwise, as far as the weights still fit. Raises CheckpointError
+    where the file is damaged or the weights do not fit, UnknownNameError where a plugin that it needs is not installed.
+    """
+    tensors, metadata = load_tensors(path)
+    blueprint = Blueprint.from_dict(metadata, str(path))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = blueprint.model(**changes)
+        model.load_state_dict(tensors)
+    except MetazooError:
+        raise
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+        raise CheckpointError(
+            f"the weights in {path} do not fit algorithm '{blueprint.algorithm}': {str(error).splitlines()[-1].strip()}",
+            "an option that changes the network cannot be changed after training",
+        ) from error
+    return model.eval(), blueprint

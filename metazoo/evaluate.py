@@ -1,0 +1,141 @@
+"""Evaluation: a score for every task, its mean, and how far the mean may be off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .algorithm import Algorithm, FeatureLearner
+from .episodes import Dataset, EpisodeSampler, TaskSource
+from .errors import UnknownNameError, did_you_mean
+
+EXAMPLES_AT_ONCE = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean of per-task scores, half the width of its 95 % interval (1.96 standard errors), and their number."""
+
+    mean: float
+    interval: float
+    tasks: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Score:
+        """Return the score of per-task values (E,)."""
+        spread = values.double().std().item() if len(values) > 1 else math.nan
+        return cls(values.double().mean().item(), 1.96 * spread / math.sqrt(len(values)), len(values))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        return {"mean": self.mean, "interval": self.interval, "tasks": self.tasks}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which tasks a model is measured on: tasks 0, ..., count - 1 of a split, or an official protocol of the data set by name.
+
+    An official protocol has its own tasks, ways, shots and count.
+    """
+
+    split: str = "test"
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    seed: int = 0
+    count: int = 1000
+    name: str | None = None
+
+    def tasks(self, data: Dataset) -> tuple[TaskSource, int]:
+        """Return the tasks and their number, or raise UnknownNameError where the data set has no such protocol."""
+        if self.name is None:
+            return data.tasks(self.split, self.ways, self.shots, self.queries, self.seed), self.count
+        official = data.protocols()
+        if self.name not in official:
+            has = f"it has {', '.join(official)}" if official else "it has none"
+            raise UnknownNameError(
+                f"{type(data).__name__} has no protocol '{self.name}'", did_you_mean(self.name, official) + has
+            )
+        return official[self.name]()
+
+    def as_dict(self, data: Dataset) -> dict[str, Any]:
+        """Return what a result says of its protocol."""
+        if self.name is not None:
+            return {"protocol": self.name}
+        values = {"split": self.split, "ways": self.ways, "shots": self.shots, "queries": self.queries, "seed": self.seed}
+        if data.regression:
+            del values["ways"]
+        return values
+
+
+def measure(
+    model: Algorithm, data: Dataset, protocol: Protocol, device: torch.device | str = "cpu",
+    watch: Callable[[int, int], None] = lambda done, count: None,
+) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
+    """Return a model's result under a protocol, ready for JSON, and the score of each task."""
+    tasks, count = protocol.tasks(data)
+    values = evaluate(model, tasks, count, device, watch=lambda done: watch(done, count))
+    result = {
+        "metric": metric(data),
+        **Score.of(values).as_dict(),
+        **protocol.as_dict(data),
+        "transductive": model.transductive,
+    }
+    return result, values
+
+
+def metric(data: Dataset) -> str:
+    """Return the name of what is measured on a data set's tasks."""
+    return "mse" if data.regression else "accuracy"
+
+
+@torch.no_grad()
+def evaluate(
+    model: Algorithm, tasks: TaskSource, count: int, device: torch.device | str = "cpu", *, cache: bool = True,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Tensor:  # fmt: skip
+    """Return the score of each of tasks 0, ..., count - 1, shape (count,): accuracy, or mean squared error in regression.
+
+    With `cache`, a FeatureLearner embeds each example that the tasks use once, and the tasks are drawn from the features:
+    the same answers, sooner. `watch` is told how many tasks are done. The model is left in the mode that it was in.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        if cache and isinstance(model, FeatureLearner) and isinstance(tasks, EpisodeSampler):
+            tasks = embedded(model, tasks, count, device)
+            answer = model.classify
+        else:
+            answer = model
+        scores: list[Tensor] = []
+        first, size = 0, 1
+        while first < count:
+            episode = tasks.draw(first, min(size, count - first)).to(device)
+            scores.append(score(answer(episode.support_x, episode.support_y, episode.query_x), episode.query_y))
+            first += len(episode)
+            watch(first)
+            size = max(1, EXAMPLES_AT_ONCE // (episode.support_x.shape[1] + episode.query_x.shape[1]))
+        return torch.cat(scores).cpu()
+    finally:
+        model.train(was_training)
+
+
+def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: torch.device | str) -> EpisodeSampler:
+    """Return the same tasks over features, with every example that the first `count` of them use embedded once."""
+    rows = torch.tensor([tasks.classes_and_rows(i)[1] for i in range(count)]).unique()
+    features = torch.cat([model.embed(tasks.examples.take(part).to(device)) for part in rows.split(EXAMPLES_AT_ONCE)])
+    table = features.new_full((len(tasks.examples.x), features.shape[1]), math.nan)
+    table[rows.to(features.device)] = features
+    return EpisodeSampler(tasks.examples.over(table), tasks.ways, tasks.shots, tasks.queries, tasks.seed)
+
+
+def score(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return each task's score (B,): accuracy of logits (B, Q, ways) or mean squared error of values (B, Q, D)."""
+    if target.is_floating_point():
+        return (prediction - target).square().flatten(1).mean(1)
+    return (prediction.argmax(-1) == target).float().mean(1)

@@ -1,0 +1,92 @@
+"""A run folder: what a training run leaves behind.
+
+config.json         everything that the run is made from, and the versions that made it
+metrics.jsonl       one JSON object a line: training loss and rate, or a validation
+events.out.*        the same for TensorBoard
+curve.png           the learning curve
+best.safetensors    the model of the best validation
+last.safetensors    the model, the optimizer and the state of the last checkpoint: what --resume reads
+result.json         the test of the best model
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .checkpoint import Blueprint, read_json, write_atomically, write_json
+from .errors import CheckpointError
+
+CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
+    "config.json",
+    "metrics.jsonl",
+    "curve.png",
+    "best.safetensors",
+    "last.safetensors",
+    "result.json",
+)
+
+
+def create(folder: Path, blueprint: Blueprint) -> None:
+    """Make a run folder, or raise CheckpointError where there is something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        hint = f"`metazoo train --resume {folder}` goes on with it; or " if (folder / CONFIG).exists() else ""
+        raise CheckpointError(f"{folder} exists already", f"{hint}choose another --out")
+    try:
+        write_json(folder / CONFIG, blueprint.as_dict())
+    except OSError as error:
+        raise CheckpointError(f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out") from error
+
+
+def read_blueprint(folder: Path) -> Blueprint:
+    """Return what the run in a folder is made from, or raise CheckpointError."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}", "give the folder that `metazoo train` made")
+    return Blueprint.from_dict(read_json(folder / CONFIG), str(folder / CONFIG))
+
+
+def next_free(parent: Path, name: str) -> Path:
+    """Return parent/name-1, or the first number after it that is free."""
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics; a last line that was cut off is left out."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+class RunLog:
+    """Appends to a run's metrics and TensorBoard events.
+
+    Opened after step `step`, it first drops what was logged beyond it: a run that was killed logged
+    steps that will be taken again.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [line for line in read_metrics(folder) if line["step"] <= step]
+        write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        self._events.close()  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, **values: float) -> None:
+        """Log values at a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)  # type: ignore[no-untyped-call]

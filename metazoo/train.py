@@ -1,0 +1,325 @@
+"""Meta-training: one loop for every algorithm.
+
+Step i is a function of the weights before it and of (seed, i) alone: its tasks and its random numbers are drawn from these.
+So a run that is stopped, or killed, and resumed from its last checkpoint ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import options, runs
+from .algorithm import Algorithm, Recipe
+from .checkpoint import Blueprint, load_model, load_tensors, save_model, save_tensors, write_json
+from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskSource, TaskSpec, random_words
+from .errors import CheckpointError, MetazooError, OptionError
+from .evaluate import Protocol, Score, evaluate, measure, metric
+from .plugins import registry
+
+LOG_EVERY = 10
+
+
+class Interrupted(MetazooError):
+    """The user stopped the run; everything is saved."""
+
+    exit_code = 130
+
+
+class TrainingFailed(MetazooError):
+    """Training cannot go on."""
+
+    exit_code = 1
+
+
+class Watcher(Protocol):
+    """What is told of a run's progress."""
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        """An outer step is done."""
+
+    def validation(self, step: int, value: float, best: float) -> None:
+        """A validation is done."""
+
+    def test(self, done: int, count: int) -> None:
+        """So many tasks of the test are done."""
+
+
+@dataclass
+class State:
+    """How far a run is; with the weights and the optimizer, all that resuming needs. Scores are better when higher."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+def plan(
+    algorithm: str,
+    dataset: str,
+    algorithm_options: Mapping[str, Any] = {},
+    dataset_options: Mapping[str, Any] = {},
+    backbone_options: Mapping[str, Any] = {},
+    recipe: Mapping[str, Any] = {},
+) -> tuple[Blueprint, Dataset]:
+    """Return the whole of what a run is made from, every default filled in, and its data set, read.
+
+    A training option that is not given comes from the data set's recipe, else the algorithm's, else Recipe. Default
+    `train_ways` are lowered to the classes that the training split has.
+    """
+    algorithm_class = registry().algorithm(algorithm).value
+    dataset_class = registry().dataset(dataset).value
+    merged = {**algorithm_class.recipe, **dataset_class.recipe, **recipe}
+    training = options.build(Recipe, merged, "the recipe")
+    backbone_class = registry().backbone(training.backbone).value
+    backbone_config = options.build(backbone_class.Config, backbone_options, f"backbone '{training.backbone}'")
+    algorithm_config = options.build(algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'")
+    data = dataset_class(options.build(dataset_class.Config, dataset_options, f"data set '{dataset}'"))
+
+    classes = len(data.split("train").counts) if isinstance(data, ClassDataset) else 0
+    train_ways = training.train_ways or training.ways
+    if "train_ways" not in recipe and classes:
+        train_ways = max(2, min(train_ways, classes))
+    training = dataclasses.replace(
+        training,
+        train_ways=train_ways,
+        train_shots=training.train_shots or training.shots,
+        train_queries=training.train_queries or training.queries,
+    )
+    episode = _training_tasks(data, training).draw(0, 1)
+    spec = TaskSpec(
+        input_shape=tuple(episode.support_x.shape[2:]),
+        outputs=episode.query_y.shape[-1] if data.regression else train_ways,
+        classes=classes,
+        regression=data.regression,
+    )
+    blueprint = Blueprint(
+        algorithm=algorithm,
+        algorithm_options=options.as_dict(algorithm_config),
+        backbone=training.backbone,
+        backbone_options=options.as_dict(backbone_config),
+        dataset=dataset,
+        dataset_options=options.as_dict(data.config),
+        recipe=options.as_dict(training),
+        spec=spec,
+        input_format=dict(data.input_format),
+    )
+    blueprint.model()
+    return blueprint, data
+
+
+def train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -> dict[str, Any]:
+    """Train in a run folder, from its last checkpoint if it has one, and return the test's result.
+
+    Raises Interrupted on Ctrl-C (or SIGTERM), after saving, and TrainingFailed where the loss is not finite.
+    """
+    recipe = blueprint.training()
+    device = find_device(recipe.device)
+    torch.manual_seed(recipe.seed)
+    model = blueprint.model().to(device)
+    optimizer = make_optimizer(recipe, model)
+    state = State()
+    if (folder / runs.LAST).exists():
+        state = load_state(folder / runs.LAST, model, optimizer)
+    if isinstance(data, ClassDataset):
+        data.move(device)
+    source = _training_source(data, recipe, model)
+    validation = data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
+
+    began = time.monotonic() - state.seconds
+    with runs.RunLog(folder, state.step) as log, Stopper() as stopper:
+        while state.step < recipe.steps and not (recipe.patience and state.stale >= recipe.patience):
+            loss = outer_step(model, optimizer, source, recipe, state.step, device)
+            state.step += 1
+            if not math.isfinite(loss):
+                raise TrainingFailed(
+                    f"the loss is {loss} at step {state.step}", "lower --lr (or the inner rate), or set --clip-grad 10"
+                )
+            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+            watcher.step(state.step, recipe.steps, loss)
+            if state.step % LOG_EVERY == 0 or state.step == recipe.steps:
+                state.seconds = time.monotonic() - began
+                mean_loss, lr = state.loss_sum / state.loss_count, learning_rate(recipe, state.step - 1)
+                log.write(state.step, loss=mean_loss, lr=lr, seconds=round(state.seconds, 3))
+                state.loss_sum, state.loss_count = 0.0, 0
+            if state.step % recipe.validate_every == 0 or state.step == recipe.steps:
+                value = Score.of(evaluate(model, validation, recipe.validation_episodes, device)).mean
+                # The best model is written before the state that speaks of it: a kill in between only means doing this again.
+                merit = -value if data.regression else value
+                if merit > state.best:
+                    state.best, state.best_step, state.stale = merit, state.step, 0
+                    save_model(folder / runs.BEST, model, blueprint)
+                else:
+                    state.stale += 1
+                state.seconds = time.monotonic() - began
+                log.write(state.step, **{f"validation_{metric(data)}": value}, seconds=round(state.seconds, 3))
+                watcher.validation(state.step, value, abs(state.best))
+                save_state(folder / runs.LAST, model, optimizer, state)
+            elif stopper.asked:
+                state.seconds = time.monotonic() - began
+                save_state(folder / runs.LAST, model, optimizer, state)
+            if stopper.asked:
+                raise Interrupted(
+                    f"stopped at step {state.step} of {recipe.steps}; everything is saved in {folder}",
+                    f"`metazoo train --resume {folder}` goes on",
+                )
+    return test(blueprint, data, folder, state, device, watcher)
+
+
+def outer_step(
+    model: Algorithm, optimizer: torch.optim.Optimizer, source: TaskSource | BatchSampler, recipe: Recipe, step: int,
+    device: torch.device,
+) -> float:  # fmt: skip
+    """Take outer step `step` and return its loss."""
+    model.train()
+    torch.manual_seed(int(random_words(recipe.seed, step, 1)[0] >> 1))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, step)
+    task: Episode | Batch = source.draw(step * recipe.meta_batch, recipe.meta_batch).to(device)
+    loss = model.loss(task)
+    optimizer.zero_grad()
+    loss.backward()
+    if recipe.clip_grad is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
+    optimizer.step()
+    return loss.item()
+
+
+def test(
+    blueprint: Blueprint, data: Dataset, folder: Path, state: State, device: torch.device, watcher: Watcher
+) -> dict[str, Any]:
+    """Test the best model on the test split; write the result into the run folder and return it."""
+    recipe = blueprint.training()
+    model = load_model(folder / runs.BEST)[0].to(device)
+    protocol = Protocol("test", recipe.ways, recipe.shots, recipe.queries, recipe.seed, recipe.test_episodes)
+    result = {
+        **measure(model, data, protocol, device, watcher.test)[0],
+        "best_step": state.best_step,
+        "validation": abs(state.best),
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+    }
+    write_json(folder / runs.RESULT, result)
+    return result
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name ("auto" is a GPU where there is one), or raise OptionError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device '{name}' cannot be used: {reason}", "leave out --device, or use cpu") from error
+    return device
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Return the outer learning rate of a step."""
+    progress = step / recipe.steps
+    factor = {
+        "constant": 1.0,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "linear": 1 - progress,
+        "halving": 0.5 ** (step // recipe.halve_every),
+    }[recipe.schedule]
+    return recipe.lr * factor
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the outer optimizer of a model's parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise OptionError("this algorithm has nothing to train", "use it with `metazoo eval`")
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    nesterov = recipe.optimizer == "nesterov"
+    return torch.optim.SGD(
+        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.9 if nesterov else 0.0, nesterov=nesterov
+    )
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Write weights, optimizer and state as one file."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
+    save_tensors(path, tensors, dataclasses.asdict(state))
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Put the weights and the optimizer of a file in place and return its state, or raise CheckpointError."""
+    tensors, metadata = load_tensors(path)
+    optimizer_state: dict[int, dict[str, Tensor]] = {}
+    weights = {}
+    try:
+        state = State(**metadata)
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            if part == "model":
+                weights[name] = value
+            else:
+                index, _, name = name.partition(".")
+                optimizer_state.setdefault(int(index), {})[name] = value
+        model.load_state_dict(weights)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
+    return state
+
+
+class Stopper:
+    """While it lasts, the first Ctrl-C or SIGTERM only sets `asked`; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.__exit__(None, None, None)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:
+    return data.tasks(
+        "train",
+        recipe.train_ways or recipe.ways,
+        recipe.train_shots or recipe.shots,
+        recipe.train_queries or recipe.queries,
+        recipe.seed,
+    )
+
+
+def _training_source(data: Dataset, recipe: Recipe, model: Algorithm) -> TaskSource | BatchSampler:
+    if model.draws == "episodes":
+        return _training_tasks(data, recipe)
+    assert isinstance(data, ClassDataset)
+    return BatchSampler(data.split("train"), recipe.batch_size, recipe.seed)

@@ -1,0 +1,165 @@
+"""Pretrained models: found by name, run folder or file; verified before anything is read; loaded ready for use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import runs
+from .algorithm import Algorithm
+from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_atomically, write_json
+from .errors import CheckpointError, UnknownNameError
+from .evaluate import Protocol, measure
+from .options import read
+from .plugins import registry
+from .version import VERSION
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: its weights, the name to show, and its blueprint, with what only the run knows where there is one."""
+
+    name: str
+    weights: Path
+    blueprint: Blueprint
+
+    def model(self, **changes: Any) -> Algorithm:
+        """Return the model in eval mode; `changes` are options of the algorithm to set otherwise."""
+        return load_model(self.weights, **changes)[0]
+
+
+def find(name: str | os.PathLike[str]) -> Source:
+    """Return where the model of that name is: a run folder, a .safetensors file, or a name of the zoo.
+
+    Raises UnknownNameError where there is none, CheckpointError where it is damaged or not the one its card describes.
+    """
+    path = Path(name)
+    if path.is_dir():
+        blueprint = runs.read_blueprint(path)
+        if not (path / runs.BEST).exists():
+            raise CheckpointError(
+                f"the run in {path} has no model yet: it stopped before its first validation",
+                f"`metazoo train --resume {path}` goes on with it",
+            )
+        return Source(str(name), path / runs.BEST, blueprint)
+    if path.is_file():
+        return Source(str(name), path, Blueprint.from_dict(load_tensors(path)[1], str(path)))
+    if path.suffix == ".safetensors" or len(path.parts) > 1:
+        raise UnknownNameError(
+            f"there is no run folder or model file {path}", "`metazoo list pretrained` shows every pretrained model"
+        )
+    card_path = Path(registry().card(str(name)).value)
+    card = read_card(card_path)
+    weights = card_path.parent / Path(card["weights"]).name
+    if not weights.is_file():
+        raise CheckpointError(
+            f"the weights of '{name}' are missing: there is no {weights}", "reinstall the package that brings it"
+        )
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != card["sha256"]:
+        raise CheckpointError(
+            f"the weights of '{name}' are not those that its card describes: {weights} has another sha256",
+            "reinstall the package that brings it",
+        )
+    return Source(str(name), weights, Blueprint.from_dict(load_tensors(weights)[1], str(weights)))
+
+
+def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
+    """Return a ready model, in eval mode: of the zoo by name, of a run folder, or of a .safetensors file.
+
+    `changes` are options of the algorithm to set otherwise, as far as the weights still fit. The model maps
+    `(support_x, support_y, query_x)`, of shapes (B, S, *), (B, S), (B, Q, *), to logits (B, Q, ways). Raises UnknownNameError or
+    CheckpointError.
+    """
+    return find(name).model(**changes)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return a model card, or raise CheckpointError where it is damaged."""
+    card = read_json(path)
+    missing = [key for key in ("name", "weights", "sha256", "results") if not isinstance(card, dict) or key not in card]
+    if missing:
+        raise CheckpointError(f"{path} is not a model card: it has no '{missing[0]}'")
+    return card
+
+
+def export(
+    run: Path, name: str, summary: str, out: Path, protocols: Sequence[Protocol], device: Any, local: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a run's best model and its card, measured under these protocols, into a folder, and return the card.
+
+    `local` are options of the data set that hold for this machine (where the data lie). The layout is that of
+    `metazoo.pretrained`: a package that holds such pairs offers them by the hook `register_pretrained`.
+    """
+    source = find(run)
+    result = read_json(run / runs.RESULT)
+    blueprint = source.blueprint
+    data = blueprint.data(**local)
+    weights = source.weights.read_bytes()
+    model = source.model().to(device)
+    card = {
+        "name": name,
+        "summary": summary,
+        "weights": f"{name}.safetensors",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "algorithm": blueprint.algorithm,
+        "backbone": blueprint.backbone,
+        "dataset": blueprint.dataset,
+        "licence": f"weights MIT; trained on {blueprint.dataset}: {data.licence}",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": {
+            "command": command(blueprint),
+            "seed": blueprint.recipe["seed"],
+            "best_step": result["best_step"],
+            "steps": result["steps"],
+            "seconds": result["seconds"],
+            "machine": machine(),
+            "metazoo": VERSION,
+        },
+        "results": [measure(model, data, protocol, device)[0] for protocol in protocols],
+    }
+    write_atomically(out / card["weights"], weights)
+    write_json(out / f"{name}.json", card)
+    return card
+
+
+def command(blueprint: Blueprint) -> str:
+    """Return the command that trains what a blueprint describes, without what holds for one machine alone."""
+    blueprint = blueprint.portable()
+    algorithm = registry().algorithm(blueprint.algorithm).value
+    dataset = registry().dataset(blueprint.dataset).value
+    backbone = registry().backbone(blueprint.backbone).value
+    recipe = {**algorithm.recipe, **dataset.recipe}
+    words = ["metazoo train", blueprint.algorithm, "--dataset", blueprint.dataset]
+    for prefix, config, given in (
+        ("", algorithm.Config, blueprint.algorithm_options),
+        ("data-", dataset.Config, blueprint.dataset_options),
+        ("backbone-", backbone.Config, blueprint.backbone_options),
+        ("", type(blueprint.training()), blueprint.recipe),
+    ):
+        for option in read(config):
+            usual = recipe.get(option.name, option.default) if config is type(blueprint.training()) else option.default
+            if option.name.startswith("train_") and usual is None:
+                usual = blueprint.recipe[option.name.removeprefix("train_")]
+            value = given.get(option.name, usual)
+            if value == usual:
+                continue
+            flag = prefix + option.name.replace("_", "-")
+            if option.type is bool:
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", str(value)]
+    return " ".join(words)
+
+
+def machine() -> str:
+    """Return a few words on this machine."""
+    import platform
+
+    import torch
+
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{os.cpu_count()} cores {platform.machine()}{accelerator}, Python {platform.python_version()}, torch {torch.__version__}"
