@@ -97,12 +97,16 @@ class FeatureLearner(Algorithm):
         """Return logits (B, Q, ways) from features (B, S, D), labels (B, S) and features (B, Q, D)."""
         raise NotImplementedError
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        tasks, shots = support_y.shape[:2]
+    def embed_both(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features (B, S, D) and (B, Q, D) of tasks' examples (B, S, *) and (B, Q, *)."""
         # One pass for both: in training, BatchNorm's statistics are those of the whole episode.
-        x = [support_x.flatten(0, 1), query_x.flatten(0, 1)]
-        support_z, query_z = self.embed(torch.cat(x)).split([tasks * shots, len(x[1])])
-        return self.classify(support_z.unflatten(0, (tasks, -1)), support_y, query_z.unflatten(0, (tasks, -1)))
+        x = torch.cat([support_x.flatten(0, 1), query_x.flatten(0, 1)])
+        support_z, query_z = self.embed(x).tensor_split([support_x.shape[:2].numel()])
+        return support_z.unflatten(0, support_x.shape[:2]), query_z.unflatten(0, query_x.shape[:2])
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        support_z, query_z = self.embed_both(support_x, query_x)
+        return self.classify(support_z, support_y, query_z)
 
 
 def task_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ class ProtoNet(metazoo.FeatureLearner):
             return self.log_scale.exp() * ops.cosine_similarity(query_z, prototypes)
         return -ops.pairwise_sqdist(query_z, prototypes)
 
+    def loss(self, task: metazoo.Episode | metazoo.Batch) -> Tensor:
+        if self.log_scale is not None:
+            return super().loss(task)
+        assert isinstance(task, metazoo.Episode)
+        support_z, query_z = self.embed_both(task.support_x, task.query_x)
+        return ops.prototypical_nll(query_z, metazoo.class_means(support_z, task.support_y), task.query_y)
+
 
 @metazoo.hookimpl
 def register_algorithms() -> Mapping[str, type[metazoo.Algorithm]]:
