@@ -54,8 +54,8 @@ def decode(source: bytes | Path | Image.Image, *, size: int, channels: int, inve
         raise DataError(
             f"{name} cannot be read as an image: {error}", "it seems to be damaged; replace or remove it"
         ) from error
-    pixels = torch.from_numpy(np.array(small)).view(size, size, channels).permute(2, 0, 1).contiguous()
-    return 255 - pixels if invert else pixels
+    pixels = 255 - np.asarray(small) if invert else np.array(small)
+    return torch.from_numpy(pixels).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 def _open(source: bytes | Path, size: int) -> Image.Image:

@@ -111,9 +111,9 @@ class Omniglot(ClassDataset):
         background = self._characters("images_background" + ("" if split in ("lake", "vinyals") else f"_{split}"))
         evaluation = self._characters("images_evaluation")
         both = background.merge(evaluation, "Omniglot")
-        part = functools.partial(_vinyals if split == "vinyals" else _lake, VALIDATION.get(split, ()))
+        parts = [_part(split, *_alphabet_and_number(character)) for character in both.names]
         return {
-            name: _select(both, [part(*_split_name(c)) == name for c in both.names], f"Omniglot ({split}, {name})", self.config)
+            name: _select(both, [part == name for part in parts], f"Omniglot ({split}, {name})", self.config)
             for name in ("train", "val", "test")
         }
 
@@ -151,16 +151,15 @@ class _FixedTasks:
         return Episode(t.support_x[part], t.support_y[part], t.query_x[part], t.query_y[part])
 
 
-def _split_name(character: str) -> tuple[str, int]:
+def _alphabet_and_number(character: str) -> tuple[str, int]:
     alphabet, _, number = character.partition("/character")
     return alphabet, int(number)
 
 
-def _lake(validation: tuple[str, ...], alphabet: str, number: int) -> str:
-    return "val" if alphabet in validation else "train" if alphabet in BACKGROUND else "test"
-
-
-def _vinyals(_: tuple[str, ...], alphabet: str, number: int) -> str:
+def _part(split: str, alphabet: str, number: int) -> str:
+    """Return what a character is for: "train", "val" or "test"."""
+    if split != "vinyals":
+        return "val" if alphabet in VALIDATION[split] else "train" if alphabet in BACKGROUND else "test"
     if alphabet == VINYALS_SHARED:
         return "train" if number <= VINYALS_SHARED_TRAIN else "test"
     return "val" if alphabet in VINYALS_VAL else "test" if alphabet in VINYALS_TEST else "train"
@@ -183,14 +182,13 @@ def _read_characters(path: Path, alphabets: Mapping[str, int], size: int) -> Exa
             if len(key) == 3:
                 drawings.setdefault(f"{key[0]}/{key[1]}", []).append(parts)
         expected = [f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1)]
-        for character in sorted({*expected, *drawings}):
-            found = len(drawings.get(character, ())) if character in expected else None
-            if found != DRAWERS:
-                raise DataError(
-                    f"{path} has " + (f"an unknown character {character}" if found is None else
-                                      f"{found} drawings of {character}, where there should be {DRAWERS}"),
-                    f"get {path.name} again from the official repository of Omniglot",
-                )  # fmt: skip
+        hint = f"get {path.name} again from the official repository of Omniglot"
+        if unknown := sorted(set(drawings) - set(expected)):
+            raise DataError(f"{path} has drawings of {unknown[0]}, which is no character of it", hint)
+        for character in expected:
+            if len(drawings.get(character, ())) != DRAWERS:
+                found = len(drawings.get(character, ()))
+                raise DataError(f"{path} has {found} drawings of {character}, where there should be {DRAWERS}", hint)
         x = torch.stack([_image(tree, parts, size) for character in expected for parts in drawings[character]])
     return Examples(x, (DRAWERS,) * len(expected), tuple(expected), f"Omniglot ({path.name})")
 

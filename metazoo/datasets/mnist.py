@@ -1,0 +1,121 @@
+"""MNIST: handwritten digits by LeCun, Cortes and Burges, from the four files in which they were published."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metazoo import options
+from metazoo.datasets.download import find_or_fetch
+from metazoo.episodes import ClassDataset, Dataset, Examples
+from metazoo.errors import DataError
+from metazoo.hookspecs import hookimpl
+from metazoo.images import decode
+
+# As torchvision checks them.
+MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+SIDE = 28
+_LARGEST = 2**27  # bytes in an IDX file; the largest of MNIST has 47 million
+_UNSIGNED_BYTES = 8  # the type code of an IDX file
+
+
+class MNIST(ClassDataset):
+    """Handwritten digits, ink 1 on 0, shape (1, size, size); a class is a digit.
+
+    With `digits="split"` the test split is the digits 5 to 9 of both files, on which nothing was trained; train is the digits 0
+    to 4 of the training file, and val new examples of the same digits, from the test file: ten digits leave no room for
+    three disjoint sets of five. With `digits="all"` there is only a test split, all ten digits of the test file, for models
+    that were trained on something else.
+
+    The files hold light ink on a dark ground, and `input_format` takes images as they are there: an image of dark ink on
+    white paper must be inverted first.
+
+    Raises DataError where a file is missing and cannot be fetched, truncated or no IDX file.
+    """
+
+    @dataclass(frozen=True)
+    class Config(options.Config):
+        root: Annotated[str | None, "folder of the files [default: $METAZOO_DATA, else download to the cache]"] = None
+        digits: Annotated[Literal["split", "all"], "train on 0-4 and test on 5-9, or only test, on all"] = "split"
+        size: Annotated[int, "height and width in pixels", options.Range(8, 112)] = SIDE
+        url: Annotated[str, "where to download from"] = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+
+    licence = "CC BY-SA 3.0 (as commonly stated)"
+    recipe = {"train_ways": 5}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1, self.config.size, self.config.size)
+
+    @property
+    def input_format(self) -> dict[str, Any]:
+        return {"size": self.config.size, "channels": 1, "invert": False}
+
+    def load(self) -> dict[str, Examples]:
+        small = self._read("t10k")
+        if self.config.digits == "all":
+            return {"test": self._examples([small], range(10), "test")}
+        large = self._read("train")
+        return {
+            "train": self._examples([large], range(5), "train"),
+            "val": self._examples([small], range(5), "val"),
+            "test": self._examples([large, small], range(5, 10), "test"),
+        }
+
+    def _read(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        names = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
+        paths = [find_or_fetch(self.config.root, "mnist", name, self.config.url, MD5[name]) for name in names]
+        images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+        if images.shape[1:] != (SIDE, SIDE) or len(images) != len(labels) or labels.max(initial=0) > 9:
+            raise DataError(
+                f"{paths[0]} holds {images.shape} and {paths[1]} {labels.shape}, which are not the images and labels of digits",
+                "remove both files, and get them again",
+            )
+        return images, labels
+
+    def _examples(self, files: list[tuple[np.ndarray, np.ndarray]], digits: range, split: str) -> Examples:
+        title = f"MNIST ({self.config.digits}, {split})"
+        each = [np.concatenate([images[labels == digit] for images, labels in files]) for digit in digits]
+        x = torch.from_numpy(np.concatenate(each)).unsqueeze(1)
+        if self.config.size != SIDE:
+            x = torch.stack([decode(Image.fromarray(image.numpy()), **self.input_format, name=title) for (image,) in x])
+        return Examples(x, tuple(len(images) for images in each), tuple(str(digit) for digit in digits), title)
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Return the unsigned bytes in an IDX file, gzipped or not, as an array of that many dimensions.
+
+    Raises DataError where it is truncated, longer than it should be, or something else.
+    """
+    hint = "remove it, and get it again"
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}", hint) from error
+    start = 4 + 4 * dimensions
+    if len(data) < start or data[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]):
+        raise DataError(f"{path} is not an IDX file of bytes in {dimensions} dimensions", hint)
+    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
+    if len(data) - start != math.prod(shape):
+        raise DataError(f"{path} has {len(data) - start} bytes of data where {shape} need {math.prod(shape)}", hint)
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+@hookimpl
+def register_datasets() -> Mapping[str, type[Dataset]]:
+    return {"mnist": MNIST}
