@@ -46,12 +46,8 @@ class Folder(ClassDataset):
         size: Annotated[int, "height and width in pixels", options.Range(8, 512)] = 64
         channels: Annotated[Literal["rgb", "grey"], "colour, or grey"] = "rgb"
         invert: Annotated[bool, "turn dark on light into light on dark"] = False
-        val_fraction: Annotated[
-            float, "part of the classes for validation, where there is no such split", options.Range(0, 1)
-        ] = 0.2
-        test_fraction: Annotated[float, "part of the classes for the test, where there are no splits", options.Range(0, 1)] = (
-            0.2
-        )
+        val_fraction: Annotated[float, "part of the classes to validate on, if there is no val", options.Range(0, 1)] = 0.2
+        test_fraction: Annotated[float, "part of the classes to test on, if there are no splits", options.Range(0, 1)] = 0.2
         seed: Annotated[int, "seed of the choice of these classes", options.Range(0)] = 0
 
     licence = "the user's own"
@@ -109,7 +105,7 @@ def choose(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[
     return [sorted(ranked[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def class_folders(path: Path) -> list[tuple[str, list[Path]]]:
+def support_images(path: Path) -> list[tuple[str, list[Path]]]:
     """Return the classes in a directory of one folder a class, and the images of each, both in sorted order.
 
     Raises DataError where it is no such directory, or a class has no images.
@@ -124,7 +120,7 @@ def class_folders(path: Path) -> list[tuple[str, list[Path]]]:
     return [(name, [path.joinpath(*file) for file in files]) for name, files in found[""].items()]
 
 
-def image_paths(path: Path) -> list[Path]:
+def query_images(path: Path) -> list[Path]:
     """Return all images below a directory, in sorted order, or the one image that the path names.
 
     Raises DataError where there is none.
