@@ -24,9 +24,9 @@ class Recipe(options.Config):
     ways: Annotated[int, "classes in a task, at validation and test", Range(2)] = 5
     shots: Annotated[int, "support examples a class, at validation and test", Range(1)] = 1
     queries: Annotated[int, "query examples a class, at validation and test", Range(1)] = 15
-    train_ways: Annotated[int | None, "classes in a training task [default: ways]", Range(2)] = None
-    train_shots: Annotated[int | None, "support examples a class in training [default: shots]", Range(1)] = None
-    train_queries: Annotated[int | None, "query examples a class in training [default: queries]", Range(1)] = None
+    train_ways: Annotated[int | None, "classes in a training task  [default: ways]", Range(2)] = None
+    train_shots: Annotated[int | None, "support examples a class in training  [default: shots]", Range(1)] = None
+    train_queries: Annotated[int | None, "query examples a class in training  [default: queries]", Range(1)] = None
     steps: Annotated[int, "outer steps", Range(1)] = 2000
     meta_batch: Annotated[int, "tasks (or batches) in an outer step", Range(1)] = 1
     batch_size: Annotated[int, "examples in a batch, for algorithms that draw no tasks in training", Range(1)] = 64
@@ -40,7 +40,7 @@ class Recipe(options.Config):
     clip_grad: Annotated[float | None, "largest norm of the outer gradient", Range(0)] = None
     validate_every: Annotated[int, "outer steps between validations (and checkpoints)", Range(1)] = 100
     validation_episodes: Annotated[int, "tasks in a validation", Range(2)] = 200
-    patience: Annotated[int | None, "validations without improvement after which to stop [default: never]", Range(1)] = None
+    patience: Annotated[int | None, "validations without improvement after which to stop  [default: never]", Range(1)] = None
     test_episodes: Annotated[int, "tasks in the test at the end", Range(2)] = 1000
     seed: Annotated[int, "seed of everything random", Range(0, 2**63 - 1)] = 0
     device: Annotated[str, "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one"] = "auto"

@@ -35,9 +35,9 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         if self.high is None:
-            return f"at least {self.low:g}"
+            return f"of at least {self.low:g}"
         if self.low is None:
-            return f"at most {self.high:g}"
+            return f"of at most {self.high:g}"
         return f"from {self.low:g} to {self.high:g}"
 
 

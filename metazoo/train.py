@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class TrainingFailed(MetazooError):
     exit_code = 1
 
 
-class Watcher(Protocol):
-    """What is told of a run's progress."""
+class Watcher:
+    """Is told of a run's progress, and says nothing; a subclass shows it."""
 
     def step(self, step: int, steps: int, loss: float) -> None:
         """An outer step is done."""

@@ -71,8 +71,8 @@ def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
     """Return a ready model, in eval mode: of the zoo by name, of a run folder, or of a .safetensors file.
 
     `changes` are options of the algorithm to set otherwise, as far as the weights still fit. The model maps
-    `(support_x, support_y, query_x)`, of shapes (B, S, *), (B, S), (B, Q, *), to logits (B, Q, ways). Raises UnknownNameError or
-    CheckpointError.
+    `(support_x, support_y, query_x)`, of shapes (B, S, *), (B, S), (B, Q, *), to logits (B, Q, ways).
+    Raises UnknownNameError or CheckpointError.
     """
     return find(name).model(**changes)
 
@@ -100,10 +100,11 @@ def export(
     data = blueprint.data(**local)
     weights = source.weights.read_bytes()
     model = source.model().to(device)
+    file = f"{name}.safetensors"
     card = {
         "name": name,
         "summary": summary,
-        "weights": f"{name}.safetensors",
+        "weights": file,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "algorithm": blueprint.algorithm,
         "backbone": blueprint.backbone,
@@ -121,7 +122,7 @@ def export(
         },
         "results": [measure(model, data, protocol, device)[0] for protocol in protocols],
     }
-    write_atomically(out / card["weights"], weights)
+    write_atomically(out / file, weights)
     write_json(out / f"{name}.json", card)
     return card
 
@@ -161,5 +162,6 @@ def machine() -> str:
 
     import torch
 
-    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    return f"{os.cpu_count()} cores {platform.machine()}{accelerator}, Python {platform.python_version()}, torch {torch.__version__}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, {versions}"

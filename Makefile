@@ -1,0 +1,36 @@
+# Each target sets itself up in .venv; PYTHON chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+# A bar where a person watches, lines where a log does.
+PROGRESS := $(shell test -t 2 && echo bar || echo lines)
+
+.PHONY: demo test quick lint wheel clean
+
+demo: .venv/ready
+	@rm -rf runs/demo
+	$(BIN)/metazoo train protonet --dataset glyphs --train-ways 20 --steps 300 --validate-every 30 \
+		--validation-episodes 100 --out runs/demo --progress $(PROGRESS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+quick: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+.venv/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs

@@ -1,0 +1,92 @@
+"""A few-shot classifier for a person with a few labelled examples: fit, predict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DataError, OptionError
+from .images import decode
+from .train import find_device
+from .zoo import find
+
+QUERIES_AT_ONCE = 500
+
+
+class FewShotClassifier:
+    """Classifies examples by a few labelled ones of each class, with a pretrained model.
+
+    `model` is a name of the zoo, a run folder or a .safetensors file; `options` are options of its algorithm to set
+    otherwise; `invert` says whether dark and light are swapped in image files (default: as in the model's training).
+
+    Examples are image files (paths or PIL images), or a tensor or array (N, *) in the model's own input shape:
+    uint8, or float in [0, 1]. After `fit`, `classes_` are the labels, sorted.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] = "protonet.omniglot_5w1s", *, device: str = "auto", invert: bool | None = None,
+        **options: Any,
+    ):  # fmt: skip
+        self.source = find(model)
+        if self.source.blueprint.spec.regression:
+            raise OptionError(f"'{model}' is a regression model and classifies nothing", "`metazoo list` shows every model")
+        self.device = find_device(device)
+        self.model = self.source.model(**options).to(self.device)
+        self.input_format = dict(self.source.blueprint.input_format)
+        if invert is not None:
+            self.input_format["invert"] = invert
+        self.classes_: list[Any] = []
+
+    def fit(self, X: Any, y: Sequence[Hashable]) -> FewShotClassifier:
+        """Take labelled examples, at least one of each of two classes or more, and return self."""
+        labels = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else list(y)
+        self._support = self._read(X)
+        if len(labels) != len(self._support):
+            raise DataError(f"there are {len(self._support)} examples but {len(labels)} labels")
+        self.classes_ = sorted(set(labels), key=lambda label: (str(type(label)), label))
+        if len(self.classes_) < 2:
+            raise DataError(f"there is only one class ({self.classes_[0]!r})" if labels else "there are no examples",
+                            "give labelled examples of two classes or more")  # fmt: skip
+        self._labels = torch.tensor([self.classes_.index(label) for label in labels], device=self.device)
+        return self
+
+    @torch.no_grad()
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class for each example, (N, classes) in the order of `classes_`.
+
+        A transductive model judges all examples of one call together.
+        """
+        if not self.classes_:
+            raise OptionError("the classifier has no labelled examples yet", "call fit first")
+        queries = self._read(X)
+        size = max(1, len(queries)) if self.model.transductive else QUERIES_AT_ONCE
+        parts = [
+            self.model(self._support.unsqueeze(0), self._labels.unsqueeze(0), part.unsqueeze(0))[0].softmax(-1)
+            for part in queries.split(size)
+            if len(part)
+        ]
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, len(self.classes_)), np.float32)
+
+    def predict(self, X: Any) -> list[Any]:
+        """Return the most probable label of each example."""
+        return [self.classes_[i] for i in self.predict_proba(X).argmax(1)]
+
+    def _read(self, X: Any) -> Tensor:
+        shape = self.source.blueprint.spec.input_shape
+        if isinstance(X, (Tensor, np.ndarray)):
+            x = torch.as_tensor(X)
+            x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        else:
+            if not self.input_format:
+                raise DataError(f"'{self.source.name}' does not take images", f"give a tensor of examples of shape {shape}")
+            images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
+            x = torch.stack(images).float() / 255 if images else torch.zeros(0, *shape)
+        if tuple(x.shape[1:]) != shape:
+            raise DataError(f"examples have shape {tuple(x.shape[1:])}, but '{self.source.name}' takes {shape}")
+        return x.to(self.device)

@@ -1,0 +1,101 @@
+"""The command line. stdout is data, stderr is talk; exit status 0, 2 for a user's mistake, 1 for a failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from metazoo.errors import MetazooError
+from metazoo.version import VERSION
+
+BUILT_IN = {
+    "list": "metazoo.cli.listing:list_",
+    "train": "metazoo.cli.training:train",
+    "eval": "metazoo.cli.evaluation:eval_",
+    "predict": "metazoo.cli.prediction:predict",
+    "export": "metazoo.cli.exporting:export",
+    "plugins": "metazoo.cli.listing:plugins",
+    "info": "metazoo.cli.listing:info",
+}
+
+
+class Commands(click.Group):
+    """The built-in commands, each imported when it is used, and those of plugins."""
+
+    _loaded = False
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._load_plugins()
+        return [*BUILT_IN, *sorted(set(self.commands) - set(BUILT_IN))]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in BUILT_IN:
+            import importlib
+
+            module, _, attribute = BUILT_IN[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        self._load_plugins()
+        return super().get_command(ctx, name)
+
+    def _load_plugins(self) -> None:
+        if not self._loaded:
+            from metazoo.plugins import registry
+
+            self._loaded = True
+            registry().add_commands(self)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(VERSION, prog_name="metazoo")
+def cli() -> None:
+    """A model zoo of few-shot learners: train, evaluate and use them, or add your own as a plugin."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        result = cli.main(args=arguments, prog_name="metazoo", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except MetazooError as error:
+        return fail(error.message, error.hint, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "metazoo"
+        return fail(error.format_message().rstrip("."), f"`{command} --help` shows what it takes", 2)
+    except click.ClickException as error:
+        return fail(error.format_message(), None, error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return fail("interrupted", None, 130)
+    except BrokenPipeError:
+        # The reader of stdout has gone (`metazoo list | head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", None, 1)
+
+
+def fail(message: str, hint: str | None, status: int) -> int:
+    """Say on stderr what went wrong and what to do, and return the exit status."""
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    return status
+
+
+def echo_json(value: Any) -> None:
+    """Write a value to stdout as JSON."""
+    import json
+
+    click.echo(json.dumps(value, indent=2))

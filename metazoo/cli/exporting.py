@@ -1,0 +1,54 @@
+"""`metazoo export`."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import click
+
+from metazoo import options, zoo
+from metazoo.cli import echo_json
+from metazoo.cli.evaluation import Numbers
+from metazoo.cli.tables import print_results
+from metazoo.errors import OptionError
+from metazoo.evaluate import Protocol
+from metazoo.plugins import registry
+from metazoo.train import find_device
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="name of the model: ALGORITHM.TAG")
+@click.option("--summary", default="", help="a sentence for the card")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder for NAME.safetensors and NAME.json")
+@click.option("--ways", type=Numbers(), help="ways to measure  [default: as trained for]")
+@click.option("--shots", type=Numbers(), help="shots to measure  [default: as trained for]")
+@click.option("--episodes", type=click.IntRange(2), default=1000, show_default=True, help="tasks to draw")
+@click.option("--protocol", "official", multiple=True, help="an official protocol of the data set to measure, too")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--json", "as_json", is_flag=True, help="print the card as JSON")
+def export(
+    run: Path, name: str, summary: str, out: Path, ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, episodes: int,
+    official: tuple[str, ...], device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a zoo model of a run: weights and a card with its measured results."""
+    blueprint = zoo.find(run).blueprint
+    algorithm, dot, tag = name.partition(".")
+    if algorithm != blueprint.algorithm or not dot or not tag.replace("_", "").replace("-", "").isalnum():
+        raise OptionError(
+            f"'{name}' is no name for this model", f"call it {blueprint.algorithm}.TAG, with letters, digits, _ and -"
+        )
+    recipe = blueprint.recipe
+    protocols = [
+        Protocol("test", way, shot, recipe["queries"], recipe["seed"], episodes)
+        for way, shot in itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
+    ]
+    protocols += [Protocol(name=protocol) for protocol in official]
+    kept = {o.name for o in options.read(registry().dataset(blueprint.dataset).value.Config)} & set(blueprint.dataset_options)
+    local = {key: blueprint.dataset_options[key] for key in kept}
+    card = zoo.export(run, name, summary, out, protocols, find_device(device), local)
+    if as_json:
+        echo_json(card)
+    else:
+        print_results([{"model": name, "data": blueprint.dataset, **result} for result in card["results"]])

@@ -1,0 +1,110 @@
+"""`metazoo list`, `metazoo plugins` and `metazoo info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from metazoo.cli import echo_json
+from metazoo.cli.tables import table, value_text
+from metazoo.errors import MetazooError
+from metazoo.plugins import Entry, registry
+from metazoo.version import VERSION
+
+KINDS = ("algorithms", "backbones", "datasets", "pretrained")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
+def list_(kind: str | None, as_json: bool) -> None:
+    """List algorithms, backbones, data sets and pretrained models, each with the distribution it comes from."""
+    found = {k: [_describe(k, entry) for entry in getattr(registry(), k)] for k in KINDS if kind in (None, k)}
+    if as_json:
+        echo_json(found)
+    else:
+        for k, items in found.items():
+            rows = [(item["name"], item["summary"], item["from"]) for item in items]
+            click.echo(table((k, "", "from"), rows) + "\n")
+    _warn()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
+def plugins(as_json: bool) -> None:
+    """List plugins: distribution, version, and what they bring or why they do not work."""
+    found = registry().plugins
+    clashes = [
+        {"kind": kind, "name": name, "claimed by": [plugin.owner for plugin in owners]}
+        for kind, name, owners in registry().clashes()
+    ]
+    if as_json:
+        listed = [
+            {
+                "name": p.name,
+                "distribution": p.distribution,
+                "version": p.version,
+                "target": p.target,
+                "provides": p.provides,
+                "problem": p.problem,
+                "hint": p.hint,
+            }
+            for p in found
+        ]
+        echo_json({"plugins": listed, "clashes": clashes})
+        return
+    rows = []
+    for p in found:
+        brings = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in p.provides.items())
+        rows.append((p.name, p.owner, "FAILED" if p.problem else "works", p.problem or brings))
+    click.echo(table(("plugin", "from", "state", "provides, or what is wrong"), rows))
+    for clash in clashes:
+        click.echo(f"clash: {clash['kind']} '{clash['name']}' is claimed by {' and '.join(clash['claimed by'])}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="print as JSON")
+def info(as_json: bool) -> None:
+    """Show versions and devices."""
+    import platform
+
+    import torch
+
+    facts: dict[str, Any] = {
+        "metazoo": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
+        "threads": torch.get_num_threads(),
+        "plugins": len(registry().plugins),
+        "failed plugins": sum(p.problem is not None for p in registry().plugins),
+    }
+    if as_json:
+        echo_json(facts)
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name + ':':16}{', '.join(value) if isinstance(value, list) else value}")
+
+
+def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
+    item = {"name": entry.name, "summary": "", "from": entry.plugin.owner}
+    if kind == "pretrained":
+        from metazoo.zoo import read_card
+
+        try:
+            result = read_card(entry.value)["results"][0]
+            item["summary"] = value_text(result)
+        except (MetazooError, KeyError, IndexError, TypeError) as error:
+            item["summary"] = f"unusable card: {error}"
+    else:
+        item["summary"] = (entry.value.__doc__ or "").strip().split("\n")[0]
+    return item
+
+
+def _warn() -> None:
+    """Say on stderr that some plugins do not work."""
+    broken = [p.owner for p in registry().plugins if p.problem]
+    if broken or registry().clashes():
+        names = f" ({', '.join(sorted(set(broken)))})" if broken else ""
+        click.echo(f"warning: some plugins do not work{names}; `metazoo plugins` says why", err=True)

@@ -1,0 +1,114 @@
+"""`metazoo train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from metazoo import curve, runs
+from metazoo.algorithm import Recipe
+from metazoo.checkpoint import read_json
+from metazoo.cli import echo_json
+from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
+from metazoo.cli.progress import shown
+from metazoo.cli.tables import result_line
+from metazoo.errors import MetazooError, OptionError
+from metazoo.plugins import registry
+from metazoo.train import plan
+from metazoo.train import train as run_training
+
+DEFAULT_DATASET = "glyphs"
+
+
+class TrainCommand(ConfiguredCommand):
+    def sections(self, arguments: Sequence[str]) -> list[Section]:
+        if find_value(arguments, "--resume") is not None:
+            return []
+        dataset = find_value(arguments, "--dataset") or DEFAULT_DATASET
+        usual: dict[str, Any] = {}
+        sections = []
+        name = _find_algorithm(arguments)
+        if name is not None:
+            algorithm = registry().algorithm(name).value
+            usual |= algorithm.recipe
+            sections.append(Section("algorithm_options", f"Options of {name}", "", algorithm.Config, {}))
+        usual |= registry().dataset(dataset).value.recipe
+        sections.append(Section("recipe", "Training", "", Recipe, usual))
+        sections.append(data_section(dataset))
+        backbone = find_value(arguments, "--backbone") or usual.get("backbone", "conv4")
+        config = registry().backbone(backbone).value.Config
+        sections.append(Section("backbone_options", f"Options of backbone {backbone}", "backbone-", config, {}))
+        return sections
+
+
+def _find_algorithm(arguments: Sequence[str]) -> str | None:
+    """Return the algorithm among unparsed arguments: the first of them or, behind options, the first known name."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    known = {entry.name for entry in registry().algorithms}
+    taken = {find_value(arguments, flag) for flag in ("--dataset", "--backbone", "--out", "--progress")}
+    return next((argument for argument in arguments if argument in known and argument not in taken), None)
+
+
+@click.command(cls=TrainCommand)
+@click.argument("algorithm", required=False)
+@click.option("--dataset", help=f"data set to train on  [default: {DEFAULT_DATASET}]")
+@click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: runs/ALGORITHM-DATASET-NUMBER]")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="go on with the run in this folder")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "lines", "none"]),
+    default="auto",
+    help="auto: a bar on a terminal, else none",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def train(
+    algorithm: str | None, dataset: str | None, out: Path | None, resume: Path | None, progress: str, as_json: bool,
+    algorithm_options: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
+    dataset_options: dict[str, Any] | None = None, backbone_options: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Train ALGORITHM on a data set, in a run folder, and test it on classes it never trained on.
+
+    `metazoo train ALGORITHM --dataset NAME --help` shows the options of both.
+    """
+    if resume is not None:
+        if algorithm or dataset or out:
+            raise OptionError("--resume takes no other options", f"`metazoo train --resume {resume}` goes on as the run began")
+        folder = resume
+        blueprint = runs.read_blueprint(folder)
+        data = blueprint.data()
+    else:
+        if algorithm is None:
+            raise click.UsageError("Missing argument 'ALGORITHM'", click.get_current_context())
+        dataset = dataset or DEFAULT_DATASET
+        folder = out or runs.next_free(Path("runs"), f"{algorithm}-{dataset}")
+        blueprint, data = plan(
+            algorithm, dataset, algorithm_options or {}, dataset_options or {}, backbone_options or {}, recipe or {}
+        )
+        runs.create(folder, blueprint)
+    chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
+    title = f"{blueprint.algorithm} on {blueprint.dataset}"
+    if resume is not None and (folder / runs.RESULT).exists():
+        click.echo(f"the run in {folder} is finished already", err=True)
+        result = read_json(folder / runs.RESULT)
+    else:
+        try:
+            with shown(progress, title, chance) as watcher:
+                result = run_training(blueprint, data, folder, watcher)
+        except KeyboardInterrupt:
+            raise MetazooError("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
+    metrics = runs.read_metrics(folder)
+    curve.save_png(folder / runs.CURVE, title, metrics, chance)
+    if progress != "none" and (progress != "auto" or sys.stderr.isatty()):
+        name, points = curve.validations(metrics)
+        click.echo(f"\nvalidation {name}{'' if chance is None else f' (chance {chance:.1%})'}:", err=True)
+        click.echo(curve.text(points, bottom=chance), err=True)
+    if as_json:
+        echo_json({"run": str(folder), **result})
+    else:
+        click.echo(result_line(str(folder), result, chance))
+        click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)
