@@ -31,7 +31,7 @@ class MAML(metazoo.Algorithm):
 
     @dataclass(frozen=True)
     class Config(metazoo.Config):
-        inner_lr: Annotated[float | None, "inner step size [default: 0.4, in regression 0.01]", Range(0)] = None
+        inner_lr: Annotated[float | None, "inner step size  [default: 0.4, in regression 0.01]", Range(0)] = None
         inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
         eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0)] = 3
         first_order: Annotated[bool, "leave out second derivatives"] = False
