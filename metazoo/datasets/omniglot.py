@@ -81,7 +81,7 @@ class Omniglot(ClassDataset):
     """Handwritten characters, ink 1 on 0, shape (1, size, size); a class is a character ("Greek/character03").
 
     With `rotations` each character also gives three classes turned counter-clockwise ("Greek/character03/rot090"), in
-    every split. Images are resized, then turned, which for quarter turns comes to the same as the other order. Splits:
+    every split. Images are resized, then turned; the other order would differ by a few of 255 grey levels. Splits:
     `lake` trains on the 30 background alphabets, 5 of which are for validation, and tests on the 20 of the evaluation set;
     `vinyals` has 1028/172/423 characters; `small1` and `small2` train on 4 alphabets, validate on 1 and test as `lake` does.
 

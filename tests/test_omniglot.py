@@ -1,0 +1,294 @@
+"""Omniglot: small made-up archives in the official layout, and the real ones where METAZOO_DATA has them."""
+
+import csv
+import hashlib
+import io
+import os
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from metazoo import DataError
+from metazoo.datasets import omniglot
+from metazoo.datasets.omniglot import ALPHABETS, BACKGROUND, EVALUATION, MD5, Omniglot
+from metazoo.images import decode
+
+BACK = {"Balinese": 2, "Greek": 3, "Latin": 1, "Tifinagh": 1}
+EVAL = {"Angelic": 2, "ULOG": 1}
+
+
+def drawing(*key):
+    """Return a 105x105 1-bit PNG, ink 0, that differs with the key."""
+    image = Image.frombytes("L", (7, 7), hashlib.sha512(repr(key).encode()).digest()[:49])
+    file = io.BytesIO()
+    image.resize((105, 105), Image.Resampling.BOX).convert("1", dither=Image.Dither.NONE).save(file, "PNG")
+    return file.getvalue()
+
+
+def characters(alphabets):
+    return {
+        f"{alphabet}/character{c:02}/0001_{d:02}.png": drawing(alphabet, c, d)
+        for alphabet, count in alphabets.items()
+        for c in range(1, count + 1)
+        for d in range(1, 21)
+    }
+
+
+def runs():
+    files = {}
+    for run in range(1, 21):
+        answers = [(item * 7 + run) % 20 + 1 for item in range(1, 21)]
+        lines = [f"run{run:02}/test/item{i:02}.png run{run:02}/training/class{a:02}.png" for i, a in enumerate(answers, 1)]
+        files[f"run{run:02}/class_labels.txt"] = "\n".join(lines).encode() + b"\n"
+        for i, answer in enumerate(answers, 1):
+            files[f"run{run:02}/test/item{i:02}.png"] = drawing(run, answer)
+            files[f"run{run:02}/training/class{i:02}.png"] = drawing(run, i)
+    return files
+
+
+def pack(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A data root with a small Omniglot, whose alphabets stand in for the official ones."""
+    monkeypatch.setenv("METAZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(omniglot, "BACKGROUND", BACK)
+    monkeypatch.setattr(
+        omniglot,
+        "ALPHABETS",
+        {
+            "images_background": BACK,
+            "images_background_small1": {"Greek": 3, "Latin": 1},
+            "images_background_small2": {"Greek": 3, "Latin": 1},
+            "images_evaluation": EVAL,
+        },
+    )
+    folder = tmp_path / "root" / "omniglot"
+    folder.mkdir(parents=True)
+    for archive, alphabets in omniglot.ALPHABETS.items():
+        pack(folder / f"{archive}.zip", {f"{archive}/{name}": data for name, data in characters(alphabets).items()})
+    pack(folder / "all_runs.zip", runs())
+    return tmp_path / "root"
+
+
+def load(root, **config):
+    return Omniglot(Omniglot.Config(root=str(root), **config)).splits
+
+
+def test_lake_split_by_alphabet(root):
+    splits = load(root, rotations=False)
+    assert splits["train"].names == ("Greek/character01", "Greek/character02", "Greek/character03", "Latin/character01")
+    assert splits["val"].names == ("Balinese/character01", "Balinese/character02", "Tifinagh/character01")
+    assert splits["test"].names == ("Angelic/character01", "Angelic/character02", "ULOG/character01")
+    assert splits["test"].x.shape == (60, 1, 28, 28)
+    assert set(splits["test"].counts) == {20}
+
+
+def test_small_sets_validate_on_one_alphabet(root):
+    splits = load(root, rotations=False, split="small1")
+    assert {name.split("/")[0] for name in splits["train"].names} == {"Greek"}
+    assert splits["val"].names == ("Latin/character01",)
+    assert len(splits["test"].names) == 3
+
+
+@pytest.mark.parametrize("size", [28, 20])
+def test_every_drawing_is_in_its_place_with_ink_one(root, size):
+    test = load(root, rotations=False, size=size)["test"]
+    for row, key in ((0, ("Angelic", 1, 1)), (39, ("Angelic", 2, 20)), (40, ("ULOG", 1, 1))):
+        assert torch.equal(test.x[row], decode(drawing(*key), size=size, channels=1, invert=True))
+
+
+def test_rotations_are_classes_of_their_own(root):
+    plain, turned = (load(root, rotations=r)["test"] for r in (False, True))
+    assert len(turned.names) == 4 * len(plain.names)
+    assert turned.names[4:8] == tuple(f"Angelic/character02{r}" for r in ("", "/rot090", "/rot180", "/rot270"))
+    assert torch.equal(turned.x[80:100], plain.x[20:40])
+    image = Image.open(io.BytesIO(drawing("Angelic", 2, 1))).convert("L")
+    for turns, row in ((1, 100), (2, 120), (3, 140)):
+        first_turned = decode(image.rotate(90 * turns), size=28, channels=1, invert=True)
+        assert (turned.x[row].int() - first_turned.int()).abs().max() <= 8
+
+
+def test_input_format_makes_the_same_example(root):
+    data = Omniglot(Omniglot.Config(root=str(root), rotations=False))
+    assert torch.equal(decode(drawing("Angelic", 1, 1), **data.input_format), data.split("test").x[0])
+    assert data.input_shape == tuple(data.split("test").x.shape[1:])
+
+
+def test_unpacked_folders_give_the_same(root, tmp_path):
+    packed = load(root)
+    loose = tmp_path / "loose"
+    for path in (root / "omniglot").glob("images_*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(loose)
+    unpacked = load(loose)
+    for split in packed:
+        assert packed[split].names == unpacked[split].names
+        assert torch.equal(packed[split].x, unpacked[split].x)
+
+
+def test_the_second_time_comes_from_the_cache(root, monkeypatch):
+    first = load(root)
+    monkeypatch.setattr(omniglot, "decode", None)
+    second = load(root)
+    assert all(torch.equal(first[split].x, second[split].x) and first[split].names == second[split].names for split in first)
+    with pytest.raises(TypeError):
+        load(root, size=20)
+
+
+def changed(root, change, archive="images_evaluation"):
+    path = root / "omniglot" / f"{archive}.zip"
+    with zipfile.ZipFile(path) as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    change(files)
+    pack(path, files)
+
+
+def first(files, part):
+    return next(name for name in files if part in name)
+
+
+def drop(part):
+    return lambda files: files.pop(first(files, part))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("Angelic/character02"), r"has 19 drawings of Angelic/character02"),
+        (lambda f: [f.pop(n) for n in list(f) if "ULOG" in n], "has 0 drawings of ULOG/character01"),
+        (lambda f: f.update({"x/Klingon/character01/0001_01.png": drawing(1)}), "Klingon/character01, which is no character"),
+        (lambda f: f.update({first(f, "ULOG"): b"damaged"}), r"ULOG/character01/.*png' is not an image"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_named(root, tmp_path, change, message):
+    changed(root, change)
+    with pytest.raises(DataError, match=message) as caught:
+        load(root)
+    assert "images_evaluation.zip" in caught.value.message
+    assert caught.value.hint
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_truncated_archive_is_named(root):
+    path = root / "omniglot" / "images_background.zip"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"images_background\.zip is not a zip archive, or a truncated one"):
+        load(root)
+
+
+def test_making_one_reads_nothing(tmp_path):
+    data = Omniglot(Omniglot.Config(root=str(tmp_path / "gone")))
+    assert data.input_shape == (1, 28, 28)
+    with pytest.raises(DataError, match=r"images_background\.zip is not in the data root"):
+        data.split("train")
+
+
+def challenge(root):
+    return Omniglot(Omniglot.Config(root=str(root))).protocols()["one-shot-challenge"]()
+
+
+def test_challenge_has_twenty_runs_with_matching_labels(root):
+    source, count = challenge(root)
+    tasks = source.draw(0, count)
+    assert count == 20
+    assert tasks.support_x.shape == tasks.query_x.shape == (20, 20, 1, 28, 28)
+    assert tasks.support_x.min() == 0
+    assert tasks.support_x.max() == 1
+    for run in range(20):
+        # The made-up queries are their answers' training images.
+        assert torch.equal(tasks.query_x[run], tasks.support_x[run][tasks.query_y[run]])
+        assert tasks.support_y[run].tolist() == list(range(20))
+        assert tasks.query_y[run].tolist() == [(item * 7 + run + 1) % 20 for item in range(1, 21)]
+    assert torch.equal(source.draw(3, 2).query_y, tasks.query_y[3:5])
+    with pytest.raises(DataError, match="has 20 tasks"):
+        source.draw(19, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("run07/training/class03.png"), r"no file run07/training/class03\.png"),
+        (drop("run20/class_labels"), r"no file run20/class_labels\.txt"),
+        (lambda f: f.update({"run01/class_labels.txt": b"run01/test/item01.png"}), "run01/class_labels.txt' has a line"),
+        (lambda f: f.update({"run01/class_labels.txt": b"run01/test/item01.png class21.png"}), "class_labels.txt' has a line"),
+        (lambda f: f.update({"run01/class_labels.txt": b"run01/test/item01.png class20.png"}), "lists 1 queries, not 20"),
+    ],
+)
+def test_a_damaged_challenge_is_named(root, change, message):
+    changed(root, change, "all_runs")
+    with pytest.raises(DataError, match=message):
+        challenge(root)
+
+
+def test_the_tables_of_characters():
+    assert (len(BACKGROUND), sum(BACKGROUND.values())) == (30, 964)
+    assert (len(EVALUATION), sum(EVALUATION.values())) == (20, 659)
+    assert [sum(ALPHABETS[f"images_background_small{i}"].values()) for i in (1, 2)] == [136, 156]
+    parts = Counter(
+        omniglot._part("vinyals", alphabet, i) for alphabet, n in (BACKGROUND | EVALUATION).items() for i in range(1, n + 1)
+    )
+    assert parts == {"train": 1028, "val": 172, "test": 423}
+
+
+def test_validation_alphabets_follow_their_rule():
+    assert list(omniglot.VALIDATION["lake"]) == sorted(BACKGROUND)[5::6]
+    assert list(omniglot.VALIDATION["small1"]) == sorted(omniglot.SMALL1)[-1:]
+    assert list(omniglot.VALIDATION["small2"]) == sorted(omniglot.SMALL2)[-1:]
+
+
+@pytest.fixture(scope="module")
+def real():
+    folder = Path(os.environ.get("METAZOO_DATA", ""), "omniglot")
+    if "METAZOO_DATA" not in os.environ or not (folder / "images_background.zip").exists():
+        pytest.skip("METAZOO_DATA names no data root with Omniglot")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_vinyals_split_is_the_published_one(real):
+    if not (real / "vinyals_split.csv").exists():
+        pytest.skip("the data root has no vinyals_split.csv")
+    with (real / "vinyals_split.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert omniglot._part("vinyals", row["alphabet"], int(row["character"][-2:])) == row["split"]
+
+
+def test_published_md5_of_the_unchanged_archives(real):
+    for name in ("all_runs", "images_background_small1", "images_background_small2"):
+        if not (real / f"{name}.zip").exists():
+            pytest.skip(f"the data root has no {name}.zip")
+        assert hashlib.md5((real / f"{name}.zip").read_bytes()).hexdigest() == MD5[name]
+
+
+@pytest.mark.slow
+def test_the_real_set(real, real_cache, monkeypatch):
+    monkeypatch.setenv("METAZOO_CACHE", str(real_cache))
+    lake, vinyals = load(real), load(real, split="vinyals")
+    assert {s: len(e.names) for s, e in lake.items()} == {"train": 4 * 806, "val": 4 * 158, "test": 4 * 659}
+    assert {s: len(e.names) for s, e in vinyals.items()} == {"train": 4 * 1028, "val": 4 * 172, "test": 4 * 423}
+    start = time.perf_counter()
+    load(real)
+    assert time.perf_counter() - start < 3
+    assert 0.05 < lake["train"].x.float().mean() / 255 < 0.15  # ink is one, and there is little of it
+
+
+def test_the_real_challenge_is_above_chance_by_pixels(real):
+    source, count = challenge(real)
+    tasks = source.draw(0, count)
+    nearest = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2)).argmin(-1)
+    accuracy = (nearest == tasks.query_y).float().mean()
+    assert 0.15 < accuracy < 0.6  # chance is 0.05; labels that were shifted by one would give that
