@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -14,23 +14,24 @@ import metazoo
 from metazoo import Range, ops
 
 MOMENTUM = 0.9
+TINY = 1e-6
 
 
 class Baseline(metazoo.FeatureLearner):
     """Learns to tell the base classes apart; a new task gets a new head, trained on its support over the frozen backbone.
 
-    The head is linear (Baseline) or a scaled cosine to one vector a class (Baseline++). New heads see features of unit
-    length (Tian et al. 2020, arXiv:2003.11539), so that one learning rate suits every backbone, and are trained by gradient
-    descent with momentum on the whole support set: where the paper draws random batches of four, nothing here is random.
-    A linear head starts at zero, a cosine head at the class means. Raises OptionError where there are no base classes.
+    The head is linear (Baseline), or a scaled cosine to one vector a class (Baseline++) with the scale learned on the base
+    classes. New heads are trained on all support examples at once, by gradient descent with momentum, a linear one from
+    zero and a cosine one from the class means: where the paper draws random batches of four, nothing here is random.
+    Raises OptionError where there are no base classes.
     """
 
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         head: Annotated[Literal["linear", "cosine"], "linear (Baseline), or cosine (Baseline++)"] = "linear"
-        finetune_steps: Annotated[int, "gradient steps of a new head", Range(0)] = 100
-        finetune_lr: Annotated[float, "learning rate of a new head (momentum 0.9)", Range(0)] = 1.0
-        finetune_decay: Annotated[float, "weight decay of a new head", Range(0)] = 1e-3
+        finetune_steps: Annotated[int, "gradient steps of a new head", Range(0)] = 2.0
+        finetune_lr: Annotated[float, "learning rate of a new head (momentum 0.9)", Range(0)] = 2.0
+        finetune_decay: Annotated[float, "weight decay of a new linear head", Range(0)] = 1e-3
 
     recipe = {"steps": 4000, "batch_size": 128}
     draws = "batches"
@@ -55,32 +56,29 @@ class Baseline(metazoo.FeatureLearner):
         return metazoo.task_loss(self.log_scale.exp() * cosines, task.y)
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
-        support_z, query_z = F.normalize(support_z, dim=-1), F.normalize(query_z, dim=-1)
-        if self.log_scale is None:
-            # A constant feature, whose weights are the bias.
-            support_z, query_z = F.pad(support_z, (0, 1), value=1.0), F.pad(query_z, (0, 1), value=1.0)
-        with torch.no_grad():
-            head = self.finetune(support_z, support_y)  # (B, ways, D)
-        if self.log_scale is None:
-            return query_z @ head.mT
-        return self.log_scale.exp() * ops.cosine_similarity(query_z, head)
+        target = F.one_hot(support_y, metazoo.ways_of(support_y)).to(support_z.dtype)
+        if self.log_scale is not None:
+            scale, unit_z = self.log_scale.exp(), F.normalize(support_z, dim=-1)
+            head = F.normalize(metazoo.class_means(unit_z, support_y), dim=-1)
+            head = self.descend(head, lambda head: cosine_slope(head, unit_z, target, scale))
+            return scale * ops.cosine_similarity(query_z, head)
+        # Centred and of mean square 1, features give the same family of linear heads, but at one learning rate for all
+        # backbones: the loss's curvature is then at most 1, for which descent with this momentum is stable up to a rate of 3.8.
+        centre = support_z.mean(1, keepdim=True)
+        size = (support_z - centre).square().sum(-1, keepdim=True).mean(1, keepdim=True).sqrt().clamp_min(TINY)
+        # The weights of a constant feature are the bias.
+        support_z, query_z = (F.pad((z - centre) / size, (0, 1), value=1.0) for z in (support_z, query_z))
+        head = support_z.new_zeros(len(support_z), target.shape[-1], support_z.shape[-1])
+        decay = self.config.finetune_decay
+        head = self.descend(head, lambda head: linear_slope(head, support_z, target) + decay * head)
+        return query_z @ head.mT
 
-    def finetune(self, z: Tensor, y: Tensor) -> Tensor:
-        """Return the heads (B, ways, D) of all tasks, trained at once on features (B, S, D) with labels (B, S)."""
-        target = F.one_hot(y, metazoo.ways_of(y)).to(z.dtype)
-        means = metazoo.class_means(z, y)
-        head = torch.zeros_like(means) if self.log_scale is None else F.normalize(means, dim=-1)
-        scale = 1.0 if self.log_scale is None else self.log_scale.exp()
+    @torch.no_grad()
+    def descend(self, head: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the heads (B, ways, D) of all tasks after `finetune_steps` steps from these, all at once."""
         velocity = torch.zeros_like(head)
         for _ in range(self.config.finetune_steps):
-            length = 1.0 if self.log_scale is None else head.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-            unit = head / length
-            error = (scale * z @ unit.mT).softmax(-1) - target  # gradient of the cross-entropy by the logits
-            slope = scale * error.mT @ z / z.shape[1]
-            if self.log_scale is not None:
-                # A cosine does not change along its vector.
-                slope = (slope - (slope * unit).sum(-1, keepdim=True) * unit) / length
-            velocity = MOMENTUM * velocity + slope + self.config.finetune_decay * head
+            velocity = MOMENTUM * velocity + slope(head)
             head = head - self.config.finetune_lr * velocity
         return head
 
@@ -91,6 +89,22 @@ class BaselinePlusPlus(Baseline):
     @dataclass(frozen=True)
     class Config(Baseline.Config):
         head: Annotated[Literal["linear", "cosine"], "linear (Baseline), or cosine (Baseline++)"] = "cosine"
+
+
+def linear_slope(head: Tensor, z: Tensor, target: Tensor) -> Tensor:
+    """Return the gradient of each task's mean cross-entropy by its head (B, ways, D).
+
+    Shapes: features z (B, S, D), target (B, S, ways) one-hot.
+    """
+    return ((z @ head.mT).softmax(-1) - target).mT @ z / z.shape[1]
+
+
+def cosine_slope(head: Tensor, unit_z: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    """Return the same for a head that takes scaled cosines, over scale squared: as the curvature grows, so the step shrinks."""
+    length = head.norm(dim=-1, keepdim=True).clamp_min(TINY)
+    unit = head / length
+    slope = linear_slope(scale * unit, unit_z, target) / scale
+    return (slope - (slope * unit).sum(-1, keepdim=True) * unit) / length
 
 
 @metazoo.hookimpl
