@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import options as declared
+from . import registrable
 from .algorithm import Algorithm, FeatureLearner, Recipe, task_loss
 from .episodes import Episode
 from .errors import MetazooError
@@ -70,10 +71,10 @@ def _trained(case: Classification) -> Algorithm:
 
 def declares_its_options(algorithm: Any, options: Mapping[str, Any]) -> None:
     """Its Config, recipe and `draws` can be read, and its options survive JSON."""
-    _require(isinstance(algorithm, type) and issubclass(algorithm, Algorithm), "it is not a subclass of metazoo.Algorithm")
-    shared = {option.name for option in declared.read(algorithm.Config)} & {option.name for option in declared.read(Recipe)}
-    _require(not shared, f"its Config has a field '{min(shared, default='')}', which is the name of a training option")
-    declared.build(Recipe, algorithm.recipe, "its recipe")
+    try:
+        registrable.check_algorithm("it", algorithm)
+    except MetazooError as error:
+        raise AssertionError(error.message) from error
     _require(algorithm.draws in ("episodes", "batches"), f"`draws` is {algorithm.draws!r}, not 'episodes' or 'batches'")
     config = declared.build(algorithm.Config, options, "it")
     again = declared.build(algorithm.Config, json.loads(json.dumps(declared.as_dict(config))), "it")

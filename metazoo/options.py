@@ -102,8 +102,11 @@ def read(config: type) -> list[Option]:
     Raises OptionError, naming the field, where one has no default, a type other than int, float, bool, str, a Literal
     of texts or one of these with `None`, or a default that it could not take itself.
     """
-    if not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise OptionError(f"{config.__qualname__} is not a frozen dataclass", "decorate it with @dataclass(frozen=True)")
+    # A subclass without the decorator has its parent's mark, and would lose its own fields unseen.
+    decorated = isinstance(config, type) and "__dataclass_fields__" in vars(config)
+    if not decorated or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        name = getattr(config, "__qualname__", repr(config))
+        raise OptionError(f"{name} is not a frozen dataclass", "decorate it with @dataclass(frozen=True)")
     try:
         hints = typing.get_type_hints(config, include_extras=True)
     except Exception as error:  # an annotation may be any expression

@@ -7,30 +7,36 @@ have brought says why it is not there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
-import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import click
 import pluggy
 
-from . import hookspecs, options
-from .algorithm import Algorithm, Recipe
+from . import hookspecs, registrable
+from .algorithm import Algorithm
 from .backbones import Backbone
 from .episodes import Dataset
-from .errors import MetazooError, OptionError, PluginError, UnknownNameError, did_you_mean
+from .errors import MetazooError, PluginError, UnknownNameError, did_you_mean
 
 GROUP = "metazoo"
+HOOKS = {name: spec for name, spec in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("register_")}
 T = TypeVar("T")
 
 
 @dataclass
 class Plugin:
-    """One entry point and what became of it; `problem` is None while it works, else a one-line cause and `hint` what to do."""
+    """One entry point and what became of it; `problem` is None while it works, else a one-line cause and `hint` what to do.
+
+    `provides` has the names that it registered, by kind, `refused` those that could not be used.
+    """
 
     name: str
     target: str
@@ -39,6 +45,7 @@ class Plugin:
     problem: str | None = None
     hint: str | None = None
     provides: dict[str, list[str]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
     @property
     def owner(self) -> str:
@@ -48,7 +55,7 @@ class Plugin:
     def fail(self, problem: str, hint: str | None = None) -> None:
         """Record why the plugin does not work; the first cause stands."""
         if self.problem is None:
-            self.problem, self.hint = problem, hint
+            self.problem, self.hint = " ".join(problem.split()), hint
 
 
 @dataclass(frozen=True)
@@ -63,22 +70,21 @@ class Entry(Generic[T]):
 class Registry:
     """Everything that the installed plugins register.
 
-    `algorithms`, `backbones`, `datasets` and `pretrained` list what works, sorted by name; `algorithm(name)` and its
-    siblings return one entry or raise an error that says why there is none.
+    `algorithms`, `backbones`, `datasets`, `pretrained` and `commands` list what works, sorted by name; `algorithm(name)`
+    and its siblings return one entry or raise an error that says why there is none.
     """
 
     def __init__(self) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
         self.plugins: list[Plugin] = []
-        self._live: list[tuple[Plugin, str]] = []
+        self._live: list[tuple[Plugin, object, pluggy.PluginManager]] = []
         for entry_point in _entry_points():
             self._load(entry_point)
         self._kinds = {
-            "algorithm": self._collect("register_algorithms", _check_algorithm),
-            "backbone": self._collect("register_backbones", _check_backbone),
-            "data set": self._collect("register_datasets", _check_dataset),
-            "pretrained model": self._collect("register_pretrained", _check_card),
+            "algorithm": self._collect("register_algorithms", registrable.check_algorithm),
+            "backbone": self._collect("register_backbones", registrable.check_backbone),
+            "data set": self._collect("register_datasets", registrable.check_dataset),
+            "pretrained model": self._collect("register_pretrained", registrable.check_card),
+            "command": self._collect_commands(),
         }
 
     def _load(self, entry_point: importlib.metadata.EntryPoint) -> None:
@@ -90,77 +96,70 @@ class Registry:
             distribution.version if distribution else "unknown",
         )
         self.plugins.append(plugin)
+        if not entry_point.pattern.match(entry_point.value):
+            return plugin.fail(f"its entry point names '{entry_point.value}', which is not of the form MODULE or MODULE:NAME")
         try:
-            module = entry_point.load()
-        except ModuleNotFoundError as error:
-            if error.name and not entry_point.module.startswith(error.name):
-                plugin.fail(f"ModuleNotFoundError: {error}", f"`pip install {error.name.partition('.')[0]}`")
-            else:
-                plugin.fail(f"its entry point names {entry_point.value}, which does not exist: {error}")
-        except AttributeError as error:
-            plugin.fail(f"its entry point names {entry_point.value}, which cannot be read: AttributeError: {error}")
+            with _stdout_to_stderr():
+                module = entry_point.load()
         except (Exception, SystemExit) as error:  # importing a plugin runs anything
-            plugin.fail(f"{type(error).__name__}: {_first_line(error)}")
-        else:
-            self._register(plugin, module)
-
-    def _register(self, plugin: Plugin, module: object) -> None:
+            return plugin.fail(*_import_problem(entry_point, error))
         if isinstance(module, type):
             return plugin.fail(
                 f"its entry point names the class {plugin.target}",
                 "name the module, and return the class from its hook register_algorithms",
             )
-        key = f"{plugin.distribution}:{plugin.name}"
-        try:
-            if self._manager.register(module, key) is None:
-                return plugin.fail(f"{key} is blocked")
-        except ValueError:
+        if any(module is other for _, other, _ in self._live):
             return plugin.fail(f"{plugin.target} is registered already by another entry point")
-        except pluggy.PluginValidationError as error:
-            return plugin.fail(_signature_problem(module, error))
-        callers = self._manager.get_hookcallers(module) or []
-        unknown = [c.name for c in callers if not c.has_spec() and not _optional(c, module)]
-        if unknown or not callers:
-            self._manager.unregister(module)
-            known = [name for name in vars(self._manager.hook) if name.startswith("register_")]
-            if not unknown:
-                return plugin.fail("it implements no hook", "decorate its hooks with @metazoo.hookimpl")
-            guess = did_you_mean(unknown[0], known)
-            return plugin.fail(
-                f"it implements the hook {unknown[0]}, which does not exist",
-                guess or f"the hooks are {', '.join(known)}; is the plugin made for another version of metazoo?",
-            )
-        self._live.append((plugin, key))
-
-    def _call(self, plugin: Plugin, key: str, hook: str, **arguments: Any) -> list[Any]:
-        others = [p for p in self._manager.get_plugins() if self._manager.get_name(p) != key]
+        # A manager for each, so that every result has one owner, and no plugin can touch the call of another's hooks.
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
         try:
-            return self._manager.subset_hook_caller(hook, others)(**arguments)
+            manager.register(module)
+        except Exception as error:  # pluggy reads every attribute of the module, and any may raise
+            return plugin.fail(_signature_problem(module, error))
+        callers = manager.get_hookcallers(module) or []
+        if not callers:
+            return plugin.fail("it implements no hook", "decorate its hooks with @metazoo.hookimpl")
+        for caller in callers:
+            if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
+                return plugin.fail(
+                    f"it implements the hook {caller.name}, which does not exist",
+                    did_you_mean(caller.name, HOOKS)
+                    + f"the hooks are {', '.join(HOOKS)}; is the plugin made for another version of metazoo?",
+                )
+        self._live.append((plugin, module, manager))
+
+    def _call(self, plugin: Plugin, manager: pluggy.PluginManager, hook: str, **arguments: Any) -> list[Any]:
+        caller = getattr(manager.hook, hook)
+        if not caller.get_hookimpls():
+            return []
+        try:
+            with _stdout_to_stderr():
+                # pluggy leaves out what is None.
+                return caller(**arguments) or [None]
         except (Exception, SystemExit) as error:  # a hook runs anything
             plugin.fail(f"its hook {hook} raised {type(error).__name__}: {_first_line(error)}")
             return []
 
     def _collect(self, hook: str, check: Callable[[str, Any], None]) -> dict[str, list[Entry[Any]]]:
         found: dict[str, list[Entry[Any]]] = {}
-        for plugin, key in self._live:
-            for result in self._call(plugin, key, hook):
+        for plugin, _, manager in self._live:
+            for result in self._call(plugin, manager, hook):
                 if not isinstance(result, Mapping) or not all(isinstance(name, str) for name in result):
-                    plugin.fail(f"its hook {hook} returned {type(result).__name__}, not a dictionary of names")
+                    kind = "None" if result is None else type(result).__name__
+                    plugin.fail(f"its hook {hook} returned {kind}, not a dictionary of names")
                     continue
-                for name, value in result.items():
-                    try:
-                        check(name, value)
-                    except MetazooError as error:
-                        plugin.fail(f"its hook {hook} returned an unusable '{name}': {error.message}", error.hint)
-                        continue
-                    found.setdefault(name, []).append(Entry(name, value, plugin))
-                    plugin.provides.setdefault(hook.removeprefix("register_"), []).append(name)
+                _keep(found, plugin, hook, result, check)
         return found
 
-    def add_commands(self, cli: Any) -> None:
-        """Let every plugin add its commands to a click group."""
-        for plugin, key in self._live:
-            self._call(plugin, key, "register_commands", cli=cli)
+    def _collect_commands(self) -> dict[str, list[Entry[click.Command]]]:
+        found: dict[str, list[Entry[click.Command]]] = {}
+        for plugin, _, manager in self._live:
+            # A group for each, so that no command takes the place of another unseen.
+            group = click.Group()
+            self._call(plugin, manager, "register_commands", cli=group)
+            _keep(found, plugin, "register_commands", group.commands, registrable.check_command)
+        return found
 
     @property
     def algorithms(self) -> list[Entry[type[Algorithm]]]:
@@ -178,6 +177,10 @@ class Registry:
     def pretrained(self) -> list[Entry[Path]]:
         return self._list("pretrained model")
 
+    @property
+    def commands(self) -> list[Entry[click.Command]]:
+        return self._list("command")
+
     def algorithm(self, name: str) -> Entry[type[Algorithm]]:
         """Return the algorithm of that name, or raise UnknownNameError or PluginError."""
         return self._get("algorithm", name)
@@ -193,6 +196,10 @@ class Registry:
     def card(self, name: str) -> Entry[Path]:
         """Return the card of the pretrained model of that name, or raise UnknownNameError or PluginError."""
         return self._get("pretrained model", name)
+
+    def command(self, name: str) -> Entry[click.Command]:
+        """Return the command of that name, or raise UnknownNameError or PluginError."""
+        return self._get("command", name)
 
     def clashes(self) -> list[tuple[str, str, list[Plugin]]]:
         """Return the names that more than one plugin claims: kind, name and the plugins."""
@@ -216,7 +223,7 @@ class Registry:
                 f"{kind} '{name}' is claimed by {owners}",
                 f"`pip uninstall {entries[-1].plugin.distribution}`, or ask its author for another name",
             )
-        broken = [p for p in self.plugins if p.problem and name in (p.name, p.distribution)]
+        broken = [p for p in self.plugins if p.problem and name in (p.name, p.distribution, *p.refused)]
         if broken:
             raise PluginError(
                 f"{kind} '{name}' is unavailable: plugin {broken[0].owner} failed to load\n  {broken[0].problem}",
@@ -244,49 +251,47 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
     return [found[key] for key in sorted(found)]
 
 
+def _stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    # stdout is data: what a plugin prints while it loads is talk.
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error) or "no message").splitlines()[0]
 
 
-def _optional(caller: pluggy.HookCaller, module: object) -> bool:
-    return all(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is module)
+def _keep(
+    found: dict[str, list[Entry[Any]]], plugin: Plugin, hook: str, result: Mapping[str, Any], check: Callable[[str, Any], None]
+) -> None:
+    for name, value in result.items():
+        try:
+            check(name, value)
+        except Exception as error:  # a property of a plugin's class may raise anything
+            cause = error.message if isinstance(error, MetazooError) else f"{type(error).__name__}: {error}"
+            plugin.fail(f"its hook {hook} offers an unusable '{name}': {cause}", getattr(error, "hint", None))
+            plugin.refused.append(name)
+        else:
+            found.setdefault(name, []).append(Entry(name, value, plugin))
+            plugin.provides.setdefault(hook.removeprefix("register_"), []).append(name)
+
+
+def _import_problem(entry_point: importlib.metadata.EntryPoint, error: BaseException) -> tuple[str, str | None]:
+    """Return why an entry point could not be loaded, and what to do."""
+    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    nowhere = bool(missing) and f"{entry_point.module}.".startswith(f"{missing}.")
+    # A module whose import fails is taken out of sys.modules again: there it has no such attribute.
+    if nowhere or (isinstance(error, AttributeError) and entry_point.module in sys.modules):
+        return f"its entry point names {entry_point.value}, which does not exist: {_first_line(error)}", None
+    package = missing.partition(".")[0]
+    foreign = package and package != entry_point.module.partition(".")[0]
+    return f"{type(error).__name__}: {_first_line(error)}", f"`pip install {package}`" if foreign else None
 
 
 def _signature_problem(module: object, error: Exception) -> str:
-    for name, spec in inspect.getmembers(hookspecs, inspect.isfunction):
+    for name, spec in HOOKS.items():
         implementation = getattr(module, name, None)
-        if name.startswith("register_") and callable(implementation):
+        if callable(implementation):
             wanted, given = list(inspect.signature(spec).parameters), list(inspect.signature(implementation).parameters)
             if set(given) - set(wanted):
                 return f"its hook {name} takes ({', '.join(given)}); metazoo calls it with ({', '.join(wanted)})"
-    return _first_line(error)
-
-
-def _check_class(value: Any, base: type) -> None:
-    if not (isinstance(value, type) and issubclass(value, base)):
-        raise PluginError(f"{value!r} is not a subclass of metazoo.{base.__name__}")
-    options.read(value.Config)  # type: ignore[attr-defined]
-
-
-def _check_algorithm(name: str, value: Any) -> None:
-    _check_class(value, Algorithm)
-    shared = {o.name for o in options.read(value.Config)} & {o.name for o in options.read(Recipe)}
-    if shared:
-        raise OptionError(
-            f"field '{min(shared)}' of {value.Config.__qualname__} has the name of a training option", "give it another name"
-        )
-    options.build(Recipe, value.recipe, f"the recipe of {name}")
-
-
-def _check_backbone(name: str, value: Any) -> None:
-    _check_class(value, Backbone)
-
-
-def _check_dataset(name: str, value: Any) -> None:
-    _check_class(value, Dataset)
-    options.build(Recipe, value.recipe, f"the recipe of {name}")
-
-
-def _check_card(name: str, value: Any) -> None:
-    if not isinstance(value, (str, os.PathLike)) or not Path(value).is_file():
-        raise PluginError(f"{value!r} is not the path of a model card")
+    return f"{type(error).__name__}: {_first_line(error)}"

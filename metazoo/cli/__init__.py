@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from metazoo.errors import MetazooError
+from metazoo.errors import MetazooError, UnknownNameError
 from metazoo.version import VERSION
 
 BUILT_IN = {
@@ -26,11 +26,10 @@ BUILT_IN = {
 class Commands(click.Group):
     """The built-in commands, each imported when it is used, and those of plugins."""
 
-    _loaded = False
-
     def list_commands(self, ctx: click.Context) -> list[str]:
-        self._load_plugins()
-        return [*BUILT_IN, *sorted(set(self.commands) - set(BUILT_IN))]
+        from metazoo.plugins import registry
+
+        return [*BUILT_IN, *(entry.name for entry in registry().commands)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in BUILT_IN:
@@ -38,15 +37,12 @@ class Commands(click.Group):
 
             module, _, attribute = BUILT_IN[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
-        self._load_plugins()
-        return super().get_command(ctx, name)
+        from metazoo.plugins import registry
 
-    def _load_plugins(self) -> None:
-        if not self._loaded:
-            from metazoo.plugins import registry
-
-            self._loaded = True
-            registry().add_commands(self)
+        try:
+            return registry().command(name).value
+        except UnknownNameError:
+            return super().get_command(ctx, name)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
