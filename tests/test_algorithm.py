@@ -1,0 +1,122 @@
+"""The contract of an algorithm and what it is written with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import metazoo
+from metazoo import options
+from metazoo.backbones import MLP, Conv4
+
+
+class Nearest(metazoo.FeatureLearner):
+    """The smallest feature learner there is."""
+
+    def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
+        return -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def nearest() -> Nearest:
+    torch.manual_seed(0)
+    return Nearest(Conv4((1, 16, 16), Conv4.Config(width=8)), metazoo.TaskSpec((1, 16, 16), 3))
+
+
+UNEQUAL = torch.tensor([[0, 1, 2, 0, 2, 0], [2, 1, 1, 0, 1, 1]])
+
+
+def test_class_means_with_unequal_shots_in_any_order() -> None:
+    z = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    means = metazoo.class_means(z, UNEQUAL)
+    assert means.shape == (2, 3, 4)
+    for b in range(2):
+        for k in range(3):
+            rows = [s for s in range(6) if UNEQUAL[b, s] == k]
+            torch.testing.assert_close(means[b, k], sum(z[b, s] for s in rows) / len(rows))
+    assert torch.autograd.gradcheck(lambda z: metazoo.class_means(z, UNEQUAL), z)
+
+
+def test_task_loss_of_labels_is_the_mean_cross_entropy() -> None:
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([[0, 3, 2], [1, 1, 3]])
+    terms = [
+        -math.log(math.exp(logits[b, q, target[b, q]]) / sum(math.exp(v) for v in logits[b, q]))
+        for b in range(2)
+        for q in range(3)
+    ]
+    assert metazoo.task_loss(logits, target).item() == pytest.approx(sum(terms) / 6, rel=1e-9)
+    assert metazoo.task_loss(logits[0], target[0]).item() == pytest.approx(sum(terms[:3]) / 3, rel=1e-9)
+
+
+def test_task_loss_of_numbers_is_the_mean_squared_error() -> None:
+    prediction, target = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[[1.0], [4.0]], [[0.0], [5.0]]])
+    assert metazoo.task_loss(prediction, target).item() == pytest.approx((0 + 4 + 9 + 1) / 4)
+
+
+def test_default_loss_is_the_task_loss_of_the_queries() -> None:
+    model = nearest()
+    episode = metazoo.Episode(images(2, 6), UNEQUAL, images(2, 4, seed=1), torch.tensor([[0, 1, 2, 0], [1, 0, 2, 2]]))
+    expected = metazoo.task_loss(model(episode.support_x, episode.support_y, episode.query_x), episode.query_y)
+    assert torch.equal(model.loss(episode), expected)
+
+
+@torch.no_grad()
+def test_feature_learner_forward_is_classify_of_embed_in_eval_mode() -> None:
+    model = nearest()
+    support, query = images(2, 6), images(2, 4, seed=1)
+    model(support, UNEQUAL, query)  # moves BatchNorm's running statistics away from their start
+    model.eval()
+    support_z = torch.stack([torch.cat([model.embed(x[None]) for x in task]) for task in support])
+    query_z = torch.stack([torch.cat([model.embed(x[None]) for x in task]) for task in query])
+    expected = model.classify(support_z, UNEQUAL, query_z)
+    torch.testing.assert_close(model(support, UNEQUAL, query), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_feature_learner_in_training_normalises_support_and_queries_together() -> None:
+    model = nearest()
+    support, query = images(2, 6), images(2, 4, seed=1)
+    support_z, query_z = model.embed_both(support, query)
+    together = model.embed(torch.cat([support.flatten(0, 1), query.flatten(0, 1)]))
+    torch.testing.assert_close(torch.cat([support_z.flatten(0, 1), query_z.flatten(0, 1)]), together)
+    assert not torch.allclose(model.embed(support.flatten(0, 1)), support_z.flatten(0, 1), atol=1e-3)
+
+
+@torch.no_grad()
+def test_feature_learner_with_no_queries_answers_none() -> None:
+    assert nearest().eval()(images(2, 6), UNEQUAL, images(2, 0)).shape == (2, 0, 3)
+
+
+def test_config_defaults_to_the_class_own_and_is_kept() -> None:
+    class Config(metazoo.Config):
+        pass
+
+    backbone, spec = MLP((1,)), metazoo.TaskSpec((1,), 1)
+    config = Config()
+    assert metazoo.Algorithm(backbone, spec, config).config is config
+    assert type(metazoo.Algorithm(backbone, spec).config) is metazoo.Algorithm.Config
+
+
+def test_an_algorithm_is_inductive_and_draws_episodes_unless_it_says_otherwise() -> None:
+    model = nearest()
+    assert model.transductive is False
+    assert model.draws == "episodes"
+
+
+def test_recipe_can_be_offered_as_options_each_with_help() -> None:
+    declared = options.read(metazoo.Recipe)
+    assert [option.name for option in declared if not option.help] == []
+    by_name = {option.name: option for option in declared}
+    assert by_name["train_ways"].optional
+    assert by_name["train_ways"].parse("none") is None
+    assert by_name["train_ways"].parse("20") == 20
+    assert {"constant", "cosine"} < set(by_name["schedule"].choices)
+    with pytest.raises(metazoo.OptionError, match="'ways'"):
+        by_name["ways"].parse("1")
