@@ -3,6 +3,7 @@
 import os
 import stat
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -130,6 +131,17 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
 def test_a_member_that_is_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MEMBER", 1000)
     refused(pack(tmp_path / "t.zip", ("a.png", bytes(1001))), r"a\.png' exceeds the limit of 1000")
+
+
+def test_a_member_that_is_too_large_is_not_unpacked_first(tmp_path, monkeypatch):
+    path = pack(tmp_path / "t.zip", ("a.png", bytes(2**25)))
+    monkeypatch.setattr(archives, "MAX_MEMBER", 1000)
+    tracemalloc.start()
+    try:
+        refused(path, "exceeds")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("declared", [10, 2**20])

@@ -87,6 +87,7 @@ def test_a_server_that_ignores_ranges(server, target):
     target.with_name("file.bin.part").write_bytes(DATA[:1000])
     fetch(f"{server.url}/file.bin", MD5, target)
     assert target.read_bytes() == DATA
+    assert server.ranges == ["bytes=1000-"]
 
 
 @pytest.mark.parametrize("size", [1000, len(DATA), len(DATA) + 1])
