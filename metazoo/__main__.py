@@ -1,0 +1,5 @@
+"""`python -m metazoo` is `metazoo`."""
+
+from metazoo.cli import main
+
+main()
