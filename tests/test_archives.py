@@ -186,6 +186,14 @@ def test_a_truncated_archive(tmp_path, keep):
     refused(path, "not a zip archive, or a truncated one")
 
 
+def test_an_archive_of_a_version_to_come(tmp_path):
+    path = pack(tmp_path / "t.zip", ("a.png", b"1"))
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 6] = 99
+    path.write_bytes(data)
+    refused(path, "not a zip archive, or a truncated one: zip file version 9.9")
+
+
 def test_neither_directory_nor_archive(tmp_path):
     refused(tmp_path / "gone", "no directory or zip archive")
     text = tmp_path / "data.tar.gz"

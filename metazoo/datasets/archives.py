@@ -128,7 +128,7 @@ class _Zip(Tree):
     def __init__(self, path: Path):
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"{path} is not a zip archive, or a truncated one: {error}",
                 "get it again; other archives must be unpacked first, and the folder given instead",
