@@ -101,6 +101,8 @@ def plan(
         train_shots=training.train_shots or training.shots,
         train_queries=training.train_queries or training.queries,
     )
+    for split in ("val", "test"):  # what is too small is found now, not after the training
+        data.tasks(split, training.ways, training.shots, training.queries, training.seed)
     episode = _training_tasks(data, training).draw(0, 1)
     spec = TaskSpec(
         input_shape=tuple(episode.support_x.shape[2:]),

@@ -50,6 +50,7 @@ class Folder(ClassDataset):
         test_fraction: Annotated[float, "part of the classes to test on, if there are no splits", options.Range(0, 1)] = 0.2
         seed: Annotated[int, "seed of the choice of these classes", options.Range(0)] = 0
 
+    local_options = ("root",)
     licence = "the user's own"
     recipe = {"train_ways": 5}  # few folders have the 60 classes that ProtoNet would train with
 

@@ -54,6 +54,7 @@ class MNIST(ClassDataset):
         size: Annotated[int, "height and width in pixels", options.Range(8, 112)] = SIDE
         url: Annotated[str, "where to download from"] = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
+    local_options = ("root", "url")
     licence = "CC BY-SA 3.0 (as commonly stated)"
     recipe = {"train_ways": 5}
 

@@ -96,6 +96,7 @@ class Omniglot(ClassDataset):
         rotations: Annotated[bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"] = True
         url: Annotated[str, "where to download from"] = "https://github.com/brendenlake/omniglot/raw/master/python"
 
+    local_options = ("root", "url")
     licence = "MIT"
 
     @property
