@@ -121,7 +121,7 @@ class MLP(Backbone):
     @dataclass(frozen=True)
     class Config(options.Config):
         width: Annotated[int, "units of every hidden layer", Range(1)] = 40
-        depth: Annotated[int, "hidden layers", Range(1)] = 2
+        depth: Annotated[int, "hidden layers", Range(1, 1000)] = 2
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import options
 from .algorithm import Algorithm, Recipe
 from .episodes import Dataset, TaskSpec
-from .errors import CheckpointError, MetazooError
+from .errors import CheckpointError, MetazooError, OptionError
 from .plugins import registry
 from .version import VERSION
 
@@ -84,9 +84,14 @@ class Blueprint:
                     f"{where} has format {values['format']}, this metazoo reads {FORMAT}", "`pip install -U metazoo`"
                 )
             known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+            if not all(isinstance(known[name], str) for name in ("algorithm", "backbone", "dataset")):
+                raise TypeError("a name is not text")
+            if not all(isinstance(known[name], dict) for name in known if name.endswith(("_options", "_format"))):
+                raise TypeError("options are not a dictionary")
+            recipe = options.as_dict(options.build(Recipe, known["recipe"], "the recipe"))
             spec = TaskSpec(**{**known["spec"], "input_shape": tuple(int(n) for n in known["spec"]["input_shape"])})
-            return cls(**{**known, "spec": spec})
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**{**known, "recipe": recipe, "spec": spec})
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OptionError) as error:
             raise CheckpointError(f"{where} does not describe a metazoo model: {error!r}") from error
 
 
@@ -117,14 +122,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
     """Write named tensors and a value for JSON as one safetensors file, whole or not at all."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.torch.save(contiguous, {KEY: json.dumps(metadata)}))
+    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_atomically(path, safetensors.torch.save(copies, {KEY: json.dumps(metadata)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -136,7 +142,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         return tensors, json.loads(metadata[KEY])
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (safetensors.SafetensorError, OSError, struct.error, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, OSError, struct.error, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint of metazoo: {error}", "delete it, and train or fetch the model again"
         ) from error
@@ -156,6 +162,7 @@ def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
     tensors, metadata = load_tensors(path)
     blueprint = Blueprint.from_dict(metadata, str(path))
     try:
+        _check_sizes(blueprint, tensors, changes)
         with torch.random.fork_rng(devices=[]):
             model = blueprint.model(**changes)
         model.load_state_dict(tensors)
@@ -167,3 +174,19 @@ def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
             "an option that changes the network cannot be changed after training",
         ) from error
     return model.eval(), blueprint
+
+
+def _check_sizes(blueprint: Blueprint, tensors: Mapping[str, Tensor], changes: Mapping[str, Any]) -> None:
+    """Raise RuntimeError where the weights are not those of the model, before it takes memory: a file may claim any width."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            outline = blueprint.model(**changes).state_dict()
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" in str(error):  # an algorithm that computes with values while it is built has no outline
+            return
+        raise
+    for name, value in outline.items():
+        if name not in tensors:
+            raise RuntimeError(f"they have no '{name}'")
+        if tensors[name].shape != value.shape:
+            raise RuntimeError(f"'{name}' has shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}")

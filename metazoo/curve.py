@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ def save_png(path: Path, title: str, metrics: Sequence[dict[str, Any]], chance: 
 
 
 def text(points: Points, height: int = 8, width: int = 60, bottom: float | None = None) -> str:
-    """Return a plot of points as lines of text, `bottom` (chance, say) on the lowest row if no value is below it."""
+    """Return a plot of points as lines of text, `bottom` (chance, say) on the lowest row if no value is below it.
+
+    Points that are not finite are left out.
+    """
+    points = [(step, value) for step, value in points if math.isfinite(value)]
     if not points:
         return ""
     values = [value for _, value in points]

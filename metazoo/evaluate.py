@@ -107,7 +107,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        if cache and isinstance(model, FeatureLearner) and isinstance(tasks, EpisodeSampler):
+        if cache and isinstance(model, FeatureLearner) and type(tasks) is EpisodeSampler:
+            # A subclass may draw in a way of its own.
             tasks = embedded(model, tasks, count, device)
             answer = model.classify
         else:

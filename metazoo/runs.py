@@ -56,10 +56,21 @@ def next_free(parent: Path, name: str) -> Path:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics; a last line that was cut off is left out."""
+    """Return the lines of a run's metrics, or raise CheckpointError; a last line that was cut off is left out."""
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+        if all(isinstance(value, (int, float)) for value in [values["step"], *values.values()]):
+            return values
+        problem = "a value is no number"
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise CheckpointError(f"line {number} of {path} is damaged: {problem}", "remove that line; nothing but the curve needs it")
 
 
 class RunLog:

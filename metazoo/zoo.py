@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,24 +81,24 @@ def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
 def read_card(path: Path) -> dict[str, Any]:
     """Return a model card, or raise CheckpointError where it is damaged."""
     card = read_json(path)
-    missing = [key for key in ("name", "weights", "sha256", "results") if not isinstance(card, dict) or key not in card]
-    if missing:
-        raise CheckpointError(f"{path} is not a model card: it has no '{missing[0]}'")
+    for key, kind in {"name": str, "weights": str, "sha256": str, "results": list}.items():
+        if not isinstance(card, dict) or not isinstance(card.get(key), kind):
+            raise CheckpointError(f"{path} is not a model card: it has no '{key}'", "reinstall the package that brings it")
     return card
 
 
-def export(
-    run: Path, name: str, summary: str, out: Path, protocols: Sequence[Protocol], device: Any, local: dict[str, Any]
-) -> dict[str, Any]:
+def export(run: Path, name: str, summary: str, out: Path, protocols: Sequence[Protocol], device: Any) -> dict[str, Any]:
     """Write a run's best model and its card, measured under these protocols, into a folder, and return the card.
 
-    `local` are options of the data set that hold for this machine (where the data lie). The layout is that of
-    `metazoo.pretrained`: a package that holds such pairs offers them by the hook `register_pretrained`.
+    The layout is that of `metazoo.pretrained`: a package that holds such pairs offers them by the hook
+    `register_pretrained`. Raises CheckpointError where `run` is not the folder of a finished run.
     """
+    blueprint = runs.read_blueprint(run)
+    if not (run / runs.RESULT).exists():
+        raise CheckpointError(f"the run in {run} is not finished", f"`metazoo train --resume {run}` goes on with it")
     source = find(run)
     result = read_json(run / runs.RESULT)
-    blueprint = source.blueprint
-    data = blueprint.data(**local)
+    data = blueprint.data()
     weights = source.weights.read_bytes()
     model = source.model().to(device)
     file = f"{name}.safetensors"
@@ -134,7 +135,7 @@ def command(blueprint: Blueprint) -> str:
     dataset = registry().dataset(blueprint.dataset).value
     backbone = registry().backbone(blueprint.backbone).value
     recipe = {**algorithm.recipe, **dataset.recipe}
-    words = ["metazoo train", blueprint.algorithm, "--dataset", blueprint.dataset]
+    words = ["metazoo", "train", blueprint.algorithm, "--dataset", blueprint.dataset]
     for prefix, config, given in (
         ("", algorithm.Config, blueprint.algorithm_options),
         ("data-", dataset.Config, blueprint.dataset_options),
@@ -152,8 +153,8 @@ def command(blueprint: Blueprint) -> str:
             if option.type is bool:
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                words += [f"--{flag}", str(value)]
-    return " ".join(words)
+                words += [f"--{flag}", "none" if value is None else str(value)]
+    return shlex.join(words)
 
 
 def machine() -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import click
 
-from metazoo import options, zoo
+from metazoo import runs, zoo
 from metazoo.cli import echo_json
 from metazoo.cli.evaluation import Numbers
 from metazoo.cli.tables import print_results
 from metazoo.errors import OptionError
 from metazoo.evaluate import Protocol
-from metazoo.plugins import registry
 from metazoo.train import find_device
 
 
@@ -22,8 +21,8 @@ from metazoo.train import find_device
 @click.option("--name", required=True, help="name of the model: ALGORITHM.TAG")
 @click.option("--summary", default="", help="a sentence for the card")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder for NAME.safetensors and NAME.json")
-@click.option("--ways", type=Numbers(), help="ways to measure  [default: as trained for]")
-@click.option("--shots", type=Numbers(), help="shots to measure  [default: as trained for]")
+@click.option("--ways", type=Numbers(2), help="ways to measure  [default: as trained for]")
+@click.option("--shots", type=Numbers(1), help="shots to measure  [default: as trained for]")
 @click.option("--episodes", type=click.IntRange(2), default=1000, show_default=True, help="tasks to draw")
 @click.option("--protocol", "official", multiple=True, help="an official protocol of the data set to measure, too")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -33,7 +32,7 @@ def export(
     official: tuple[str, ...], device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a zoo model of a run: weights and a card with its measured results."""
-    blueprint = zoo.find(run).blueprint
+    blueprint = runs.read_blueprint(run)
     algorithm, dot, tag = name.partition(".")
     if algorithm != blueprint.algorithm or not dot or not tag.replace("_", "").replace("-", "").isalnum():
         raise OptionError(
@@ -45,9 +44,7 @@ def export(
         for way, shot in itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
     ]
     protocols += [Protocol(name=protocol) for protocol in official]
-    kept = {o.name for o in options.read(registry().dataset(blueprint.dataset).value.Config)} & set(blueprint.dataset_options)
-    local = {key: blueprint.dataset_options[key] for key in kept}
-    card = zoo.export(run, name, summary, out, protocols, find_device(device), local)
+    card = zoo.export(run, name, summary, out, protocols, find_device(device))
     if as_json:
         echo_json(card)
     else:

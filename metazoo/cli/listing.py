@@ -95,7 +95,7 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
         try:
             result = read_card(entry.value)["results"][0]
             item["summary"] = value_text(result)
-        except (MetazooError, KeyError, IndexError, TypeError) as error:
+        except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
             item["summary"] = f"unusable card: {error}"
     else:
         item["summary"] = (entry.value.__doc__ or "").strip().split("\n")[0]
