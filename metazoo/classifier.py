@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .errors import DataError, OptionError
@@ -45,15 +46,21 @@ class FewShotClassifier:
 
     def fit(self, X: Any, y: Sequence[Hashable]) -> FewShotClassifier:
         """Take labelled examples, at least one of each of two classes or more, and return self."""
-        labels = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else list(y)
-        self._support = self._read(X)
-        if len(labels) != len(self._support):
-            raise DataError(f"there are {len(self._support)} examples but {len(labels)} labels")
-        self.classes_ = sorted(set(labels), key=lambda label: (str(type(label)), label))
-        if len(self.classes_) < 2:
-            raise DataError(f"there is only one class ({self.classes_[0]!r})" if labels else "there are no examples",
+        # Tensors and numpy's numbers in a list, too, become plain ones: two tensors of one value are two different keys.
+        labels = [label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label for label in y]
+        support = self._read(X)
+        if len(labels) != len(support):
+            raise DataError(f"there are {len(support)} examples but {len(labels)} labels")
+        try:
+            classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
+        except TypeError as error:
+            raise DataError(f"the labels cannot be sorted: {error}", "give one text or number an example") from error
+        if len(classes) < 2:
+            raise DataError(f"there is only one class ({classes[0]!r})" if labels else "there are no examples",
                             "give labelled examples of two classes or more")  # fmt: skip
-        self._labels = torch.tensor([self.classes_.index(label) for label in labels], device=self.device)
+        places = {label: i for i, label in enumerate(classes)}
+        self.classes_ = classes
+        self._support, self._labels = support, torch.tensor([places[label] for label in labels], device=self.device)
         return self
 
     @torch.no_grad()
@@ -79,14 +86,25 @@ class FewShotClassifier:
 
     def _read(self, X: Any) -> Tensor:
         shape = self.source.blueprint.spec.input_shape
+        if isinstance(X, (str, Path, Image.Image)):
+            raise DataError("this is one image, not a list of images", "put it into a list: [image]")
         if isinstance(X, (Tensor, np.ndarray)):
-            x = torch.as_tensor(X)
+            try:
+                x = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, order="C"))
+            except TypeError as error:
+                raise DataError(f"an array of {X.dtype} holds no examples: {error}") from error
+            if self.input_format and not (x.dtype == torch.uint8 or x.is_floating_point()):
+                raise DataError(f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]")
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         else:
+            if any(isinstance(i, (Tensor, np.ndarray)) for i in X):
+                raise DataError("this is a list of tensors or arrays", "stack them into one, the first dimension the examples")
             if not self.input_format:
                 raise DataError(f"'{self.source.name}' does not take images", f"give a tensor of examples of shape {shape}")
             images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
             x = torch.stack(images).float() / 255 if images else torch.zeros(0, *shape)
         if tuple(x.shape[1:]) != shape:
-            raise DataError(f"examples have shape {tuple(x.shape[1:])}, but '{self.source.name}' takes {shape}")
+            raise DataError(
+                f"the examples have shape {tuple(x.shape)}, but '{self.source.name}' takes (N, {', '.join(map(str, shape))})"
+            )
         return x.to(self.device)

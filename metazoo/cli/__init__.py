@@ -45,10 +45,17 @@ class Commands(click.Group):
             return super().get_command(ctx, name)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings=SETTINGS)
 @click.version_option(VERSION, prog_name="metazoo")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """A model zoo of few-shot learners: train, evaluate and use them, or add your own as a plugin."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -60,13 +67,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
         result = cli.main(args=arguments, prog_name="metazoo", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except MetazooError as error:
         return fail(error.message, error.hint, error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "metazoo"
         return fail(error.format_message().rstrip("."), f"`{command} --help` shows what it takes", 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class Section:
     title: str
     prefix: str
     config: type
-    usual: dict[str, Any]
+    usual: Mapping[str, Any]
 
 
 class OptionType(click.ParamType):  # type: ignore[type-arg]
@@ -77,7 +77,8 @@ class ConfiguredCommand(click.Command):
             if rows:
                 with formatter.section(section.title):
                     formatter.write_dl(rows)
-        rows = [record for p in super().get_params(ctx) if (record := p.get_help_record(ctx))]
+        own = [p for p in super().get_params(ctx) if isinstance(p, click.Option)]
+        rows = [record for p in own if (record := p.get_help_record(ctx))]
         with formatter.section("Options"):
             formatter.write_dl(rows)
 
@@ -93,9 +94,9 @@ def find_value(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def data_section(name: str) -> Section:
-    """Return the options of a data set, by name."""
-    return Section("dataset_options", f"Options of data set {name}", "data-", registry().dataset(name).value.Config, {})
+def data_section(name: str, usual: Mapping[str, Any] = {}) -> Section:
+    """Return the options of a data set, by name; `usual` are values that differ from its defaults."""
+    return Section("dataset_options", f"Options of data set {name}", "data-", registry().dataset(name).value.Config, usual)
 
 
 def _destination(section: Section, option: options.Option) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 import torch
 
 from metazoo import options
+from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.tables import print_results, table, task_text, value_text
@@ -21,46 +23,64 @@ from metazoo.plugins import registry
 from metazoo.train import find_device
 from metazoo.zoo import Source, find
 
+EPISODES = 1000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's results: for each kind of task its row and the score of every task."""
+
+    source: Source
+    data: Dataset
+    cells: list[tuple[dict[str, Any], torch.Tensor]]
+
 
 class EvalCommand(ConfiguredCommand):
     def sections(self, arguments: Sequence[str]) -> list[Section]:
-        name = find_value(arguments, "--dataset") or _first_dataset(arguments)
+        name = find_value(arguments, "--dataset")
+        model = _first_model(arguments)
+        if model is not None and name in (None, model.dataset):
+            return [data_section(model.dataset, model.dataset_options)]
         return [data_section(name)] if name else []
 
 
-def _first_dataset(arguments: Sequence[str]) -> str | None:
-    """Return the data set of the first argument that is a model; what is none is reported when the command runs."""
+def _first_model(arguments: Sequence[str]) -> Blueprint | None:
+    """Return the blueprint of the first argument that is a model; what is none is reported when the command runs."""
     for argument in arguments:
         if not argument.startswith("-"):
             try:
-                return find(argument).blueprint.dataset
+                return find(argument).blueprint
             except (MetazooError, OSError):
                 continue
     return None
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers of at least 1, separated by commas."""
+    """Whole numbers of at least `low`, separated by commas."""
 
     name = "n,n,..."
 
+    def __init__(self, low: int):
+        self.low = low
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        option = options.Option("number", int, 1, range=options.Range(1))
+        option = options.Option("number", int, self.low, range=options.Range(self.low))
         try:
             return tuple(option.parse(part.strip()) for part in str(value).split(","))
         except OptionError:
             flag = param.opts[0] if param else "this option"
-            raise OptionError(f"{flag} cannot be '{value}'", "it takes whole numbers, separated by commas: 1,5") from None
+            takes = f"it takes whole numbers of at least {self.low}, separated by commas: {self.low},5"
+            raise OptionError(f"{flag} cannot be '{value}'", takes) from None
 
 
 @click.command("eval", cls=EvalCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--ways", type=Numbers(), help="classes in a task; several give a table  [default: as trained for]")
-@click.option("--shots", type=Numbers(), help="support examples a class; several give a table  [default: as trained for]")
+@click.option("--ways", type=Numbers(2), help="classes in a task; several give a table  [default: as trained for]")
+@click.option("--shots", type=Numbers(1), help="support examples a class; several give a table  [default: as trained for]")
 @click.option("--queries", type=click.IntRange(1), help="query examples a class  [default: as trained for]")
-@click.option("--episodes", type=click.IntRange(2), help="tasks to draw  [default: 1000]")
-@click.option("--seed", type=click.IntRange(0), help="seed of the tasks; one seed gives every model the same  [default: 0]")
-@click.option("--split", default="test", show_default=True, help="part of the data set to draw from")
+@click.option("--episodes", type=click.IntRange(2), help=f"tasks to draw  [default: {EPISODES}]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="seed of the tasks  [default: as the first model's run]")
+@click.option("--split", help="part of the data set to draw from  [default: test]")
 @click.option("--protocol", help="an official protocol of the data set instead (omniglot has one-shot-challenge)")
 @click.option("--dataset", help="data set to draw from  [default: the model's own]")
 @click.option("-o", "--option", "changes", multiple=True, metavar="NAME=VALUE", help="set an option of the algorithm otherwise")
@@ -68,43 +88,45 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
 def eval_(
     models: tuple[str, ...], ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, queries: int | None,
-    episodes: int | None, seed: int | None, split: str, protocol: str | None, dataset: str | None,
+    episodes: int | None, seed: int | None, split: str | None, protocol: str | None, dataset: str | None,
     changes: tuple[str, ...], device: str, as_json: bool, dataset_options: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Evaluate models: run folders, .safetensors files or names of the zoo.
 
     Two models or more are given the same tasks, and the difference of each to the first is reported with its interval.
     """
+    if protocol and any(given is not None for given in (ways, shots, queries, episodes, seed, split)):
+        raise OptionError(
+            "--protocol brings tasks of its own", "leave out --ways, --shots, --queries, --episodes, --seed and --split"
+        )
     sources = [find(name) for name in models]
     place = find_device(device)
-    first = sources[0].blueprint
-    rows: list[dict[str, Any]] = []
-    values: list[list[torch.Tensor]] = []
-    data: Dataset | None = None
+    recipe = sources[0].blueprint.recipe
+    measured: list[Measured] = []
     for source in sources:
-        if data is None or dataset is None:
-            data = _data(source, dataset, dataset_options or {}, data if source.blueprint.dataset == first.dataset else None)
+        data = _data(source, dataset, dataset_options or {}, measured[-1].data if measured else None)
+        if data.regression and ways:
+            raise OptionError("--ways means nothing here: tasks of regression have no classes", "leave it out")
         _check_input(source, data)
         model = _model(source, changes).to(place)
-        recipe = first.recipe
-        grid = itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
-        if data.regression or protocol:
-            grid = itertools.product((0,), (shots or (recipe["shots"],))[: 1 if protocol else None])
-        values.append([])
-        for way, shot in grid:
+        title = dataset or source.blueprint.dataset
+        cells = []
+        grid = itertools.product((0,) if data.regression else ways or (recipe["ways"],), shots or (recipe["shots"],))
+        for way, shot in [(0, 0)] if protocol else grid:
             key = recipe["seed"] if seed is None else seed
-            drawn = Protocol(split, way, shot, queries or recipe["queries"], key, episodes or 1000, protocol)
+            drawn = Protocol(split or "test", way, shot, queries or recipe["queries"], key, episodes or EPISODES, protocol)
             result, scores = measure(model, data, drawn, place)
-            rows.append({"model": source.name, "data": dataset or source.blueprint.dataset, **result})
-            values[-1].append(scores)
-    differences = _differences(sources, rows, values)
+            cells.append(({"model": source.name, "data": title, **result}, scores))
+        measured.append(Measured(source, data, cells))
+    rows = [row for one in measured for row, _ in one.cells]
+    differences = _differences(measured)
     if as_json:
         echo_json({"results": rows, "differences": differences})
         return
     print_results(rows)
     if differences:
-        cells = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
-        click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), cells))
+        lines = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
+        click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
 
 
 def _data(source: Source, name: str | None, given: dict[str, Any], before: Dataset | None) -> Dataset:
@@ -117,7 +139,7 @@ def _data(source: Source, name: str | None, given: dict[str, Any], before: Datas
         if size is not None and "size" in fields and "size" not in given:
             given = {**given, "size": size}
     data = blueprint.data(**given)
-    return before if before is not None and before.config == data.config else data
+    return before if before is not None and type(before) is type(data) and before.config == data.config else data
 
 
 def _check_input(source: Source, data: Dataset) -> None:
@@ -125,7 +147,10 @@ def _check_input(source: Source, data: Dataset) -> None:
     spec = source.blueprint.spec
     if data.regression != spec.regression:
         kinds = ("classification", "regression")
-        raise OptionError(f"'{source.name}' is a {kinds[spec.regression]} model, the data are for {kinds[data.regression]}")
+        raise OptionError(
+            f"'{source.name}' is a {kinds[spec.regression]} model, the data are for {kinds[data.regression]}",
+            "choose another --dataset, or another model",
+        )
     if isinstance(data, ClassDataset):
         shape = tuple(next(iter(data.splits.values())).x.shape[1:])
         if shape != spec.input_shape:
@@ -141,22 +166,32 @@ def _model(source: Source, changes: Sequence[str]) -> Any:
     return source.model(**options.parse_assignments(config, changes, owner))
 
 
-def _differences(
-    sources: Sequence[Source], rows: Sequence[dict[str, Any]], values: Sequence[Sequence[torch.Tensor]]
-) -> list[dict[str, Any]]:
+def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """Return the mean of each model's score less the first one's on the same task, with its interval."""
-    cells = len(values[0])
-    result = []
-    for i, source in enumerate(sources[1:], start=1):
-        for j in range(cells):
-            ours, base = rows[i * cells + j], rows[j]
-            if ours["data"] != base["data"] or len(values[i][j]) != len(values[0][j]):
-                continue
-            paired = Score.of(values[i][j] - values[0][j])
-            task: dict[str, Any] = {
-                key: base[key] for key in ("protocol", "split", "ways", "shots", "queries", "seed") if key in base
-            }
-            result.append(
-                {"model": source.name, "minus": sources[0].name, "metric": base["metric"], **paired.as_dict(), **task}
-            )
+    first, *others = measured
+    result: list[dict[str, Any]] = []
+    for one in others:
+        if not _same_tasks(one.data, first.data):
+            names = f"'{first.source.name}' and '{one.source.name}'"
+            click.echo(f"note: {names} have different data, so there is no paired difference; --dataset sets it", err=True)
+            continue
+        for (_, ours), (row, base) in zip(one.cells, first.cells):
+            task = {key: row[key] for key in ("protocol", "split", "ways", "shots", "queries", "seed") if key in row}
+            paired = Score.of(ours - base).as_dict()
+            result.append({"model": one.source.name, "minus": first.source.name, "metric": row["metric"], **paired, **task})
     return result
+
+
+def _same_tasks(a: Dataset, b: Dataset) -> bool:
+    """Return whether two data sets give the same tasks, though perhaps from another place or in another size."""
+    free = {*a.input_format, *a.local_options}
+    fixed = [[(key, value) for key, value in options.as_dict(d.config).items() if key not in free] for d in (a, b)]
+    if type(a) is not type(b) or fixed[0] != fixed[1]:
+        return False
+    if isinstance(a, ClassDataset) and isinstance(b, ClassDataset):
+        return _classes(a) == _classes(b)
+    return True
+
+
+def _classes(data: ClassDataset) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    return {split: (examples.names, examples.counts) for split, examples in data.splits.items()}
