@@ -325,7 +325,7 @@ class CannotRegress(Plain):
         (ClimbsTheLoss, "not down"),
         (StandsStill, "not down"),
         (Raises, "raised KeyError where this was checked: Logits are finite .* It said: 'weights'"),
-        (SharesAnOption, "'lr', which is the name of a training option"),
+        (SharesAnOption, "field 'lr' .* has the name of a training option"),
         (CannotBeRead, "field 'rates'"),
         (HasAForeignRecipe, "no option 'epochs'"),
         (DrawsNothing, "`draws` is 'tasks'"),
