@@ -176,7 +176,9 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             click.echo(f"note: {names} have different data, so there is no paired difference; --dataset sets it", err=True)
             continue
         for (_, ours), (row, base) in zip(one.cells, first.cells):
-            task = {key: row[key] for key in ("protocol", "split", "ways", "shots", "queries", "seed") if key in row}
+            task: dict[str, Any] = {
+                key: row[key] for key in ("protocol", "split", "ways", "shots", "queries", "seed") if key in row
+            }
             paired = Score.of(ours - base).as_dict()
             result.append({"model": one.source.name, "minus": first.source.name, "metric": row["metric"], **paired, **task})
     return result

@@ -1,0 +1,57 @@
+"""Runs that several tests look at: trained once, never changed (copy what you mean to damage)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metazoo import runs
+from metazoo.train import Watcher, plan, train
+
+RECIPE: dict[str, Any] = {
+    "ways": 3,
+    "queries": 3,
+    "train_ways": 4,
+    "train_queries": 2,
+    "meta_batch": 2,
+    "steps": 2,
+    "validate_every": 1,
+    "validation_episodes": 2,
+    "test_episodes": 4,
+    "device": "cpu",
+}
+
+
+def make_run(folder: Path, algorithm: str, dataset: str = "glyphs", data: dict[str, Any] | None = None, **recipe: Any) -> Path:
+    backbone = {} if dataset == "sinusoid" else {"width": 4}
+    options = {"alphabets": 6} if dataset == "glyphs" else {}
+    blueprint, source = plan(algorithm, dataset, {}, {**options, **(data or {})}, backbone, {**RECIPE, **recipe})
+    runs.create(folder, blueprint)
+    train(blueprint, source, folder, Watcher())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def protonet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of protonet on glyphs."""
+    return make_run(tmp_path_factory.mktemp("runs") / "protonet", "protonet")
+
+
+@pytest.fixture(scope="session")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with another seed."""
+    return make_run(tmp_path_factory.mktemp("runs") / "other", "protonet", seed=1)
+
+
+@pytest.fixture(scope="session")
+def maml_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of maml on glyphs, with a head for three classes."""
+    return make_run(tmp_path_factory.mktemp("runs") / "maml", "maml", train_ways=3)
+
+
+@pytest.fixture(scope="session")
+def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of maml on sinusoids."""
+    return make_run(tmp_path_factory.mktemp("runs") / "sinusoid", "maml", "sinusoid")
