@@ -388,9 +388,8 @@ def test_all_of_them_at_once(installed: Path, tmp_path: Path) -> None:
 
 def test_two_plugins_that_claim_one_name(installed: Path, tmp_path: Path) -> None:
     path = [installed / "twin-two", installed / "twin-one"]
-    listed, plugins, text, train = metazoo_calls(
-        path, ["list", "--json"], ["plugins", "--json"], ["plugins"], ["train", "twin"]
-    )
+    calls = [["list", "--json"], ["plugins", "--json"], ["plugins"], ["train", "twin"]]
+    [[listed, plugins, text, train]] = metazoo_calls(tmp_path, (path, calls))
     assert {algorithm["name"] for algorithm in json.loads(listed.out)["algorithms"]} == BUILT_IN
     assert json.loads(plugins.out)["clashes"] == [
         {"kind": "algorithm", "name": "twin", "claimed by": ["zoo-twin-one 1.2.3", "zoo-twin-two 1.2.3"]}
