@@ -111,7 +111,7 @@ class Reptile(metazoo.Algorithm):
         return phi
 
     def _batches(self, examples: int) -> Iterator[Tensor]:
-        """Yield the rows of minibatches, without end: all examples in some order, then in another; in eval mode always the same."""
+        """Yield the rows of minibatches, without end: all examples in some order, then in another; in eval mode the same."""
         generator = None if self.training else torch.Generator().manual_seed(0)
         size = min(self.config.inner_batch, examples)
         left = torch.empty(0, dtype=torch.int64)
