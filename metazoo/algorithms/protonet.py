@@ -25,7 +25,7 @@ class ProtoNet(metazoo.FeatureLearner):
     class Config(metazoo.Config):
         distance: Annotated[Literal["euclidean", "cosine"], "squared Euclidean distance, or cosine"] = "euclidean"
 
-    recipe = {"train_ways": 60, "train_queries": 5, "steps": 1500}
+    recipe = {"train_ways": 60, "train_queries": 5, "steps": 1000}
 
     def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
         super().__init__(backbone, spec, config)
