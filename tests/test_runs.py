@@ -1,0 +1,90 @@
+"""Run folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from metazoo import runs
+from metazoo.errors import CheckpointError
+
+
+def test_a_run_leaves_everything_that_it_promises(protonet_run: Path) -> None:
+    names = {path.name for path in protonet_run.iterdir()}
+    assert {runs.CONFIG, runs.METRICS, runs.BEST, runs.LAST, runs.RESULT} <= names
+    assert any(name.startswith("events.out") for name in names)
+    assert not any(name.startswith(".") for name in names)  # no temporary file is left
+
+
+def test_an_existing_run_is_never_written_over(protonet_run: Path, tmp_path: Path) -> None:
+    blueprint = runs.read_blueprint(protonet_run)
+    folder = tmp_path / "deep" / "run"
+    runs.create(folder, blueprint)
+    assert runs.read_blueprint(folder) == blueprint
+    with pytest.raises(CheckpointError, match="exists already") as caught:
+        runs.create(folder, blueprint)
+    assert f"--resume {folder}" in (caught.value.hint or "")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(CheckpointError, match="exists already") as caught:
+        runs.create(tmp_path / "other", blueprint)
+    assert "--resume" not in (caught.value.hint or "")
+    with pytest.raises(CheckpointError, match="exists already"):
+        runs.create(tmp_path / "other" / "thesis.tex", blueprint)
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        runs.create(tmp_path / "other" / "thesis.tex" / "run", blueprint)
+    (tmp_path / "empty").mkdir()
+    runs.create(tmp_path / "empty", blueprint)
+
+
+def test_the_next_free_name_is_found(tmp_path: Path) -> None:
+    assert runs.next_free(tmp_path / "runs", "maml-glyphs").name == "maml-glyphs-1"
+    for number in (1, 2, 4):
+        (tmp_path / f"x-{number}").mkdir()
+    assert runs.next_free(tmp_path, "x").name == "x-3"
+
+
+def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        runs.read_blueprint(tmp_path)
+    (tmp_path / runs.CONFIG).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json does not describe a metazoo model"):
+        runs.read_blueprint(tmp_path)
+
+
+def test_metrics_without_the_line_that_was_cut_off(tmp_path: Path) -> None:
+    assert runs.read_metrics(tmp_path) == []
+    (tmp_path / runs.METRICS).write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}]
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense", b'{"loss": 1}', b'{"step": "x"}', b"[1]", b"7", b"\xff", b'{"step": 1, "loss": []}']
+)
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / runs.METRICS).write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is damaged"):
+        runs.read_metrics(tmp_path)
+
+
+def test_a_log_that_is_opened_again_forgets_what_will_be_done_again(tmp_path: Path) -> None:
+    with runs.RunLog(tmp_path, 0) as log:
+        for step in (1, 2, 3, 4):
+            log.write(step, loss=step / 2)
+    with (tmp_path / runs.METRICS).open("a") as file:
+        file.write('{"step": 5, "lo')
+    with runs.RunLog(tmp_path, 2) as log:
+        log.write(3, loss=9.0)
+    lines = (tmp_path / runs.METRICS).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": s, "loss": v} for s, v in ((1, 0.5), (2, 1.0), (3, 9.0))]
+
+
+def test_every_line_is_in_the_events_too(protonet_run: Path) -> None:
+    files = list(protonet_run.glob("events.out*"))
+    events = [(e.step, v.tag) for file in files for e in EventFileLoader(str(file)).Load() for v in e.summary.value]
+    metrics = [(m["step"], name) for m in runs.read_metrics(protonet_run) for name in m if name != "step"]
+    assert sorted(events) == sorted(metrics)
+    assert metrics
