@@ -184,7 +184,7 @@ def _ink(points: np.ndarray, random: _Random) -> Tensor:
     stroke = ((down * _tensor(weight)).mT @ across * 2 - 0.5).clamp(0, 1)  # (N, SIZE, SIZE)
 
     slope = _tensor(random.between(-0.25, 0.25, 2, n, 1, 1)) / SIZE
-    paper = (_tensor(random.between(0, 0.6, n, 1, 1)) + slope[0] * pixel + slope[1] * pixel[:, None]).clamp(0, 1)
+    paper = (_tensor(random.between(0, 0.7, n, 1, 1)) + slope[0] * pixel + slope[1] * pixel[:, None]).clamp(0, 1)
     image = paper + (1 - paper) * _tensor(random.between(0.4, 1, n, 1, 1)) * stroke
     return (image * 255).round().to(torch.uint8).unsqueeze(1)
 
