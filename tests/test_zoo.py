@@ -1,0 +1,260 @@
+"""Pretrained models: exported, brought by an installed distribution, found by name, verified and measured again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metazoo import runs, zoo
+from metazoo.cli import run
+from metazoo.errors import CheckpointError, UnknownNameError
+from metazoo.evaluate import Protocol
+from metazoo.plugins import registry
+
+NAME = "protonet.tiny_3w1s"
+HOOK = """
+from pathlib import Path
+import metazoo
+
+@metazoo.hookimpl
+def register_pretrained():
+    return {path.stem: path for path in Path(__file__).parent.glob("*.json")}
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a card and its weights."""
+    out = tmp_path_factory.mktemp("exported")
+    protocols = [Protocol("test", 3, shots, 3, 0, 12) for shots in (1, 2)]
+    zoo.export(protonet_run, NAME, "a tiny one", out, protocols, "cpu")
+    return out
+
+
+@pytest.fixture
+def site(exported: Path, tmp_path: Path) -> Path:
+    """A folder for sys.path that holds an installed distribution with the exported model."""
+    package = tmp_path / "site" / "strangers_zoo"
+    shutil.copytree(exported, package)
+    (package / "__init__.py").write_text(HOOK)
+    info = tmp_path / "site" / "strangers_zoo-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers-zoo\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[metazoo]\nstrangers_zoo = strangers_zoo\n")
+    return package.parent
+
+
+@pytest.fixture
+def installed(site: Path) -> Iterator[Path]:
+    """The folder of the card, while its distribution is installed in this process."""
+    sys.path.insert(0, str(site))
+    registry.cache_clear()
+    yield site / "strangers_zoo"
+    sys.path.remove(str(site))
+    sys.modules.pop("strangers_zoo", None)
+    registry.cache_clear()
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / f"{NAME}.json").read_text())
+
+
+def write_card(folder: Path, **changes: Any) -> None:
+    (folder / f"{NAME}.json").write_text(json.dumps({**card_of(folder), **changes}))
+
+
+def test_a_card_says_all_that_a_reader_must_know(exported: Path, protonet_run: Path) -> None:
+    card = card_of(exported)
+    weights = (exported / card["weights"]).read_bytes()
+    assert weights == (protonet_run / runs.BEST).read_bytes()
+    assert card["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert (card["name"], card["summary"]) == (NAME, "a tiny one")
+    assert (card["algorithm"], card["backbone"], card["dataset"]) == ("protonet", "conv4", "glyphs")
+    assert card["licence"] == "weights MIT; trained on glyphs: made, no data"
+    assert card["parameters"] == sum(p.numel() for p in zoo.load(protonet_run).parameters())
+    assert (card["training"]["seed"], card["training"]["steps"]) == (0, 2)
+    for result, shots in zip(card["results"], (1, 2)):
+        assert (result["ways"], result["shots"], result["tasks"], result["seed"]) == (3, shots, 12, 0)
+        assert 0 < result["interval"] < 0.5
+        assert result["transductive"] is False
+    assert len(card["results"]) == 2
+    assert sorted(p.name for p in exported.iterdir()) == [f"{NAME}.json", f"{NAME}.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["protonet_run", "maml_run", "sinusoid_run"])
+def test_the_command_of_a_card_makes_the_same_run(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    blueprint = runs.read_blueprint(request.getfixturevalue(name))
+    words = shlex.split(zoo.command(blueprint))
+    assert words[:2] == ["metazoo", "train"]
+    assert run([*words[1:], "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
+    assert runs.read_blueprint(tmp_path / "again") == blueprint
+
+
+def test_the_command_of_a_card_names_no_place_of_this_machine(protonet_run: Path) -> None:
+    blueprint = runs.read_blueprint(protonet_run)
+    for dataset, values in (
+        ("folder", {"root": "/somewhere/private", "size": 32}),
+        ("omniglot", {"root": "/somewhere/private", "url": "https://mirror.private/", "split": "vinyals"}),
+        ("mnist", {"root": "/somewhere/private", "url": "https://mirror.private/"}),
+    ):
+        recipe = {**blueprint.recipe, "clip_grad": None, "device": "cuda:3"}
+        moved = dataclasses.replace(blueprint, dataset=dataset, dataset_options=values, recipe=recipe)
+        command = zoo.command(moved)
+        assert f"--dataset {dataset}" in command
+        assert "private" not in command
+        assert "cuda" not in command
+    assert "--data-split vinyals" in zoo.command(
+        dataclasses.replace(blueprint, dataset="omniglot", dataset_options={"split": "vinyals"})
+    )
+
+
+def test_an_option_that_was_switched_off_is_switched_off_in_the_command(maml_run: Path) -> None:
+    blueprint = runs.read_blueprint(maml_run)
+    off = dataclasses.replace(
+        blueprint,
+        recipe={**blueprint.recipe, "clip_grad": None},
+        algorithm_options={**blueprint.algorithm_options, "first_order": True},
+    )
+    assert "--clip-grad none" in zoo.command(off)
+    assert "--first-order" in zoo.command(off)
+    assert "--clip-grad" not in zoo.command(blueprint)
+
+
+def test_a_model_of_an_installed_distribution_is_found_by_name(installed: Path, protonet_run: Path) -> None:
+    model = zoo.load(NAME)
+    ours = zoo.load(protonet_run)
+    task = torch.rand(1, 4, 1, 28, 28), torch.tensor([[0, 1, 2, 2]]), torch.rand(1, 5, 1, 28, 28)
+    assert not model.training
+    assert torch.equal(model(*task), ours(*task))
+    assert registry().card(NAME).plugin.owner == "strangers-zoo 1.2"
+    with pytest.raises(UnknownNameError, match=r"no pretrained model named 'protonet\.tiny_3w1z'") as caught:
+        zoo.load("protonet.tiny_3w1z")
+    assert f"did you mean '{NAME}'" in (caught.value.hint or "")
+
+
+def test_a_run_folder_and_a_file_are_models_too(protonet_run: Path) -> None:
+    for name in (protonet_run, str(protonet_run), protonet_run / runs.BEST, str(protonet_run / runs.BEST)):
+        source = zoo.find(name)
+        assert source.name == str(name)
+        assert source.blueprint.algorithm == "protonet"
+        assert not zoo.load(name).training
+
+
+def test_eval_gives_the_number_of_the_card_again(site: Path, tmp_path: Path) -> None:
+    """In a process of its own, in an empty folder, as its user would."""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    words = ["eval", NAME, "--shots", "1,2", "--episodes", "12", "--json"]
+    code = f"from metazoo.cli import main; main({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    wanted = [{"model": NAME, "data": "glyphs", **result} for result in card_of(site / "strangers_zoo")["results"]]
+    assert results == wanted
+
+
+def test_the_list_shows_the_model_with_its_number_and_owner(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "pretrained", "--json"]) == 0
+    listed = {item["name"]: item for item in json.loads(capsys.readouterr().out)["pretrained"]}
+    result = card_of(installed)["results"][0]
+    assert listed[NAME] == {
+        "name": NAME,
+        "summary": f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %",
+        "from": "strangers-zoo 1.2",
+    }
+
+
+def test_weights_that_were_tampered_with_are_not_read(installed: Path) -> None:
+    path = installed / f"{NAME}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"weights of '{NAME}' are not those that its card describes"):
+        zoo.load(NAME)
+
+
+def test_weights_that_are_missing_are_named(installed: Path) -> None:
+    (installed / f"{NAME}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"there is no .*{NAME}\.safetensors"):
+        zoo.load(NAME)
+
+
+def test_a_card_leads_to_no_file_elsewhere(installed: Path, protonet_run: Path) -> None:
+    path = protonet_run / runs.BEST
+    write_card(installed, weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(CheckpointError, match="are missing"):
+        zoo.load(NAME)
+
+
+@pytest.mark.parametrize("change", [{"sha256": None}, {"weights": 5}, {"results": {}}, {"name": []}])
+def test_a_damaged_card_is_named_by_load_and_borne_by_list(
+    installed: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_card(installed, **change)
+    with pytest.raises(CheckpointError, match=rf"{NAME}\.json is not a model card: it has no '{next(iter(change))}'"):
+        zoo.load(NAME)
+    assert run(["list", "pretrained"]) == 0
+    assert "unusable card" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("results", [[], [{}], [5], [{"metric": "accuracy", "mean": "high", "interval": 1}]])
+def test_odd_results_of_a_card_are_borne_by_list(installed: Path, results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    write_card(installed, results=results)
+    assert run(["list", "pretrained"]) == 0
+    assert "unusable card" in capsys.readouterr().out
+    assert zoo.load(NAME) is not None
+
+
+def test_what_is_no_card_at_all_is_named(installed: Path) -> None:
+    for text in ("", "[]", "{", '"card"'):
+        (installed / f"{NAME}.json").write_text(text)
+        with pytest.raises(CheckpointError, match=NAME):
+            zoo.load(NAME)
+
+
+def test_names_that_lead_nowhere(tmp_path: Path, protonet_run: Path) -> None:
+    for name in ("protonet.nothing", "a\0b"):
+        with pytest.raises(UnknownNameError, match="no pretrained model named"):
+            zoo.find(name)
+    for name in ("runs/nothing", "nothing.safetensors"):
+        with pytest.raises(UnknownNameError, match=f"no run folder or model file {name}"):
+            zoo.find(name)
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        zoo.find(tmp_path)
+    shutil.copy(protonet_run / runs.CONFIG, tmp_path)
+    with pytest.raises(CheckpointError, match="has no model yet") as caught:
+        zoo.find(tmp_path)
+    assert f"--resume {tmp_path}" in (caught.value.hint or "")
+
+
+def test_only_a_finished_run_can_be_exported(protonet_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(protonet_run, tmp_path / "run")
+    (tmp_path / "run" / runs.RESULT).unlink()
+    for source, what in ((tmp_path / "run", "is not finished"), (protonet_run / runs.BEST, "is not a run folder")):
+        with pytest.raises(CheckpointError, match=what):
+            zoo.export(source, NAME, "", tmp_path / "out", [], "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in registry().pretrained])
+def test_every_shipped_card_is_true_of_its_weights(name: str) -> None:
+    source = zoo.find(name)  # checks the sha256
+    card = zoo.read_card(Path(registry().card(name).value))
+    assert card["name"] == name
+    assert name.startswith(card["algorithm"] + ".")
+    assert card["parameters"] == sum(p.numel() for p in source.model().parameters())
+    assert card["training"]["command"] == zoo.command(source.blueprint)
+    assert card["results"]
+    assert all({"mean", "interval", "tasks", "transductive"} <= set(result) for result in card["results"])
+    assert card["licence"]
