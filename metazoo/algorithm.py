@@ -51,12 +51,14 @@ class Algorithm(nn.Module):
 
     A subclass declares its options in `Config`, the training options that suit it in `recipe` (a mapping of fields
     of `Recipe`), and implements `forward`. Its constructor takes what this one takes. `draws` says what `loss` is
-    given in training: tasks of the training split ("episodes"), or batches of its base classes ("batches").
+    given in training: tasks of the training split ("episodes"), or batches of its base classes ("batches"). `regresses` says
+    whether it takes tasks of regression, too.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
     recipe: ClassVar[Mapping[str, Any]] = {}
     draws: ClassVar[Literal["episodes", "batches"]] = "episodes"
+    regresses: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
         super().__init__()

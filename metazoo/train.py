@@ -91,6 +91,12 @@ def plan(
     algorithm_config = options.build(algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'")
     data = dataset_class(options.build(dataset_class.Config, dataset_options, f"data set '{dataset}'"))
 
+    if data.regression and not algorithm_class.regresses:
+        able = [entry.name for entry in registry().algorithms if entry.value.regresses]
+        raise OptionError(
+            f"algorithm '{algorithm}' classifies, but the tasks of data set '{dataset}' are regression",
+            f"use one of {', '.join(able)}, or another data set",
+        )
     classes = len(data.split("train").counts) if isinstance(data, ClassDataset) else 0
     train_ways = training.train_ways or training.ways
     if "train_ways" not in recipe and classes:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metazoo import runs
 from metazoo.train import Watcher, plan, train
+
+# The tests' networks are so small that threads cost more than they bring; subprocesses inherit the variable.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 RECIPE: dict[str, Any] = {
     "ways": 3,

@@ -47,6 +47,7 @@ class MAML(metazoo.Algorithm):
         ] = "batch"
         tasks: Annotated[Literal["auto", "loop", "vmap"], "how the tasks of a batch are run"] = "auto"
 
+    regresses = True
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
 
     def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):

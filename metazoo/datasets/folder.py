@@ -52,11 +52,6 @@ class Folder(ClassDataset):
 
     local_options = ("root",)
     licence = "the user's own"
-    recipe = {"train_ways": 5}  # few folders have the 60 classes that ProtoNet would train with
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.input_format["channels"], self.config.size, self.config.size)
 
     @property
     def input_format(self) -> dict[str, Any]:

@@ -56,11 +56,6 @@ class MNIST(ClassDataset):
 
     local_options = ("root", "url")
     licence = "CC BY-SA 3.0 (as commonly stated)"
-    recipe = {"train_ways": 5}
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1, self.config.size, self.config.size)
 
     @property
     def input_format(self) -> dict[str, Any]:

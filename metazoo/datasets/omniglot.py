@@ -100,10 +100,6 @@ class Omniglot(ClassDataset):
     licence = "MIT"
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1, self.config.size, self.config.size)
-
-    @property
     def input_format(self) -> dict[str, Any]:
         return {"size": self.config.size, "channels": 1, "invert": True}
 

@@ -1,0 +1,281 @@
+"""Training: what a run leaves, what it stops for, and that a broken run ends as one that was never broken."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from metazoo import runs
+from metazoo.algorithm import Recipe
+from metazoo.checkpoint import load_model, load_tensors
+from metazoo.errors import CheckpointError, DataError, OptionError
+from metazoo.evaluate import evaluate
+from metazoo.train import TrainingFailed, Watcher, find_device, learning_rate, plan, train
+
+TINY: dict[str, Any] = {
+    "ways": 3,
+    "train_ways": 3,
+    "train_queries": 2,
+    "queries": 2,
+    "meta_batch": 1,
+    "batch_size": 12,
+    "steps": 9,
+    "validate_every": 3,
+    "validation_episodes": 4,
+    "test_episodes": 4,
+    "device": "cpu",
+}
+GLYPHS = {"alphabets": 6}
+
+
+def tiny(algorithm: str, **recipe: Any) -> tuple[Any, Any]:
+    if algorithm == "maml":
+        return plan("maml", "sinusoid", {"learned_rates": "per-step"}, {}, {}, {**TINY, **recipe})
+    return plan(algorithm, "glyphs", {}, GLYPHS, {"width": 4}, {**TINY, **recipe})
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / runs.LAST)[0]
+
+
+def same_ending(folder: Path, other: Path) -> None:
+    """Two runs end alike: weights, optimizer, best model and metrics, but for the clock."""
+    ours, theirs = state_of(folder), state_of(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert (folder / runs.BEST).read_bytes() == (other / runs.BEST).read_bytes()
+    clockless = [[{k: v for k, v in m.items() if k != "seconds"} for m in runs.read_metrics(f)] for f in (folder, other)]
+    assert clockless[0] == clockless[1]
+    results = [json.loads((f / runs.RESULT).read_text()) for f in (folder, other)]
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashAt(Watcher):
+    """Breaks the run off after a step, or in a validation (behind the best model's file, before the state's)."""
+
+    def __init__(self, step: int, in_validation: bool):
+        self.at, self.in_validation = step, in_validation
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        if step == self.at and not self.in_validation:
+            raise Crash
+
+    def validation(self, step: int, value: float, best: float) -> None:
+        if step == self.at and self.in_validation:
+            raise Crash
+
+
+@pytest.mark.parametrize("algorithm", ["protonet", "matching", "baseline", "maml"])
+def test_a_broken_run_resumes_to_the_same_weights(algorithm: str, tmp_path: Path) -> None:
+    blueprint, data = tiny(algorithm)
+    runs.create(tmp_path / "whole", blueprint)
+    train(blueprint, data, tmp_path / "whole", Watcher())
+    for at, in_validation in ((2, False), (3, True), (4, False), (6, True), (9, False)):
+        folder = tmp_path / f"broken-{at}-{in_validation}"
+        runs.create(folder, blueprint)
+        with pytest.raises(Crash):
+            train(blueprint, data, folder, CrashAt(at, in_validation))
+        # A new process would build everything anew, too.
+        blueprint_again = runs.read_blueprint(folder)
+        train(blueprint_again, blueprint_again.data(), folder, Watcher())
+        same_ending(folder, tmp_path / "whole")
+
+
+COMMAND = [sys.executable, "-m", "metazoo", "train"]
+SINUSOIDS = ["maml", "--dataset", "sinusoid", "--learned-rates", "per-step", "--meta-batch", "4", "--steps", "300"]
+OFTEN = ["--validate-every", "20", "--validation-episodes", "10", "--test-episodes", "10", "--device", "cpu"]
+
+
+def run_until(arguments: list[str], log: Path, lines: int, pause: float, number: int) -> tuple[int, str]:
+    """Start a run, send it a signal a pause after its metrics have so many lines, and return its status and stderr."""
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 200
+        while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+            assert time.monotonic() < deadline, "the run did not get on"
+            time.sleep(0.002)
+        time.sleep(pause)
+        process.send_signal(number)
+        told = process.communicate(timeout=100)[1]
+    return process.returncode, told
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run([*COMMAND, *SINUSOIDS, *OFTEN, "--out", str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_resumes_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    killed, moments = tmp_path / "killed", random.Random(0)
+    # The first kill comes before any checkpoint; each other one in a step, a validation, or between two files.
+    status, _ = run_until([*SINUSOIDS, *OFTEN, "--out", str(killed)], killed / runs.CONFIG, 1, 0.5, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    for lines in (3, 9, 20):
+        resume = ["--resume", str(killed)]
+        status, _ = run_until(resume, killed / runs.METRICS, lines, moments.random() * 0.05, signal.SIGKILL)
+        assert status == -signal.SIGKILL, "it ended before it could be killed"
+        assert not (killed / runs.RESULT).exists()
+    subprocess.run([*COMMAND, "--resume", str(killed)], check=True, capture_output=True)
+    same_ending(killed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(number: int, whole: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
+    status, told = run_until([*SINUSOIDS, *OFTEN, "--out", str(stopped)], stopped / runs.METRICS, 3, 0.01, number)
+    assert status == 130
+    assert "everything is saved" in told
+    assert f"hint: `metazoo train --resume {stopped}` goes on" in told
+    assert "Traceback" not in told
+    assert 20 <= load_tensors(stopped / runs.LAST)[1]["step"] < 300
+    subprocess.run([*COMMAND, "--resume", str(stopped)], check=True, capture_output=True)
+    same_ending(stopped, whole)
+
+
+def test_a_run_folder_holds_what_it_says(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    blueprint, data = tiny("protonet", steps=20, validate_every=10)
+    runs.create(tmp_path / "run", blueprint)
+    result = train(blueprint, data, tmp_path / "run", Watcher())
+    config = json.loads((tmp_path / "run" / runs.CONFIG).read_text())
+    assert config["recipe"] == {**TINY, **{k: config["recipe"][k] for k in config["recipe"] if k not in TINY}} | {
+        "steps": 20,
+        "validate_every": 10,
+    }
+    assert set(config["recipe"]) == {field for field in Recipe.__dataclass_fields__}
+    assert config["dataset_options"] == {"alphabets": 6, "seed": 0}
+    metrics = runs.read_metrics(tmp_path / "run")
+    assert [m["step"] for m in metrics if "loss" in m] == [10, 20]
+    assert [m["step"] for m in metrics if "validation_accuracy" in m] == [10, 20]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # TensorBoard's reader leaves its file open
+        events = EventAccumulator(str(tmp_path / "run")).Reload()
+    logged = [(e.step, e.value) for e in events.Scalars("validation_accuracy")]
+    assert logged == [(m["step"], pytest.approx(m["validation_accuracy"])) for m in metrics if "validation_accuracy" in m]
+    assert json.loads((tmp_path / "run" / runs.RESULT).read_text()) == result
+    assert 0 <= result["mean"] <= 1
+    assert result["interval"] > 0
+    assert result["tasks"] == 4
+    assert result["transductive"] is False
+    names = {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events")}
+    assert names == {runs.CONFIG, runs.METRICS, runs.BEST, runs.LAST, runs.RESULT}
+
+
+def test_the_best_model_is_that_of_the_best_validation(tmp_path: Path) -> None:
+    blueprint, data = tiny("protonet", steps=30, lr=0.01, validation_episodes=20)
+    runs.create(tmp_path / "run", blueprint)
+    result = train(blueprint, data, tmp_path / "run", Watcher())
+    values = {m["step"]: m["validation_accuracy"] for m in runs.read_metrics(tmp_path / "run") if "validation_accuracy" in m}
+    assert len(set(values.values())) > 1
+    assert result["validation"] == max(values.values())
+    assert result["best_step"] == min(step for step, value in values.items() if value == max(values.values()))
+    best = load_model(tmp_path / "run" / runs.BEST)[0]
+    again = evaluate(best, data.tasks("val", 3, 1, 2, 0), 20).double().mean().item()
+    assert again == pytest.approx(result["validation"])
+
+
+def test_early_stopping_counts_validations_without_improvement(tmp_path: Path) -> None:
+    blueprint, data = tiny("maml", lr=0.0, steps=30, patience=2)
+    runs.create(tmp_path / "run", blueprint)
+    assert train(blueprint, data, tmp_path / "run", Watcher())["steps"] == 9
+    # Resumed, it is still stopped.
+    assert train(blueprint, data, tmp_path / "run", Watcher())["steps"] == 9
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    blueprint, data = tiny("maml", optimizer="sgd", lr=1e30, schedule="constant", clip_grad=None)
+    runs.create(tmp_path / "run", blueprint)
+    with pytest.raises(TrainingFailed, match=r"loss is (nan|inf) at step") as error:
+        train(blueprint, data, tmp_path / "run", Watcher())
+    assert "--lr" in str(error.value.hint)
+
+
+def test_plan_takes_options_from_the_user_then_the_data_then_the_algorithm() -> None:
+    recipe = plan("maml", "sinusoid")[0].recipe
+    assert recipe["backbone"] == "mlp"  # the data's
+    assert recipe["meta_batch"] == 25  # the data's before the algorithm's
+    assert recipe["clip_grad"] == 10.0  # the algorithm's
+    assert plan("maml", "sinusoid", recipe={"clip_grad": None, "meta_batch": 2})[0].recipe["clip_grad"] is None
+    blueprint = plan("maml", "sinusoid", recipe={"clip_grad": None, "meta_batch": 2})[0]
+    assert blueprint.recipe["meta_batch"] == 2
+
+
+def test_train_ways_fit_the_data_unless_they_are_asked_for(tmp_path: Path) -> None:
+    for split, classes in (("train", 7), ("val", 5), ("test", 5)):
+        for c in range(classes):
+            for i in range(8):
+                folder = tmp_path / split / f"{split}{c}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (20, 20), (31 * c + i) % 256).save(folder / f"{i}.png")
+    options = {"root": str(tmp_path), "size": 20}
+    fit = plan("protonet", "folder", dataset_options=options, recipe={"queries": 3})[0]
+    assert fit.recipe["train_ways"] == 7
+    with pytest.raises(DataError, match="7 classes, but a task needs 8"):
+        plan("protonet", "folder", dataset_options=options, recipe={"queries": 3, "train_ways": 8})
+    with pytest.raises(DataError, match=r"train0.*8 examples, but a task needs 1 for support and 15"):
+        plan("protonet", "folder", dataset_options=options, recipe={"train_queries": 15})
+
+
+def test_a_classifier_is_not_given_regression() -> None:
+    for algorithm in ("protonet", "matching", "baseline"):
+        with pytest.raises(OptionError, match="classifies, but") as error:
+            plan(algorithm, "sinusoid")
+        assert "maml" in str(error.value.hint)
+
+
+def test_schedules() -> None:
+    def rates(schedule: Any, steps: int = 4, **more: Any) -> list[float]:
+        return [learning_rate(Recipe(schedule=schedule, steps=steps, lr=2.0, **more), step) for step in range(steps)]
+
+    assert rates("constant") == [2.0] * 4
+    assert rates("linear") == [2.0, 1.5, 1.0, 0.5]
+    assert rates("halving", halve_every=2) == [2.0, 2.0, 1.0, 1.0]
+    assert rates("cosine") == pytest.approx([1 + math.cos(math.pi * step / 4) for step in range(4)])
+
+
+def test_an_unusable_device_is_named() -> None:
+    for name in ("gpu", "cuda:99", "mps:7"):
+        with pytest.raises(OptionError, match=f"device '{name}' cannot be used"):
+            find_device(name)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    blueprint, data = tiny("protonet")
+    runs.create(tmp_path / "run", blueprint)
+    train(blueprint, data, tmp_path / "run", Watcher())
+    other = plan("protonet", "glyphs", {}, GLYPHS, {"width": 5}, TINY)[0]
+    with pytest.raises(CheckpointError, match=r"last\.safetensors does not fit"):
+        train(other, data, tmp_path / "run", Watcher())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("METAZOO_DATA" not in os.environ, reason="METAZOO_DATA names no data root with Omniglot")
+def test_learns_omniglot(tmp_path: Path) -> None:
+    recipe = {"train_ways": 20, "steps": 100, "validate_every": 100, "validation_episodes": 50, "test_episodes": 200}
+    blueprint, data = plan("protonet", "omniglot", dataset_options={"rotations": False}, recipe=recipe)
+    runs.create(tmp_path / "run", blueprint)
+    result = train(blueprint, data, tmp_path / "run", Watcher())
+    assert result["mean"] > 0.9
