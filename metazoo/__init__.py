@@ -6,11 +6,13 @@ Everything public is here: what a plugin is written with, and what a program use
 from . import ops
 from .algorithm import Algorithm, FeatureLearner, Recipe, class_means, task_loss
 from .backbones import Backbone
+from .classifier import FewShotClassifier
 from .episodes import Batch, ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource, TaskSpec, ways_of
 from .errors import CheckpointError, DataError, MetazooError, OptionError, PluginError, UnknownNameError
 from .hookspecs import hookimpl
 from .options import Config, Range
 from .version import VERSION
+from .zoo import load
 
 __version__ = VERSION
 
@@ -27,6 +29,7 @@ __all__ = [
     "EpisodeSampler",
     "Examples",
     "FeatureLearner",
+    "FewShotClassifier",
     "MetazooError",
     "OptionError",
     "PluginError",
@@ -37,6 +40,7 @@ __all__ = [
     "UnknownNameError",
     "class_means",
     "hookimpl",
+    "load",
     "ops",
     "task_loss",
     "ways_of",

@@ -236,7 +236,7 @@ def test_train_ways_fit_the_data_unless_they_are_asked_for(tmp_path: Path) -> No
     with pytest.raises(DataError, match="7 classes, but a task needs 8"):
         plan("protonet", "folder", dataset_options=options, recipe={"queries": 3, "train_ways": 8})
     with pytest.raises(DataError, match=r"train0.*8 examples, but a task needs 1 for support and 15"):
-        plan("protonet", "folder", dataset_options=options, recipe={"train_queries": 15})
+        plan("protonet", "folder", dataset_options=options, recipe={"queries": 3, "train_queries": 15})
 
 
 def test_a_classifier_is_not_given_regression() -> None:

@@ -1,0 +1,94 @@
+"""Writes the tables of the docs from the code and the model cards: `python docs/tables.py`; with --check it only compares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from metazoo import options
+from metazoo.algorithm import Recipe
+from metazoo.cli.tables import mode_text, task_text, value_text
+from metazoo.plugins import registry
+
+ROOT = Path(__file__).parents[1]
+
+
+def results() -> str:
+    """Return the table of the pretrained models that come with metazoo."""
+    cards = [json.loads(path.read_text()) for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))]
+    classifiers = [card for card in cards if card["results"][0]["metric"] == "accuracy"]
+    tasks = list(dict.fromkeys(task_text(r) for card in classifiers for r in card["results"]))
+    lines = ["| model | " + " | ".join(tasks) + " | |", "|---|" + "---|" * (len(tasks) + 1)]
+    for card in classifiers:
+        found = {task_text(r): value_text(r).removesuffix(" %") for r in card["results"]}
+        cells = [found.get(task, "") for task in tasks]
+        lines.append(f"| `{card['name']}` | {' | '.join(cells)} | {mode_text(card['results'][0])} |")
+    for card in cards:
+        if card not in classifiers:
+            values = ", ".join(f"{value_text(r)} ({task_text(r)})" for r in card["results"])
+            lines += ["", f"`{card['name']}`: {card['results'][0]['metric'].upper()} {values}."]
+    return "\n".join(lines)
+
+
+def option_table(config: type, prefix: str = "", usual: dict[str, Any] | None = None) -> str:
+    """Return the options of a Config class as a table."""
+    lines = ["| option | takes | default | |", "|---|---|---|---|"]
+    for option in options.read(config):
+        default = (usual or {}).get(option.name, option.default)
+        text = option.help.partition("  [default: ")
+        shown = text[2].removesuffix("]") if default is None and text[2] else str(default)
+        expects = option.expects.replace("|", "\\|")
+        lines.append(f"| `--{prefix}{option.name.replace('_', '-')}` | {expects} | {shown} | {text[0]} |")
+    return "\n".join(lines) if len(lines) > 2 else "No options."
+
+
+def reference() -> str:
+    """Return docs/algorithms.md whole."""
+    parts = [
+        "# Options",
+        "Written by `python docs/tables.py` from the Config classes; `metazoo train ALGORITHM --help` shows the same.",
+    ]
+    parts += ["## Training", "The same for every algorithm; their own defaults stand with them below.", option_table(Recipe)]
+    for title, entries, prefix in (
+        ("Algorithms", registry().algorithms, ""),
+        ("Data sets", registry().datasets, "data-"),
+        ("Backbones", registry().backbones, "backbone-"),
+    ):
+        parts.append(f"## {title}")
+        for entry in entries:
+            if entry.plugin.distribution != "metazoo":
+                continue
+            parts += [f"### {entry.name}", " ".join((entry.value.__doc__ or "").split())]
+            recipe = dict(getattr(entry.value, "recipe", {}))
+            if recipe:
+                changed = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in recipe.items())
+                parts.append(f"Trains by default with {changed}.")
+            parts.append(option_table(entry.value.Config, prefix))
+    return "\n\n".join(parts) + "\n"
+
+
+def documents() -> dict[Path, str]:
+    """Return what every document with tables should hold."""
+    readme = (ROOT / "README.md").read_text()
+    before, start, rest = readme.partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- /results -->")
+    return {
+        ROOT / "README.md": before + start + results() + "\n" + end + after,
+        ROOT / "docs" / "algorithms.md": reference(),
+    }
+
+
+def main() -> int:
+    stale = [path for path, text in documents().items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if "--check" in sys.argv:
+            print(f"{path.relative_to(ROOT)} is not what `python docs/tables.py` writes")
+        else:
+            path.write_text(documents()[path])
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
