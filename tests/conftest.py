@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from metazoo import runs
-from metazoo.train import Watcher, plan, train
+from metazoo.plan import plan
+from metazoo.train import Watcher, train
 
 # The tests' networks are so small that threads cost more than they bring; subprocesses inherit the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -41,14 +42,14 @@ def make_run(folder: Path, algorithm: str, dataset: str = "glyphs", data: dict[s
 
 @pytest.fixture(scope="session")
 def protonet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of protonet on glyphs."""
-    return make_run(tmp_path_factory.mktemp("runs") / "protonet", "protonet")
+    """A run of protonet on glyphs, just long enough to tell shapes apart."""
+    return make_run(tmp_path_factory.mktemp("runs") / "protonet", "protonet", steps=40, validate_every=20)
 
 
 @pytest.fixture(scope="session")
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with another seed."""
-    return make_run(tmp_path_factory.mktemp("runs") / "other", "protonet", seed=1)
+    return make_run(tmp_path_factory.mktemp("runs") / "other", "protonet", steps=40, validate_every=20, seed=1)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ ORDER = [
     ["algorithm", "datasets.**"],
     ["registrable"],
     ["plugins"],
-    ["checkpoint", "evaluate", "runs", "trials", "curve"],
+    ["checkpoint", "evaluate", "runs", "trials", "curve", "plan"],
     ["conformance", "train", "zoo"],
     ["testing", "classifier"],
     ["cli.**", "__main__"],

@@ -23,7 +23,8 @@ from metazoo.algorithm import Recipe
 from metazoo.checkpoint import load_model, load_tensors
 from metazoo.errors import CheckpointError, DataError, OptionError
 from metazoo.evaluate import evaluate
-from metazoo.train import TrainingFailed, Watcher, find_device, learning_rate, plan, train
+from metazoo.plan import plan
+from metazoo.train import TrainingFailed, Watcher, find_device, learning_rate, train
 
 TINY: dict[str, Any] = {
     "ways": 3,

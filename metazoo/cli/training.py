@@ -17,8 +17,8 @@ from metazoo.cli.configured import ConfiguredCommand, Section, data_section, fin
 from metazoo.cli.progress import shown
 from metazoo.cli.tables import result_line
 from metazoo.errors import MetazooError, OptionError
+from metazoo.plan import plan
 from metazoo.plugins import registry
-from metazoo.train import plan
 from metazoo.train import train as run_training
 
 DEFAULT_DATASET = "glyphs"

@@ -1,0 +1,87 @@
+"""What a run is made from: names and options resolved, every default filled in, checked against the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from . import options
+from .algorithm import Recipe
+from .checkpoint import Blueprint
+from .episodes import ClassDataset, Dataset, TaskSource, TaskSpec
+from .errors import OptionError
+from .plugins import registry
+
+
+def plan(
+    algorithm: str,
+    dataset: str,
+    algorithm_options: Mapping[str, Any] = {},
+    dataset_options: Mapping[str, Any] = {},
+    backbone_options: Mapping[str, Any] = {},
+    recipe: Mapping[str, Any] = {},
+) -> tuple[Blueprint, Dataset]:
+    """Return the whole of what a run is made from, every default filled in, and its data set, read.
+
+    A training option that is not given comes from the data set's recipe, else the algorithm's, else Recipe. Default
+    `train_ways` are lowered to the classes that the training split has.
+    """
+    algorithm_class = registry().algorithm(algorithm).value
+    dataset_class = registry().dataset(dataset).value
+    merged = {**algorithm_class.recipe, **dataset_class.recipe, **recipe}
+    training = options.build(Recipe, merged, "the recipe")
+    backbone_class = registry().backbone(training.backbone).value
+    backbone_config = options.build(backbone_class.Config, backbone_options, f"backbone '{training.backbone}'")
+    algorithm_config = options.build(algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'")
+    data = dataset_class(options.build(dataset_class.Config, dataset_options, f"data set '{dataset}'"))
+
+    if data.regression and not algorithm_class.regresses:
+        able = [entry.name for entry in registry().algorithms if entry.value.regresses]
+        raise OptionError(
+            f"algorithm '{algorithm}' classifies, but the tasks of data set '{dataset}' are regression",
+            f"use one of {', '.join(able)}, or another data set",
+        )
+    classes = len(data.split("train").counts) if isinstance(data, ClassDataset) else 0
+    train_ways = training.train_ways or training.ways
+    if "train_ways" not in recipe and classes:
+        train_ways = max(2, min(train_ways, classes))
+    training = dataclasses.replace(
+        training,
+        train_ways=train_ways,
+        train_shots=training.train_shots or training.shots,
+        train_queries=training.train_queries or training.queries,
+    )
+    for split in ("val", "test"):  # what is too small is found now, not after the training
+        data.tasks(split, training.ways, training.shots, training.queries, training.seed)
+    episode = training_tasks(data, training).draw(0, 1)
+    spec = TaskSpec(
+        input_shape=tuple(episode.support_x.shape[2:]),
+        outputs=episode.query_y.shape[-1] if data.regression else train_ways,
+        classes=classes,
+        regression=data.regression,
+    )
+    blueprint = Blueprint(
+        algorithm=algorithm,
+        algorithm_options=options.as_dict(algorithm_config),
+        backbone=training.backbone,
+        backbone_options=options.as_dict(backbone_config),
+        dataset=dataset,
+        dataset_options=options.as_dict(data.config),
+        recipe=options.as_dict(training),
+        spec=spec,
+        input_format=dict(data.input_format),
+    )
+    blueprint.model()
+    return blueprint, data
+
+
+def training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:
+    """Return the tasks to train on."""
+    return data.tasks(
+        "train",
+        recipe.train_ways or recipe.ways,
+        recipe.train_shots or recipe.shots,
+        recipe.train_queries or recipe.queries,
+        recipe.seed,
+    )
