@@ -149,6 +149,7 @@ CASES = {
     "nowhere-module": Broken("", "its entry point names zoo_no.such.module, which does not exist", target="zoo_no.such.module"),
     "nowhere-part": Broken("", "its entry point names MODULE.part, which does not exist", target="MODULE.part"),
     "nowhere-attribute": Broken("", "its entry point names MODULE:plugin, which does not exist", target="MODULE:plugin"),
+    "nowhere-form": Broken("", "its entry point names 'not a module', which is not of the form", target="not a module"),
     "class": Broken(ALGORITHM + REGISTERED, "its entry point names the class MODULE:Nearest", target="MODULE:Nearest"),
     "function": Broken(ALGORITHM + REGISTERED, "it implements no hook", target="MODULE:register_algorithms"),
     "no-hooks": Broken(ALGORITHM, "it implements no hook", "@metazoo.hookimpl"),

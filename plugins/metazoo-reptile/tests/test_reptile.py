@@ -38,8 +38,8 @@ def model(**options) -> Reptile:
     "options", [{}, {"transduction": True}, {"inner_optimizer": "sgd", "inner_lr": 0.1}, {"inner_batch": 3, "inner_steps": 1}]
 )
 def test_it_conforms(options: dict[str, object]) -> None:
-    # Two hundred adaptations of 50 steps would say no more.
-    check_algorithm(Reptile, {"eval_inner_steps": 7, **options}, regression=True)
+    # Fewer steps than the default of 50, which would say no more.
+    check_algorithm(Reptile, {"eval_inner_steps": 7, **options}, regression=not options)
 
 
 def test_it_is_registered() -> None:
