@@ -15,6 +15,7 @@ from metazoo import options
 from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
+from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.tables import print_results, table, task_text, value_text
 from metazoo.episodes import ClassDataset, Dataset
 from metazoo.errors import MetazooError, OptionError
@@ -99,6 +100,7 @@ def eval_(
         raise OptionError(
             "--protocol brings tasks of its own", "leave out --ways, --shots, --queries, --episodes, --seed and --split"
         )
+    keep_freed_memory()
     sources = [find(name) for name in models]
     place = find_device(device)
     recipe = sources[0].blueprint.recipe

@@ -14,6 +14,7 @@ from metazoo.algorithm import Recipe
 from metazoo.checkpoint import read_json
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
+from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.progress import shown
 from metazoo.cli.tables import result_line
 from metazoo.errors import MetazooError, OptionError
@@ -75,6 +76,7 @@ def train(
 
     `metazoo train ALGORITHM --dataset NAME --help` shows the options of both.
     """
+    keep_freed_memory()
     if resume is not None:
         if algorithm or dataset or out:
             raise OptionError("--resume takes no other options", f"`metazoo train --resume {resume}` goes on as the run began")
