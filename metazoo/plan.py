@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from . import options
@@ -34,7 +35,12 @@ def plan(
     backbone_class = registry().backbone(training.backbone).value
     backbone_config = options.build(backbone_class.Config, backbone_options, f"backbone '{training.backbone}'")
     algorithm_config = options.build(algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'")
-    data = dataset_class(options.build(dataset_class.Config, dataset_options, f"data set '{dataset}'"))
+    # A run is resumed from anywhere: the paths that it keeps must not depend on where it began.
+    absolute = {
+        name: str(Path(value).resolve()) if name in dataset_class.local_options and value and Path(value).exists() else value
+        for name, value in dataset_options.items()
+    }
+    data = dataset_class(options.build(dataset_class.Config, absolute, f"data set '{dataset}'"))
 
     if data.regression and not algorithm_class.regresses:
         able = [entry.name for entry in registry().algorithms if entry.value.regresses]

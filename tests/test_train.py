@@ -224,7 +224,7 @@ def test_plan_takes_options_from_the_user_then_the_data_then_the_algorithm() -> 
     assert blueprint.recipe["meta_batch"] == 2
 
 
-def test_train_ways_fit_the_data_unless_they_are_asked_for(tmp_path: Path) -> None:
+def test_train_ways_fit_the_data_unless_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split, classes in (("train", 7), ("val", 5), ("test", 5)):
         for c in range(classes):
             for i in range(8):
@@ -232,7 +232,9 @@ def test_train_ways_fit_the_data_unless_they_are_asked_for(tmp_path: Path) -> No
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.new("L", (20, 20), (31 * c + i) % 256).save(folder / f"{i}.png")
     options = {"root": str(tmp_path), "size": 20}
-    fit = plan("protonet", "folder", dataset_options=options, recipe={"queries": 3})[0]
+    monkeypatch.chdir(tmp_path.parent)
+    fit = plan("protonet", "folder", dataset_options={**options, "root": tmp_path.name}, recipe={"queries": 3})[0]
+    assert fit.dataset_options["root"] == str(tmp_path.resolve())  # so that the run resumes from anywhere
     assert fit.recipe["train_ways"] == 7
     with pytest.raises(DataError, match="7 classes, but a task needs 8"):
         plan("protonet", "folder", dataset_options=options, recipe={"queries": 3, "train_ways": 8})
