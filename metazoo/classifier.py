@@ -97,6 +97,7 @@ class FewShotClassifier:
                 raise DataError(f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]")
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
         else:
+            X = list(X)
             if any(isinstance(i, (Tensor, np.ndarray)) for i in X):
                 raise DataError("this is a list of tensors or arrays", "stack them into one, the first dimension the examples")
             if not self.input_format:

@@ -20,6 +20,7 @@ from metazoo.cli.tables import result_line
 from metazoo.errors import MetazooError, OptionError
 from metazoo.plan import plan
 from metazoo.plugins import registry
+from metazoo.train import find_device
 from metazoo.train import train as run_training
 
 DEFAULT_DATASET = "glyphs"
@@ -91,6 +92,7 @@ def train(
         blueprint, data = plan(
             algorithm, dataset, algorithm_options or {}, dataset_options or {}, backbone_options or {}, recipe or {}
         )
+        find_device(blueprint.training().device)  # before there is a folder to clear away
         runs.create(folder, blueprint)
     chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
     title = f"{blueprint.algorithm} on {blueprint.dataset}"

@@ -1,0 +1,197 @@
+"""The classifier for a person with a few labelled examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from metazoo import zoo
+from metazoo.classifier import QUERIES_AT_ONCE, FewShotClassifier
+from metazoo.errors import DataError, OptionError, UnknownNameError
+from metazoo.images import decode
+
+LABELS = ["bar", "dot", "ring", "dot", "bar", "ring", "ring"]  # unequal class sizes, in no order
+
+
+def picture(label: str, seed: int) -> Image.Image:
+    """Dark ink on white paper."""
+    image = Image.new("L", (40, 40), 255)
+    draw, shift = ImageDraw.Draw(image), seed % 4
+    if label == "bar":
+        draw.rectangle((17 + shift, 4, 22 + shift, 36), fill=0)
+    elif label == "dot":
+        draw.ellipse((12 + shift, 14, 22 + shift, 24), fill=0)
+    else:
+        draw.ellipse((5, 5 + shift, 34, 34 + shift), outline=0, width=4)
+    return image
+
+
+def tensors(labels: list[str], first: int = 0) -> torch.Tensor:
+    return torch.stack([decode(picture(x, first + i), size=28, channels=1, invert=True) for i, x in enumerate(labels)])
+
+
+@pytest.fixture(scope="module")
+def classifier(protonet_run: Path) -> FewShotClassifier:
+    return FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), LABELS)
+
+
+def test_it_classifies_what_is_easy(classifier: FewShotClassifier) -> None:
+    queries = ["ring", "bar", "dot", "dot", "bar"]
+    assert classifier.classes_ == ["bar", "dot", "ring"]
+    assert classifier.predict(tensors(queries, 1)) == queries
+    probabilities = classifier.predict_proba(tensors(queries, 1))
+    assert probabilities.shape == (5, 3)
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert [classifier.classes_[i] for i in probabilities.argmax(1)] == queries
+
+
+def test_its_probabilities_are_those_of_the_model(classifier: FewShotClassifier, protonet_run: Path) -> None:
+    support, query = tensors(LABELS).float() / 255, tensors(["dot", "bar"], 5).float() / 255
+    labels = torch.tensor([[["bar", "dot", "ring"].index(label) for label in LABELS]])
+    with torch.no_grad():
+        logits = zoo.load(protonet_run)(support.unsqueeze(0), labels, query.unsqueeze(0))[0]
+    assert np.allclose(classifier.predict_proba(tensors(["dot", "bar"], 5)), logits.softmax(-1).numpy(), atol=1e-6)
+
+
+def test_every_form_of_example_gives_the_same_answer(classifier: FewShotClassifier, tmp_path: Path) -> None:
+    queries = ["ring", "bar", "dot"]
+    wanted = classifier.predict_proba(tensors(queries, 1))
+    images = [picture(label, 1 + i) for i, label in enumerate(queries)]
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        image.save(paths[-1])
+    x = tensors(queries, 1)
+    read_only = x.numpy().copy()
+    read_only.flags.writeable = False
+    forms: list[Any] = [
+        images, paths, [str(p) for p in paths], tuple(paths), iter(paths), x.numpy(), x.float() / 255, x.double() / 255,
+        (x.float() / 255).numpy(), x.numpy()[::-1].copy()[::-1], read_only,
+    ]  # fmt: skip
+    for form in forms:
+        kind = type(form).__name__
+        assert np.allclose(classifier.predict_proba(form), wanted, atol=1e-5), kind
+
+
+def test_inks_are_swapped_where_asked(protonet_run: Path) -> None:
+    white = [Image.eval(picture(label, i), lambda value: 255 - value) for i, label in enumerate(LABELS)]
+    black = [picture(label, i) for i, label in enumerate(LABELS)]
+    usual = FewShotClassifier(protonet_run, device="cpu").fit(black, LABELS).predict_proba(black)
+    swapped = FewShotClassifier(protonet_run, device="cpu", invert=False).fit(white, LABELS)
+    assert np.allclose(swapped.predict_proba(white), usual, atol=0.02)
+    assert not np.allclose(swapped.predict_proba(black), usual, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([3, 1, 2, 1, 3, 2, 2], [1, 2, 3]),
+        (np.array([3, 1, 2, 1, 3, 2, 2]), [1, 2, 3]),
+        (torch.tensor([3, 1, 2, 1, 3, 2, 2]), [1, 2, 3]),
+        ([torch.tensor(i) for i in (3, 1, 2, 1, 3, 2, 2)], [1, 2, 3]),
+        (list(np.array([3, 1, 2, 1, 3, 2, 2])), [1, 2, 3]),
+        (np.array(["c", "a", "b", "a", "c", "b", "b"]), ["a", "b", "c"]),
+        ([True, False, True, False, True, True, True], [False, True]),
+        ([("x", 1), ("x", 0), ("w", 5), ("x", 0), ("x", 1), ("w", 5), ("w", 5)], [("w", 5), ("x", 0), ("x", 1)]),
+        (["b", 1, "a", 1, "b", "a", "a"], [1, "a", "b"]),
+        ((n for n in (3, 1, 2, 1, 3, 2, 2)), [1, 2, 3]),
+    ],
+)
+def test_labels_of_every_sort(protonet_run: Path, labels: Any, classes: list[Any]) -> None:
+    classifier = FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), labels)
+    assert classifier.classes_ == classes
+    assert all(type(ours) is type(theirs) for ours, theirs in zip(classifier.classes_, classes))
+    assert set(classifier.predict(tensors(LABELS))) <= set(classes)
+
+
+def test_no_queries_get_no_answers_and_many_get_many(classifier: FewShotClassifier) -> None:
+    assert classifier.predict([]) == []
+    assert classifier.predict_proba(torch.zeros(0, 1, 28, 28)).shape == (0, 3)
+    many = tensors(["bar", "ring"] * 3, 1).repeat(QUERIES_AT_ONCE // 4, 1, 1, 1)
+    assert len(many) > QUERIES_AT_ONCE
+    one_by_one = classifier.predict_proba(many[:6])
+    assert np.allclose(classifier.predict_proba(many)[-6:], one_by_one, atol=1e-5)
+
+
+def test_a_transductive_model_judges_all_together(maml_run: Path) -> None:
+    classifier = FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), LABELS)
+    queries = tensors(["bar", "dot", "ring", "ring"], 1)
+    assert classifier.model.transductive
+    together = classifier.predict_proba(queries)
+    alone = np.concatenate([classifier.predict_proba(q.unsqueeze(0)) for q in queries])
+    assert together.shape == alone.shape == (4, 3)
+    assert not np.allclose(together, alone, atol=1e-4)
+
+
+def test_options_of_the_algorithm_can_be_set_otherwise(maml_run: Path) -> None:
+    few = FewShotClassifier(maml_run, device="cpu", eval_inner_steps=0).fit(tensors(LABELS), LABELS)
+    assert few.model.config.eval_inner_steps == 0
+    with pytest.raises(OptionError, match="no option 'inner_stepz'"):
+        FewShotClassifier(maml_run, inner_stepz=1)
+
+
+def test_more_classes_than_a_head_has_are_refused(maml_run: Path) -> None:
+    labels = ["a", "b", "c", "d", "a", "b", "c"]
+    with pytest.raises(OptionError, match="head has 3 outputs, but the task has 4 classes"):
+        FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), labels).predict(tensors(["bar"]))
+
+
+def test_a_model_that_is_none_or_classifies_nothing(sinusoid_run: Path) -> None:
+    with pytest.raises(UnknownNameError, match="no pretrained model named 'nothing'"):
+        FewShotClassifier("nothing")
+    with pytest.raises(OptionError, match="is a regression model"):
+        FewShotClassifier(sinusoid_run)
+
+
+def test_a_device_that_is_none(protonet_run: Path) -> None:
+    with pytest.raises(OptionError, match="device 'abacus' cannot be used"):
+        FewShotClassifier(protonet_run, device="abacus")
+
+
+def test_it_must_be_fitted_first(protonet_run: Path) -> None:
+    with pytest.raises(OptionError, match="no labelled examples yet") as caught:
+        FewShotClassifier(protonet_run).predict(tensors(["bar"]))
+    assert caught.value.hint == "call fit first"
+
+
+def test_unusable_examples_and_labels_are_refused_in_words(protonet_run: Path, tmp_path: Path) -> None:
+    classifier = FewShotClassifier(protonet_run, device="cpu")
+    x = tensors(LABELS)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    cases: list[tuple[Any, Any, str]] = [
+        (x, ["a"] * 7, r"only one class \('a'\)"),
+        (x, LABELS[:-1], "7 examples but 6 labels"),
+        ([], [], "there are no examples"),
+        (x[:, :, :20], LABELS, r"have shape \(7, 1, 20, 28\), but .* takes \(N, 1, 28, 28\)"),
+        (x[:, 0], LABELS, r"have shape \(7, 28, 28\)"),
+        (torch.tensor(5.0), LABELS, r"have shape \(\)"),
+        (x.long(), LABELS, r"torch\.int64"),
+        (list(x), LABELS, "list of tensors or arrays"),
+        (list(x.numpy()), LABELS, "list of tensors or arrays"),
+        (np.array(["a"] * 7), LABELS, "holds no examples"),
+        (np.array([None] * 7), LABELS, "holds no examples"),
+        ("a.png", LABELS, "one image, not a list"),
+        (tmp_path / "a.png", LABELS, "one image, not a list"),
+        (picture("bar", 0), LABELS, "one image, not a list"),
+        ([tmp_path / "nothing.png"] * 7, LABELS, r"there is no file .*nothing\.png"),
+        ([bad] * 7, LABELS, r"bad\.png is not an image"),
+        (x, [["a"]] * 7, "labels cannot"),
+        (x, [1j, 2j, 1j, 2j, 1j, 2j, 1j], "labels cannot"),
+    ]
+    for examples, labels, words in cases:
+        with pytest.raises(DataError, match=words):
+            classifier.fit(examples, labels)
+
+
+def test_a_fit_that_fails_leaves_the_one_before(protonet_run: Path) -> None:
+    classifier = FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), LABELS)
+    before = classifier.predict_proba(tensors(LABELS))
+    with pytest.raises(DataError):
+        classifier.fit(tensors(LABELS[:3]), ["a"] * 3)
+    assert np.array_equal(classifier.predict_proba(tensors(LABELS)), before)
