@@ -1,7 +1,7 @@
 """Times one training step of Conv4 on a CPU in four ways, interleaved: `python benchmarks/conv_step.py`.
 
-Weights contiguous or channels_last, memory given back to the kernel or kept. Each round runs every way in a process of its own, for
-malloc's settings last as long as the process; the ratios of medians are to the first way.
+Weights contiguous or channels_last, memory given back to the kernel or kept. Each round runs every way in a process of its own:
+malloc's settings last as long as the process. The ratios of medians are to the first way.
 """
 
 from __future__ import annotations
