@@ -21,12 +21,10 @@ from .plugins import registry
 from .trials import Classification, Regression
 
 
-def check_algorithm(
-    algorithm: str | type[Algorithm], options: Mapping[str, Any] | None = None, *, regression: bool = False
-) -> None:
+def check_algorithm(algorithm: str | type[Algorithm], options: Mapping[str, Any] | None = None) -> None:
     """Check that an algorithm, by registered name or as a class, keeps to the contract; `options` are values of its Config.
 
-    Small made tasks of classes of 16x16 images are put to it (with `regression`, also tasks of numbers), and these must hold:
+    Small made tasks of classes of 16x16 images are put to it (if it `regresses`, also tasks of numbers), and these must hold:
 
     - its Config, recipe and `draws` can be read, and its options survive JSON;
     - `forward` takes support_x, support_y and query_x alone, so that no query label can enter it;
@@ -54,7 +52,7 @@ def check_algorithm(
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             _run(name, conformance.DECLARATION, algorithm, options or {})
-            for kind in kinds if regression else kinds[:1]:
+            for kind in kinds if algorithm.regresses else kinds[:1]:
                 _run(name, conformance.BEHAVIOUR, kind(name, algorithm, options or {}))
     finally:
         torch.set_num_threads(threads)

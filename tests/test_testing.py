@@ -16,12 +16,10 @@ import metazoo
 from metazoo.plugins import registry
 from metazoo.testing import check_algorithm
 
-REGRESSION = {"maml"}
-
 
 @pytest.mark.parametrize("name", [entry.name for entry in registry().algorithms])
 def test_every_registered_algorithm_conforms(name: str) -> None:
-    check_algorithm(name, regression=name in REGRESSION)
+    check_algorithm(name)
 
 
 class Honest(metazoo.FeatureLearner):
@@ -38,6 +36,8 @@ class Honest(metazoo.FeatureLearner):
 class Plain(metazoo.Algorithm):
     """The same without declaring that it adapts in feature space, and with regression: a mean of the support by distance."""
 
+    regresses = True
+
     def forward(self, support_x, support_y, query_x):
         tasks = len(support_x)
         z = self.backbone(torch.cat([support_x.flatten(0, 1), query_x.flatten(0, 1)]))
@@ -51,7 +51,7 @@ class Plain(metazoo.Algorithm):
 def test_honest_algorithms_pass() -> None:
     check_algorithm(Honest)
     check_algorithm(Honest, {"scale": 0.5})
-    check_algorithm(Plain, regression=True)
+    check_algorithm(Plain)
 
 
 def test_a_transductive_algorithm_that_says_so_passes() -> None:
@@ -340,9 +340,12 @@ def test_every_liar_is_caught(liar: Any, breach: str) -> None:
 
 
 def test_regression_is_checked_where_it_is_claimed() -> None:
-    check_algorithm(CannotRegress)
+    class SaysSo(CannotRegress):
+        regresses = False
+
+    check_algorithm(SaysSo)
     with pytest.raises(AssertionError, match="this one classifies"):
-        check_algorithm(CannotRegress, regression=True)
+        check_algorithm(CannotRegress)
 
 
 def test_options_are_checked() -> None:

@@ -51,6 +51,8 @@ class Reptile(metazoo.Algorithm):
         "schedule": "linear",
     }
 
+    regresses = True
+
     def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
         super().__init__(backbone, spec, config)
         self.head = nn.Linear(backbone.out_features, spec.outputs)

@@ -39,7 +39,7 @@ def model(**options) -> Reptile:
 )
 def test_it_conforms(options: dict[str, object]) -> None:
     # Fewer steps than the default of 50, which would say no more.
-    check_algorithm(Reptile, {"eval_inner_steps": 7, **options}, regression=not options)
+    check_algorithm(Reptile, {"eval_inner_steps": 7, **options})
 
 
 def test_it_is_registered() -> None:
