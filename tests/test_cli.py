@@ -428,6 +428,7 @@ def test_the_reader_of_stdout_may_go(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_no_crash_and_a_full_one_is_told(tmp_path: Path) -> None:
     closed = shell("$M info >&-", tmp_path)
     assert (closed.returncode, closed.stderr) == (0, "")

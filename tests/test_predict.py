@@ -174,6 +174,7 @@ def test_too_many_classes_for_a_head_are_told(
     assert "--ways 4" in hint
 
 
+@pytest.mark.slow
 def test_a_file_name_that_is_no_text_is_printed_all_the_same(support: Path, query: Path, protonet_run: Path) -> None:
     (query / "a.png").rename(os.fsdecode(os.fsencode(query) + b"/a\xff.png"))
     for more in ((), ("--csv",), ("--json",)):

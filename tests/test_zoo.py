@@ -152,6 +152,7 @@ def test_a_run_folder_and_a_file_are_models_too(protonet_run: Path) -> None:
         assert not zoo.load(name).training
 
 
+@pytest.mark.slow
 def test_eval_gives_the_number_of_the_card_again(site: Path, tmp_path: Path) -> None:
     """In a process of its own, in an empty folder, as its user would."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
