@@ -150,6 +150,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number: int, whole: Path, tmp_path: 
     assert "everything is saved" in told
     assert f"hint: `metazoo train --resume {stopped}` goes on" in told
     assert "Traceback" not in told
+    assert (stopped / runs.CURVE).read_bytes().startswith(b"\x89PNG")
     assert 20 <= load_tensors(stopped / runs.LAST)[1]["step"] < 300
     subprocess.run([*COMMAND, "--resume", str(stopped)], check=True, capture_output=True)
     same_ending(stopped, whole)

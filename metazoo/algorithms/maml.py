@@ -33,7 +33,7 @@ class MAML(metazoo.Algorithm):
     class Config(metazoo.Config):
         inner_lr: Annotated[float | None, "inner step size  [default: 0.4, in regression 0.01]", Range(0)] = None
         inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
-        eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0)] = 3
+        eval_inner_steps: Annotated[int | None, "inner steps at evaluation  [default: as in training]", Range(0)] = None
         first_order: Annotated[bool, "leave out second derivatives"] = False
         adapt: Annotated[Literal["all", "head"], "what inner steps change; head is ANIL"] = "all"
         learned_rates: Annotated[
@@ -76,7 +76,9 @@ class MAML(metazoo.Algorithm):
         return self.config.batch_norm == "batch" and len(self.norms) > 0
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        steps = self.config.inner_steps if self.training else self.config.eval_inner_steps
+        steps = self.config.inner_steps
+        if not self.training and self.config.eval_inner_steps is not None:
+            steps = self.config.eval_inner_steps
         return self._solve(support_x, support_y, query_x, steps, [steps])[:, -1]
 
     def loss(self, task: metazoo.Episode | metazoo.Batch) -> Tensor:

@@ -17,10 +17,10 @@ from metazoo.cli.configured import ConfiguredCommand, Section, data_section, fin
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.progress import shown
 from metazoo.cli.tables import result_line
-from metazoo.errors import MetazooError, OptionError
+from metazoo.errors import OptionError
 from metazoo.plan import plan
 from metazoo.plugins import registry
-from metazoo.train import find_device
+from metazoo.train import Interrupted, find_device
 from metazoo.train import train as run_training
 
 DEFAULT_DATASET = "glyphs"
@@ -104,11 +104,11 @@ def train(
             with shown(progress, title, chance) as watcher:
                 result = run_training(blueprint, data, folder, watcher)
         except KeyboardInterrupt:
-            raise MetazooError("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
-    metrics = runs.read_metrics(folder)
-    curve.save_png(folder / runs.CURVE, title, metrics, chance)
+            raise Interrupted("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
+        finally:
+            curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
     if progress != "none" and (progress != "auto" or sys.stderr.isatty()):
-        name, points = curve.validations(metrics)
+        name, points = curve.validations(runs.read_metrics(folder))
         click.echo(f"\nvalidation {name}{'' if chance is None else f' (chance {chance:.1%})'}:", err=True)
         click.echo(curve.text(points, bottom=chance), err=True)
     if as_json:
