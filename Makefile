@@ -12,10 +12,10 @@ demo: .venv/ready
 		--validation-episodes 100 --out runs/demo --progress $(PROGRESS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 quick: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
