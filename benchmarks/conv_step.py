@@ -36,7 +36,7 @@ def measure(order: str, memory: str) -> float:
 
 
 def main() -> None:
-    from metazoo.zoo import machine
+    from metazoo.runs import machine
 
     print(machine())
     times: dict[tuple[str, str], list[float]] = {way: [] for way in WAYS}

@@ -3,11 +3,23 @@
 Everything public is here: what a plugin is written with, and what a program uses.
 """
 
-from . import ops
+from . import images, ops
 from .algorithm import Algorithm, FeatureLearner, Recipe, class_means, task_loss
 from .backbones import Backbone
 from .classifier import FewShotClassifier
-from .episodes import Batch, ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource, TaskSpec, ways_of
+from .episodes import (
+    Batch,
+    ClassDataset,
+    Dataset,
+    Episode,
+    EpisodeSampler,
+    Examples,
+    TaskSource,
+    TaskSpec,
+    random_words,
+    uniform,
+    ways_of,
+)
 from .errors import CheckpointError, DataError, MetazooError, OptionError, PluginError, UnknownNameError
 from .hookspecs import hookimpl
 from .options import Config, Range
@@ -40,8 +52,11 @@ __all__ = [
     "UnknownNameError",
     "class_means",
     "hookimpl",
+    "images",
     "load",
     "ops",
+    "random_words",
     "task_loss",
+    "uniform",
     "ways_of",
 ]

@@ -37,7 +37,7 @@ class Recipe(options.Config):
         Literal["constant", "cosine", "linear", "halving"], "outer learning rate over the run (cosine and linear end at 0)"
     ] = "cosine"
     halve_every: Annotated[int, "outer steps after which `halving` halves", Range(1)] = 2000
-    clip_grad: Annotated[float | None, "largest norm of the outer gradient", Range(0)] = None
+    clip_grad: Annotated[float | None, "largest norm of the outer gradient  [default: none]", Range(1e-9)] = None
     validate_every: Annotated[int, "outer steps between validations (and checkpoints)", Range(1)] = 100
     validation_episodes: Annotated[int, "tasks in a validation", Range(2)] = 200
     patience: Annotated[int | None, "validations without improvement after which to stop  [default: never]", Range(1)] = None
@@ -101,7 +101,10 @@ class FeatureLearner(Algorithm):
 
     def embed_both(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (B, S, D) and (B, Q, D) of tasks' examples (B, S, *) and (B, Q, *)."""
-        # One pass for both: in training, BatchNorm's statistics are those of the whole episode.
+        if self.training and len(support_x) > 1:
+            # In training BatchNorm's statistics are those of a task: they must not depend on what else is in the meta-batch.
+            pairs = [self.embed_both(support_x[i : i + 1], query_x[i : i + 1]) for i in range(len(support_x))]
+            return torch.cat([support for support, _ in pairs]), torch.cat([query for _, query in pairs])
         x = torch.cat([support_x.flatten(0, 1), query_x.flatten(0, 1)])
         support_z, query_z = self.embed(x).tensor_split([support_x.shape[:2].numel()])
         return support_z.unflatten(0, support_x.shape[:2]), query_z.unflatten(0, query_x.shape[:2])

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import options
 from .algorithm import Algorithm, Recipe
 from .episodes import Dataset, TaskSpec
-from .errors import CheckpointError, MetazooError, OptionError
+from .errors import CheckpointError, OptionError
 from .plugins import registry
 from .version import VERSION
 
@@ -166,8 +166,11 @@ def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
         with torch.random.fork_rng(devices=[]):
             model = blueprint.model(**changes)
         model.load_state_dict(tensors)
-    except MetazooError:
-        raise
+    except OptionError as error:
+        if changes or metadata["metazoo"] == VERSION:
+            raise
+        made = f"{path} was made by metazoo {metadata['metazoo']}, this is {VERSION}: {error.message}"
+        raise CheckpointError(made, f"`pip install metazoo=={metadata['metazoo']}`, or train the model again") from error
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(
             f"the weights in {path} do not fit algorithm '{blueprint.algorithm}': {str(error).splitlines()[-1].strip()}",

@@ -36,7 +36,8 @@ def save_png(path: Path, title: str, metrics: Sequence[dict[str, Any]], chance: 
     right.plot(*zip(*points) if points else ([], []), marker="o", markersize=3)
     if chance is not None:
         right.axhline(chance, color="grey", linestyle="--", linewidth=1)
-        right.text(0, chance, " chance", color="grey", va="bottom", fontsize="small")
+        place = right.get_yaxis_transform()  # across in parts of the axes, up in values
+        right.text(0, chance, " chance", color="grey", va="bottom", fontsize="small", transform=place)
     right.set(xlabel="outer step", ylabel=f"validation {name}")
     figure.suptitle(title, fontsize="medium")
     buffer = io.BytesIO()

@@ -170,14 +170,18 @@ class EpisodeSampler:
         rows = [[self._starts[c] + e for e in distinct(words, each, self.examples.counts[c])] for c in classes]
         return classes, rows
 
+    def take(self, rows: Tensor) -> Tensor:
+        """Return what stands for the examples in these rows."""
+        return self.examples.take(rows)
+
     def draw(self, first: int, count: int) -> Episode:
         """Return the tasks first, ..., first + count - 1; supports and queries lie class by class, labels ascending."""
         rows = torch.tensor([self.classes_and_rows(i)[1] for i in range(first, first + count)])  # (B, ways, shots + queries)
         labels = torch.arange(self.ways, device=self.examples.x.device)
         return Episode(
-            self.examples.take(rows[:, :, : self.shots].flatten(1)),
+            self.take(rows[:, :, : self.shots].flatten(1)),
             labels.repeat_interleave(self.shots).expand(count, -1),
-            self.examples.take(rows[:, :, self.shots :].flatten(1)),
+            self.take(rows[:, :, self.shots :].flatten(1)),
             labels.repeat_interleave(self.queries).expand(count, -1),
         )
 
@@ -248,7 +252,10 @@ class ClassDataset(Dataset):
     _splits: dict[str, Examples] | None = None
 
     def load(self) -> dict[str, Examples]:
-        """Read the data and return the examples of each split ("train", "val", "test"; any may be missing)."""
+        """Read the data and return the examples of each split.
+
+        `metazoo train` needs "train", "val" and "test"; data that are only evaluated on may lack any of them.
+        """
         raise NotImplementedError
 
     @property

@@ -12,9 +12,15 @@ from torch import Tensor
 
 from .algorithm import Algorithm, FeatureLearner
 from .episodes import Dataset, EpisodeSampler, TaskSource
-from .errors import UnknownNameError, did_you_mean
+from .errors import MetazooError, UnknownNameError, did_you_mean
 
 EXAMPLES_AT_ONCE = 2000
+
+
+class NotANumber(MetazooError):
+    """A model's answer is no number."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -130,13 +136,31 @@ def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: t
     """Return the same tasks over features, with every example that the first `count` of them use embedded once."""
     rows = torch.tensor([tasks.classes_and_rows(i)[1] for i in range(count)]).unique()
     features = torch.cat([model.embed(tasks.examples.take(part).to(device)) for part in rows.split(EXAMPLES_AT_ONCE)])
-    table = features.new_full((len(tasks.examples.x), features.shape[1]), math.nan)
-    table[rows.to(features.device)] = features
-    return EpisodeSampler(tasks.examples.over(table), tasks.ways, tasks.shots, tasks.queries, tasks.seed)
+    return _Embedded(tasks, rows, features)
+
+
+class _Embedded(EpisodeSampler):
+    """The tasks of another sampler over features of the examples in some of its rows (ascending)."""
+
+    def __init__(self, tasks: EpisodeSampler, rows: Tensor, features: Tensor):
+        super().__init__(tasks.examples, tasks.ways, tasks.shots, tasks.queries, tasks.seed)
+        self.rows, self.features = rows, features
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.features[torch.searchsorted(self.rows, rows).to(self.features.device)]
 
 
 def score(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return each task's score (B,): accuracy of logits (B, Q, ways) or mean squared error of values (B, Q, D)."""
-    if target.is_floating_point():
-        return (prediction - target).square().flatten(1).mean(1)
+    """Return each task's score (B,): accuracy of logits (B, Q, ways) or mean squared error of values (B, Q, D).
+
+    Raises NotANumber where the prediction is none: argmax would take it for class 0.
+    """
+    errors = (prediction - target).square().flatten(1).mean(1) if target.is_floating_point() else None
+    if prediction.isnan().any() or (errors is not None and not errors.isfinite().all()):
+        raise NotANumber(
+            "the model answers with what is not a number (nan or infinite)",
+            "lower the learning rate, or the inner rate or steps at evaluation",
+        )
+    if errors is not None:
+        return errors
     return (prediction.argmax(-1) == target).float().mean(1)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import options
 from .algorithm import Recipe
 from .checkpoint import Blueprint
@@ -32,6 +34,7 @@ def plan(
     dataset_class = registry().dataset(dataset).value
     merged = {**algorithm_class.recipe, **dataset_class.recipe, **recipe}
     training = options.build(Recipe, merged, "the recipe")
+    _check_given(recipe, training, algorithm, algorithm_class.draws)
     backbone_class = registry().backbone(training.backbone).value
     backbone_config = options.build(backbone_class.Config, backbone_options, f"backbone '{training.backbone}'")
     algorithm_config = options.build(algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'")
@@ -58,12 +61,14 @@ def plan(
         train_shots=training.train_shots or training.shots,
         train_queries=training.train_queries or training.queries,
     )
-    for split in ("val", "test"):  # what is too small is found now, not after the training
-        data.tasks(split, training.ways, training.shots, training.queries, training.seed)
-    episode = training_tasks(data, training).draw(0, 1)
+    # What is too small, or does not fit, is found now and not after the training.
+    tested = {s: data.tasks(s, training.ways, training.shots, training.queries, training.seed) for s in ("test", "val")}
+    if algorithm_class.draws == "episodes":
+        training_tasks(data, training)
+    trial = tested["val"].draw(0, 1)
     spec = TaskSpec(
-        input_shape=tuple(episode.support_x.shape[2:]),
-        outputs=episode.query_y.shape[-1] if data.regression else train_ways,
+        input_shape=tuple(trial.support_x.shape[2:]),
+        outputs=trial.query_y.shape[-1] if data.regression else train_ways,
         classes=classes,
         regression=data.regression,
     )
@@ -78,8 +83,23 @@ def plan(
         spec=spec,
         input_format=dict(data.input_format),
     )
-    blueprint.model()
+    try:
+        model = blueprint.model().eval()
+    except (RuntimeError, MemoryError) as error:
+        raise OptionError(f"the network cannot be made: {str(error).splitlines()[0]}", "make it smaller") from error
+    with torch.no_grad():
+        model(trial.support_x, trial.support_y, trial.query_x)
     return blueprint, data
+
+
+def _check_given(recipe: Mapping[str, Any], training: Recipe, algorithm: str, draws: str) -> None:
+    """Raise OptionError where a training option was given that this run would not read."""
+    unread = {"batch_size"} if draws == "episodes" else {"train_ways", "train_shots", "train_queries"}
+    if training.schedule != "halving":
+        unread.add("halve_every")
+    for name in sorted(unread & set(recipe)):
+        why = "without --schedule halving" if name == "halve_every" else f"by algorithm '{algorithm}', which draws {draws}"
+        raise OptionError(f"--{name.replace('_', '-')} is not read {why}", "leave it out")
 
 
 def training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:

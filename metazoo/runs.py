@@ -11,13 +11,25 @@ result.json         the test of the best model
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from .checkpoint import Blueprint, read_json, write_atomically, write_json
 from .errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
     "config.json",
@@ -31,11 +43,14 @@ CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
 
 def create(folder: Path, blueprint: Blueprint) -> None:
     """Make a run folder, or raise CheckpointError where there is something already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = f"`metazoo train --resume {folder}` goes on with it; or " if (folder / CONFIG).exists() else ""
-        raise CheckpointError(f"{folder} exists already", f"{hint}choose another --out")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError
         write_json(folder / CONFIG, blueprint.as_dict())
+    except FileExistsError:
+        hint = f"`metazoo train --resume {folder}` goes on with it; or " if (folder / CONFIG).exists() else ""
+        raise CheckpointError(f"{folder} exists already", f"{hint}choose another --out") from None
     except OSError as error:
         raise CheckpointError(f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out") from error
 
@@ -47,12 +62,50 @@ def read_blueprint(folder: Path) -> Blueprint:
     return Blueprint.from_dict(read_json(folder / CONFIG), str(folder / CONFIG))
 
 
-def next_free(parent: Path, name: str) -> Path:
-    """Return parent/name-1, or the first number after it that is free."""
-    number = 1
-    while (parent / f"{name}-{number}").exists():
-        number += 1
-    return parent / f"{name}-{number}"
+def create_numbered(parent: Path, name: str, blueprint: Blueprint) -> Path:
+    """Make the run folder parent/name-1, or the first number after it that is free, and return it."""
+    for number in itertools.count(1):
+        folder = parent / f"{name}-{number}"
+        try:
+            # Making it claims it: two runs that start at once get two folders.
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CheckpointError(
+                f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out"
+            ) from error
+        create(folder, blueprint)
+        return folder
+    raise AssertionError("there is no end of numbers")
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run folder for one process, and clear away the unfinished files of one that was killed.
+
+    Raises CheckpointError where another process trains in it. (Not on Windows, where nothing is locked.)
+    """
+    handle = os.open(folder / CONFIG, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise CheckpointError(f"another process is training in {folder}", "wait for it, or stop it first") from None
+        for name in (METRICS, BEST, LAST, RESULT, CURVE):
+            for leftover in folder.glob(f".{name}.*"):
+                leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def machine() -> str:
+    """Return a few words on this machine."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, {versions}"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

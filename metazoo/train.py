@@ -26,8 +26,10 @@ from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskS
 from .errors import CheckpointError, MetazooError, OptionError
 from .evaluate import Protocol, Score, evaluate, measure, metric
 from .plan import training_tasks
+from .version import VERSION
 
 LOG_EVERY = 10
+STEP_STREAM = 2**62  # tasks are numbered from 0: no step has the random numbers of a task
 
 
 class Interrupted(MetazooError):
@@ -48,8 +50,8 @@ class Watcher:
     def step(self, step: int, steps: int, loss: float) -> None:
         """An outer step is done."""
 
-    def validation(self, step: int, value: float, best: float) -> None:
-        """A validation is done."""
+    def validation(self, step: int, value: float, improved: bool) -> None:
+        """A validation is done; `improved` says whether it is the best so far."""
 
     def test(self, done: int, count: int) -> None:
         """So many tasks of the test are done."""
@@ -73,6 +75,11 @@ def train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -
 
     Raises Interrupted on Ctrl-C (or SIGTERM), after saving, and TrainingFailed where the loss is not finite.
     """
+    with runs.claimed(folder):
+        return _train(blueprint, data, folder, watcher)
+
+
+def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -> dict[str, Any]:
     recipe = blueprint.training()
     device = find_device(recipe.device)
     torch.manual_seed(recipe.seed)
@@ -102,23 +109,25 @@ def train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -
                 mean_loss, lr = state.loss_sum / state.loss_count, learning_rate(recipe, state.step - 1)
                 log.write(state.step, loss=mean_loss, lr=lr, seconds=round(state.seconds, 3))
                 state.loss_sum, state.loss_count = 0.0, 0
+            asked = stopper.asked  # read once: between two looks a signal may come
             if state.step % recipe.validate_every == 0 or state.step == recipe.steps:
                 value = Score.of(evaluate(model, validation, recipe.validation_episodes, device)).mean
                 # The best model is written before the state that speaks of it: a kill in between only means doing this again.
                 merit = -value if data.regression else value
-                if merit > state.best:
+                improved = merit > state.best
+                if improved:
                     state.best, state.best_step, state.stale = merit, state.step, 0
                     save_model(folder / runs.BEST, model, blueprint)
                 else:
                     state.stale += 1
                 state.seconds = time.monotonic() - began
                 log.write(state.step, **{f"validation_{metric(data)}": value}, seconds=round(state.seconds, 3))
-                watcher.validation(state.step, value, abs(state.best))
+                watcher.validation(state.step, value, improved)
                 save_state(folder / runs.LAST, model, optimizer, state)
-            elif stopper.asked:
+            elif asked:
                 state.seconds = time.monotonic() - began
                 save_state(folder / runs.LAST, model, optimizer, state)
-            if stopper.asked:
+            if asked:
                 raise Interrupted(
                     f"stopped at step {state.step} of {recipe.steps}; everything is saved in {folder}",
                     f"`metazoo train --resume {folder}` goes on",
@@ -132,7 +141,7 @@ def outer_step(
 ) -> float:  # fmt: skip
     """Take outer step `step` and return its loss."""
     model.train()
-    torch.manual_seed(int(random_words(recipe.seed, step, 1)[0] >> 1))
+    torch.manual_seed(int(random_words(recipe.seed, STEP_STREAM + step, 1)[0] >> 1))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     task: Episode | Batch = source.draw(step * recipe.meta_batch, recipe.meta_batch).to(device)
@@ -158,6 +167,8 @@ def test(
         "validation": abs(state.best),
         "steps": state.step,
         "seconds": round(state.seconds, 1),
+        "machine": runs.machine(),
+        "metazoo": VERSION,
     }
     write_json(folder / runs.RESULT, result)
     return result
@@ -169,6 +180,8 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

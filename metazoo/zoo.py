@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from . import runs
-from .algorithm import Algorithm
+from .algorithm import Algorithm, Recipe
 from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_atomically, write_json
 from .errors import CheckpointError, UnknownNameError
 from .evaluate import Protocol, measure
 from .options import read
 from .plugins import registry
-from .version import VERSION
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,9 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def export(run: Path, name: str, summary: str, out: Path, protocols: Sequence[Protocol], device: Any) -> dict[str, Any]:
+def export(
+    run: Path, name: str, summary: str, licence: str, out: Path, protocols: Sequence[Protocol], device: Any
+) -> dict[str, Any]:  # fmt: skip
     """Write a run's best model and its card, measured under these protocols, into a folder, and return the card.
 
     The layout is that of `metazoo.pretrained`: a package that holds such pairs offers them by the hook
@@ -110,7 +111,8 @@ def export(run: Path, name: str, summary: str, out: Path, protocols: Sequence[Pr
         "algorithm": blueprint.algorithm,
         "backbone": blueprint.backbone,
         "dataset": blueprint.dataset,
-        "licence": f"weights MIT; trained on {blueprint.dataset}: {data.licence}",
+        "licence": licence,
+        "data_licence": data.licence,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": {
             "command": command(blueprint),
@@ -118,8 +120,8 @@ def export(run: Path, name: str, summary: str, out: Path, protocols: Sequence[Pr
             "best_step": result["best_step"],
             "steps": result["steps"],
             "seconds": result["seconds"],
-            "machine": machine(),
-            "metazoo": VERSION,
+            "machine": result["machine"],
+            "metazoo": result["metazoo"],
         },
         "results": [measure(model, data, protocol, device)[0] for protocol in protocols],
     }
@@ -140,11 +142,11 @@ def command(blueprint: Blueprint) -> str:
         ("", algorithm.Config, blueprint.algorithm_options),
         ("data-", dataset.Config, blueprint.dataset_options),
         ("backbone-", backbone.Config, blueprint.backbone_options),
-        ("", type(blueprint.training()), blueprint.recipe),
+        ("", Recipe, blueprint.recipe),
     ):
         for option in read(config):
-            usual = recipe.get(option.name, option.default) if config is type(blueprint.training()) else option.default
-            if option.name.startswith("train_") and usual is None:
+            usual = recipe.get(option.name, option.default) if config is Recipe else option.default
+            if config is Recipe and option.name.startswith("train_") and usual is None:
                 usual = blueprint.recipe[option.name.removeprefix("train_")]
             value = given.get(option.name, usual)
             if value == usual:
@@ -155,14 +157,3 @@ def command(blueprint: Blueprint) -> str:
             else:
                 words += [f"--{flag}", "none" if value is None else str(value)]
     return shlex.join(words)
-
-
-def machine() -> str:
-    """Return a few words on this machine."""
-    import platform
-
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, {versions}"

@@ -60,6 +60,16 @@ def test_task_loss_of_numbers_is_the_mean_squared_error() -> None:
     assert metazoo.task_loss(prediction, target).item() == pytest.approx((0 + 4 + 9 + 1) / 4)
 
 
+def test_tasks_of_a_meta_batch_do_not_share_statistics_in_training() -> None:
+    model = nearest().train()
+    episode = metazoo.Episode(images(2, 6), UNEQUAL, images(2, 4, seed=1), torch.tensor([[0, 1, 2, 0], [1, 0, 2, 2]]))
+    parts = [
+        metazoo.Episode(*(t[i : i + 1] for t in (episode.support_x, episode.support_y, episode.query_x, episode.query_y)))
+        for i in range(2)
+    ]
+    torch.testing.assert_close(model.loss(episode), torch.stack([model.loss(part) for part in parts]).mean())
+
+
 def test_default_loss_is_the_task_loss_of_the_queries() -> None:
     model = nearest()
     episode = metazoo.Episode(images(2, 6), UNEQUAL, images(2, 4, seed=1), torch.tensor([[0, 1, 2, 0], [1, 0, 2, 2]]))

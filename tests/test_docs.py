@@ -20,6 +20,12 @@ def test_tables_are_up_to_date() -> None:
     assert check.returncode == 0, check.stdout + check.stderr
 
 
+def test_nothing_is_left_to_be_filled_in() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text(encoding="utf-8").replace("<!-- results -->", "").replace("<!-- /results -->", "")
+        assert "<!--" not in text, document.name
+
+
 def test_links_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):

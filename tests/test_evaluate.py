@@ -159,6 +159,16 @@ class Constant(Algorithm):
         return torch.zeros(*query_x.shape[:2], 1)
 
 
+def test_an_answer_that_is_no_number_is_not_scored() -> None:
+    logits = torch.tensor([[[1.0, math.nan, 0.0]]])
+    with pytest.raises(evaluation.NotANumber, match="not a number"):
+        score(logits, torch.tensor([[0]]))
+    with pytest.raises(evaluation.NotANumber, match="not a number"):
+        score(torch.tensor([[[math.inf]]]), torch.tensor([[[0.0]]]))
+    # A class may be ruled out.
+    assert score(torch.tensor([[[1.0, -math.inf]]]), torch.tensor([[0]])).tolist() == [1.0]
+
+
 def test_regression_is_measured_by_its_mean_squared_error() -> None:
     data = Sinusoid()
     learner = Constant(Conv4((1, 16, 16)), TaskSpec((1,), 1, regression=True))

@@ -180,6 +180,12 @@ def test_meta_gradient_equals_finite_differences(make: object) -> None:
         )
 
 
+def test_an_inner_rate_of_zero_is_zero() -> None:
+    assert line_model(inner_lr=0.0).rates == 0.0
+    assert MAML(MLP((1,)), metazoo.TaskSpec((1,), 1, regression=True)).rates == pytest.approx(0.01)
+    assert MAML(MLP((1,)), metazoo.TaskSpec((1,), 5)).rates == pytest.approx(0.4)
+
+
 def test_evaluation_takes_its_own_number_of_steps() -> None:
     model, episode = image_model(inner_steps=1, eval_inner_steps=4), images()
     more = image_model(inner_steps=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,25 @@ def test_an_existing_run_is_never_written_over(protonet_run: Path, tmp_path: Pat
     runs.create(tmp_path / "empty", blueprint)
 
 
-def test_the_next_free_name_is_found(tmp_path: Path) -> None:
-    assert runs.next_free(tmp_path / "runs", "maml-glyphs").name == "maml-glyphs-1"
-    for number in (1, 2, 4):
-        (tmp_path / f"x-{number}").mkdir()
-    assert runs.next_free(tmp_path, "x").name == "x-3"
+def test_runs_that_start_at_once_get_folders_of_their_own(protonet_run: Path, tmp_path: Path) -> None:
+    blueprint = runs.read_blueprint(protonet_run)
+    (tmp_path / "runs" / "x-2").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: runs.create_numbered(tmp_path / "runs", "x", blueprint), range(6)))
+    assert sorted(folder.name for folder in folders) == ["x-1", "x-3", "x-4", "x-5", "x-6", "x-7"]
+    assert all(runs.read_blueprint(folder) == blueprint for folder in folders)
+
+
+def test_a_run_folder_is_for_one_process(protonet_run: Path, tmp_path: Path) -> None:
+    runs.create(tmp_path / "run", runs.read_blueprint(protonet_run))
+    leftover = tmp_path / "run" / f".{runs.LAST}.k1ll3d"
+    leftover.write_bytes(b"half a checkpoint")
+    with runs.claimed(tmp_path / "run"):
+        assert not leftover.exists()
+        with pytest.raises(CheckpointError, match="another process is training"), runs.claimed(tmp_path / "run"):
+            pass
+    with runs.claimed(tmp_path / "run"):
+        pass
 
 
 def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from metazoo import runs
 from metazoo.algorithm import Recipe
 from metazoo.checkpoint import load_model, load_tensors
 from metazoo.errors import CheckpointError, DataError, OptionError
-from metazoo.evaluate import evaluate
+from metazoo.evaluate import NotANumber, evaluate
 from metazoo.plan import plan
 from metazoo.train import TrainingFailed, Watcher, find_device, learning_rate, train
 
@@ -32,7 +32,6 @@ TINY: dict[str, Any] = {
     "train_queries": 2,
     "queries": 2,
     "meta_batch": 1,
-    "batch_size": 12,
     "steps": 9,
     "validate_every": 3,
     "validation_episodes": 4,
@@ -43,6 +42,9 @@ GLYPHS = {"alphabets": 6}
 
 
 def tiny(algorithm: str, **recipe: Any) -> tuple[Any, Any]:
+    if algorithm == "baseline":
+        given = {name: value for name, value in TINY.items() if not name.startswith("train_")}
+        return plan("baseline", "glyphs", {}, GLYPHS, {"width": 4}, {**given, "batch_size": 12, **recipe})
     if algorithm == "maml":
         return plan("maml", "sinusoid", {"learned_rates": "per-step"}, {}, {}, {**TINY, **recipe})
     return plan(algorithm, "glyphs", {}, GLYPHS, {"width": 4}, {**TINY, **recipe})
@@ -79,7 +81,7 @@ class CrashAt(Watcher):
         if step == self.at and not self.in_validation:
             raise Crash
 
-    def validation(self, step: int, value: float, best: float) -> None:
+    def validation(self, step: int, value: float, improved: bool) -> None:
         if step == self.at and self.in_validation:
             raise Crash
 
@@ -208,7 +210,7 @@ def test_early_stopping_counts_validations_without_improvement(tmp_path: Path) -
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    blueprint, data = tiny("maml", optimizer="sgd", lr=1e30, schedule="constant", clip_grad=None)
+    blueprint, data = tiny("maml", optimizer="sgd", lr=1e30, schedule="constant", clip_grad=None, validate_every=9)
     runs.create(tmp_path / "run", blueprint)
     with pytest.raises(TrainingFailed, match=r"loss is (nan|inf) at step") as error:
         train(blueprint, data, tmp_path / "run", Watcher())
@@ -250,6 +252,37 @@ def test_a_classifier_is_not_given_regression() -> None:
         assert "maml" in str(error.value.hint)
 
 
+def test_a_head_too_small_for_the_test_is_found_before_training() -> None:
+    with pytest.raises(OptionError, match="head has 3 outputs, but the task has 5 classes"):
+        plan("maml", "glyphs", {}, GLYPHS, {"width": 4}, {"train_ways": 3})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "recipe"),
+    [
+        ("protonet", {"batch_size": 8}),
+        ("baseline", {"train_ways": 5}),
+        ("baseline", {"train_queries": 5}),
+        ("protonet", {"halve_every": 10}),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(algorithm: str, recipe: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="is not read"):
+        plan(algorithm, "glyphs", {}, GLYPHS, {"width": 4}, recipe)
+
+
+def test_a_network_too_large_is_refused() -> None:
+    with pytest.raises(OptionError, match="the network cannot be made"):
+        plan("protonet", "glyphs", {}, GLYPHS, {"width": 10**7})
+
+
+def test_a_validation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    blueprint, data = plan("maml", "sinusoid", {"inner_lr": 50.0, "eval_inner_steps": 60}, {}, {}, {**TINY, "lr": 0.0})
+    runs.create(tmp_path / "run", blueprint)
+    with pytest.raises(NotANumber, match="not a number"):
+        train(blueprint, data, tmp_path / "run", Watcher())
+
+
 def test_schedules() -> None:
     def rates(schedule: Any, steps: int = 4, **more: Any) -> list[float]:
         return [learning_rate(Recipe(schedule=schedule, steps=steps, lr=2.0, **more), step) for step in range(steps)]
@@ -261,7 +294,7 @@ def test_schedules() -> None:
 
 
 def test_an_unusable_device_is_named() -> None:
-    for name in ("gpu", "cuda:99", "mps:7"):
+    for name in ("gpu", "cuda:99", "mps:7", "meta"):
         with pytest.raises(OptionError, match=f"device '{name}' cannot be used"):
             find_device(name)
 

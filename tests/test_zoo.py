@@ -244,8 +244,13 @@ def test_only_a_finished_run_can_be_exported(protonet_run: Path, tmp_path: Path)
     (tmp_path / "run" / runs.RESULT).unlink()
     for source, what in ((tmp_path / "run", "is not finished"), (protonet_run / runs.BEST, "is not a run folder")):
         with pytest.raises(CheckpointError, match=what):
-            zoo.export(source, NAME, "", tmp_path / "out", [], "cpu")
+            zoo.export(source, NAME, "", "MIT", tmp_path / "out", [], "cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_zoo_ships_what_it_promises() -> None:
+    shipped = {entry.name for entry in registry().pretrained if entry.plugin.distribution == "metazoo"}
+    assert shipped >= {"protonet.omniglot_5w1s", "matching.omniglot_5w1s", "maml.omniglot_5w1s", "maml.sinusoid"}
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in registry().pretrained])

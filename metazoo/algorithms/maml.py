@@ -54,7 +54,9 @@ class MAML(metazoo.Algorithm):
         super().__init__(backbone, spec, config)
         self.norms = _use_batch_statistics(backbone)
         self.head = nn.Linear(backbone.out_features, spec.outputs)
-        lr = self.config.inner_lr or (0.01 if spec.regression else 0.4)
+        lr = self.config.inner_lr
+        if lr is None:
+            lr = 0.01 if spec.regression else 0.4
         sizes = [p.numel() for p in self._start().values()]
         self.sizes: Tensor
         self.register_buffer("sizes", torch.tensor(sizes), persistent=False)

@@ -75,11 +75,12 @@ class FullContext(nn.Module):
         support = forwards + backwards + support
         batch = query.shape[:2]
         h = cell = read = torch.zeros_like(query)  # (B, Q, D)
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            if step:
+                read = (h @ support.mT).softmax(-1) @ support
             inputs = torch.cat([query, read], -1).flatten(0, 1)
             h, cell = (t.unflatten(0, batch) for t in self.query(inputs, (h.flatten(0, 1), cell.flatten(0, 1))))
             h = h + query
-            read = (h @ support.mT).softmax(-1) @ support
         return support, h
 
 

@@ -140,7 +140,9 @@ def _data(source: Source, name: str | None, given: dict[str, Any], before: Datas
         fields = {option.name for option in options.read(registry().dataset(name).value.Config)}
         if size is not None and "size" in fields and "size" not in given:
             given = {**given, "size": size}
-    data = blueprint.data(**given)
+    # The options were offered as those of the first model's data set; another's may not have them all.
+    known = {option.name for option in options.read(registry().dataset(blueprint.dataset).value.Config)}
+    data = blueprint.data(**{key: value for key, value in given.items() if key in known})
     return before if before is not None and type(before) is type(data) and before.config == data.config else data
 
 

@@ -20,6 +20,7 @@ from metazoo.train import find_device
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="name of the model: ALGORITHM.TAG")
 @click.option("--summary", default="", help="a sentence for the card")
+@click.option("--licence", default="not stated", show_default=True, help="licence of the weights")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder for NAME.safetensors and NAME.json")
 @click.option("--ways", type=Numbers(2), help="ways to measure  [default: as trained for]")
 @click.option("--shots", type=Numbers(1), help="shots to measure  [default: as trained for]")
@@ -28,8 +29,8 @@ from metazoo.train import find_device
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="print the card as JSON")
 def export(
-    run: Path, name: str, summary: str, out: Path, ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, episodes: int,
-    official: tuple[str, ...], device: str, as_json: bool,
+    run: Path, name: str, summary: str, licence: str, out: Path, ways: tuple[int, ...] | None,
+    shots: tuple[int, ...] | None, episodes: int, official: tuple[str, ...], device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a zoo model of a run: weights and a card with its measured results."""
     blueprint = runs.read_blueprint(run)
@@ -44,7 +45,7 @@ def export(
         for way, shot in itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
     ]
     protocols += [Protocol(name=protocol) for protocol in official]
-    card = zoo.export(run, name, summary, out, protocols, find_device(device))
+    card = zoo.export(run, name, summary, licence, out, protocols, find_device(device))
     if as_json:
         echo_json(card)
     else:

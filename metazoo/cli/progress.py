@@ -58,11 +58,11 @@ class Lines(Watcher):
     def rate(self) -> float:
         return (self.done - self.first) / max(1e-9, time.monotonic() - self.began)
 
-    def validation(self, step: int, value: float, best: float) -> None:
+    def validation(self, step: int, value: float, improved: bool) -> None:
         loss = sum(self.losses) / max(1, len(self.losses))
         self.losses.clear()
         shown = f"{value:.2%}" if self.percent else f"{value:.4f}"
-        mark = " (best)" if value == best else ""
+        mark = " (best)" if improved else ""
         left = (self.steps - step) / self.rate
         self.console.print(
             f"step {step:>6}/{self.steps}  loss {loss:8.4f}  validation {shown}{mark}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from metazoo.cli.configured import ConfiguredCommand, Section, data_section, fin
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.progress import shown
 from metazoo.cli.tables import result_line
-from metazoo.errors import OptionError
+from metazoo.errors import MetazooError, OptionError
 from metazoo.plan import plan
 from metazoo.plugins import registry
 from metazoo.train import Interrupted, find_device
@@ -88,12 +89,15 @@ def train(
         if algorithm is None:
             raise click.UsageError("Missing argument 'ALGORITHM'", click.get_current_context())
         dataset = dataset or DEFAULT_DATASET
-        folder = out or runs.next_free(Path("runs"), f"{algorithm}-{dataset}")
         blueprint, data = plan(
             algorithm, dataset, algorithm_options or {}, dataset_options or {}, backbone_options or {}, recipe or {}
         )
         find_device(blueprint.training().device)  # before there is a folder to clear away
-        runs.create(folder, blueprint)
+        if out is None:
+            folder = runs.create_numbered(Path("runs"), f"{algorithm}-{dataset}", blueprint)
+        else:
+            folder = out
+            runs.create(folder, blueprint)
     chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
     if resume is not None and (folder / runs.RESULT).exists():
@@ -103,10 +107,14 @@ def train(
         try:
             with shown(progress, title, chance) as watcher:
                 result = run_training(blueprint, data, folder, watcher)
-        except KeyboardInterrupt:
+        except (Interrupted, KeyboardInterrupt) as stop:
+            # A picture that cannot be drawn must not hide how to go on.
+            with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
+                curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
+            if isinstance(stop, Interrupted):
+                raise
             raise Interrupted("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
-        finally:
-            curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
+        curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
     if progress != "none" and (progress != "auto" or sys.stderr.isatty()):
         name, points = curve.validations(runs.read_metrics(folder))
         click.echo(f"\nvalidation {name}{'' if chance is None else f' (chance {chance:.1%})'}:", err=True)

@@ -49,7 +49,7 @@ class MNIST(ClassDataset):
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        root: Annotated[str | None, "folder of the files [default: $METAZOO_DATA, else download to the cache]"] = None
+        root: Annotated[str | None, "folder of the files  [default: $METAZOO_DATA, else download to the cache]"] = None
         digits: Annotated[Literal["split", "all"], "train on 0-4 and test on 5-9, or only test, on all"] = "split"
         size: Annotated[int, "height and width in pixels", options.Range(8, 112)] = SIDE
         url: Annotated[str, "where to download from"] = "https://ossci-datasets.s3.amazonaws.com/mnist/"

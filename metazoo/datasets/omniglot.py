@@ -90,7 +90,7 @@ class Omniglot(ClassDataset):
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        root: Annotated[str | None, "folder of the archives [default: $METAZOO_DATA, else download to the cache]"] = None
+        root: Annotated[str | None, "folder of the archives  [default: $METAZOO_DATA, else download to the cache]"] = None
         split: Annotated[Literal["lake", "vinyals", "small1", "small2"], "which characters are for what"] = "lake"
         size: Annotated[int, "height and width in pixels", options.Range(8, 105)] = 28
         rotations: Annotated[bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"] = True
