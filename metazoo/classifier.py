@@ -104,13 +104,13 @@ class FewShotClassifier:
                 raise DataError(f"'{self.source.name}' does not take images", f"give a tensor of examples of shape {shape}")
             images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
             x = torch.stack(images).float() / 255 if images else torch.zeros(0, *shape)
-        if self.input_format and len(x) and not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(
-                f"examples have values from {x.min():g} to {x.max():g}, where images have 0 to 1",
-                "give uint8 images, or divide by 255",
-            )
         if tuple(x.shape[1:]) != shape:
             raise DataError(
                 f"the examples have shape {tuple(x.shape)}, but '{self.source.name}' takes (N, {', '.join(map(str, shape))})"
+            )
+        if self.input_format and x.numel() and not (x.min() >= 0 and x.max() <= 1):
+            raise DataError(
+                f"examples have values from {x.min():g} to {x.max():g}, where images have 0 to 1",
+                "give uint8 images, or divide by 255",
             )
         return x.to(self.device)

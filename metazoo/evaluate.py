@@ -147,7 +147,7 @@ class _Embedded(EpisodeSampler):
         self.rows, self.features = rows, features
 
     def take(self, rows: Tensor) -> Tensor:
-        return self.features[torch.searchsorted(self.rows, rows).to(self.features.device)]
+        return self.features[torch.searchsorted(self.rows, rows.contiguous()).to(self.features.device)]
 
 
 def score(prediction: Tensor, target: Tensor) -> Tensor:

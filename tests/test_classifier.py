@@ -171,6 +171,8 @@ def test_unusable_examples_and_labels_are_refused_in_words(protonet_run: Path, t
         (x[:, :, :20], LABELS, r"have shape \(7, 1, 20, 28\), but .* takes \(N, 1, 28, 28\)"),
         (x[:, 0], LABELS, r"have shape \(7, 28, 28\)"),
         (torch.tensor(5.0), LABELS, r"have shape \(\)"),
+        (x * 255, LABELS, "values from 0 to"),
+        (x * float("nan"), LABELS, "values from nan"),
         (x.long(), LABELS, r"torch\.int64"),
         (list(x), LABELS, "list of tensors or arrays"),
         (list(x.numpy()), LABELS, "list of tensors or arrays"),

@@ -121,7 +121,7 @@ def test_rotations_are_classes_of_their_own(root):
 def test_input_format_makes_the_same_example(root):
     data = Omniglot(Omniglot.Config(root=str(root), rotations=False))
     assert torch.equal(decode(drawing("Angelic", 1, 1), **data.input_format), data.split("test").x[0])
-    assert data.input_shape == tuple(data.split("test").x.shape[1:])
+    assert data.split("test").x.shape[1:] == (1, data.config.size, data.config.size)
 
 
 def test_unpacked_folders_give_the_same(root, tmp_path):
@@ -188,7 +188,7 @@ def test_a_truncated_archive_is_named(root):
 
 def test_making_one_reads_nothing(tmp_path):
     data = Omniglot(Omniglot.Config(root=str(tmp_path / "gone")))
-    assert data.input_shape == (1, 28, 28)
+    assert data.input_format["size"] == 28
     with pytest.raises(DataError, match=r"images_background\.zip is not in the data root"):
         data.split("train")
 

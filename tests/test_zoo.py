@@ -39,7 +39,7 @@ def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A folder with a card and its weights."""
     out = tmp_path_factory.mktemp("exported")
     protocols = [Protocol("test", 3, shots, 3, 0, 12) for shots in (1, 2)]
-    zoo.export(protonet_run, NAME, "a tiny one", out, protocols, "cpu")
+    zoo.export(protonet_run, NAME, "a tiny one", "CC0-1.0", out, protocols, "cpu")
     return out
 
 
@@ -82,7 +82,9 @@ def test_a_card_says_all_that_a_reader_must_know(exported: Path, protonet_run: P
     assert card["sha256"] == hashlib.sha256(weights).hexdigest()
     assert (card["name"], card["summary"]) == (NAME, "a tiny one")
     assert (card["algorithm"], card["backbone"], card["dataset"]) == ("protonet", "conv4", "glyphs")
-    assert card["licence"] == "weights MIT; trained on glyphs: made, no data"
+    assert card["licence"] == "CC0-1.0"
+    assert card["data_licence"] == "made, no data"
+    assert card["training"]["machine"] == json.loads((protonet_run / runs.RESULT).read_text())["machine"]
     assert card["parameters"] == sum(p.numel() for p in zoo.load(protonet_run).parameters())
     assert (card["training"]["seed"], card["training"]["steps"]) == (0, 40)
     for result, shots in zip(card["results"], (1, 2)):
