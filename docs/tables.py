@@ -15,20 +15,33 @@ from metazoo.plugins import registry
 ROOT = Path(__file__).parents[1]
 
 
+def cards() -> list[dict[str, Any]]:
+    """Return the cards of the models that come with metazoo."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))]
+
+
 def results() -> str:
     """Return the table of the pretrained models that come with metazoo."""
-    cards = [json.loads(path.read_text()) for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))]
-    classifiers = [card for card in cards if card["results"][0]["metric"] == "accuracy"]
+    classifiers = [card for card in cards() if card["results"][0]["metric"] == "accuracy"]
     tasks = list(dict.fromkeys(task_text(r) for card in classifiers for r in card["results"]))
     lines = ["| model | " + " | ".join(tasks) + " | |", "|---|" + "---|" * (len(tasks) + 1)]
     for card in classifiers:
         found = {task_text(r): value_text(r).removesuffix(" %") for r in card["results"]}
         cells = [found.get(task, "") for task in tasks]
         lines.append(f"| `{card['name']}` | {' | '.join(cells)} | {mode_text(card['results'][0])} |")
-    for card in cards:
+    for card in cards():
         if card not in classifiers:
             values = ", ".join(f"{value_text(r)} ({task_text(r)})" for r in card["results"])
             lines += ["", f"`{card['name']}`: {card['results'][0]['metric'].upper()} {values}."]
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Return how each of these models was trained."""
+    lines = ["| model | command | best step | time | machine |", "|---|---|---|---|---|"]
+    for card in cards():
+        t = card["training"]
+        lines.append(f"| `{card['name']}` | `{t['command']}` | {t['best_step']} | {t['seconds']:.0f} s | {t['machine']} |")
     return "\n".join(lines)
 
 
@@ -69,13 +82,18 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def filled(path: Path, name: str, table: str) -> str:
+    """Return a document with a table between its markers."""
+    before, start, rest = path.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    return before + start + table + "\n" + end + after
+
+
 def documents() -> dict[Path, str]:
     """Return what every document with tables should hold."""
-    readme = (ROOT / "README.md").read_text()
-    before, start, rest = readme.partition("<!-- results -->\n")
-    _, end, after = rest.partition("<!-- /results -->")
     return {
-        ROOT / "README.md": before + start + results() + "\n" + end + after,
+        ROOT / "README.md": filled(ROOT / "README.md", "results", results()),
+        ROOT / "docs" / "results.md": filled(ROOT / "docs" / "results.md", "commands", commands()),
         ROOT / "docs" / "algorithms.md": reference(),
     }
 

@@ -16,7 +16,7 @@ from .errors import OptionError
 from .hookspecs import hookimpl
 from .options import Range
 
-# With weights in this order convolutions take 0.6 of the time on a CPU (docs/performance.md).
+# With weights in this order a training step takes 0.6 of the time on a CPU (docs/performance.md).
 CONVOLUTION_FORMAT = torch.channels_last
 
 

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Let malloc keep what is freed instead of giving it back to the kernel.
 
     A training step frees and asks for the same large blocks again; with glibc's defaults each comes as fresh pages, which the
-    kernel clears first: a fifth of the time of a step (docs/performance.md). Elsewhere than on glibc this does nothing.
+    kernel clears first: 40 % of the time of a step (docs/performance.md). Elsewhere than on glibc this does nothing.
     """
     if sys.platform != "linux":
         return
