@@ -315,4 +315,4 @@ def test_learns_omniglot(tmp_path: Path) -> None:
     blueprint, data = plan("protonet", "omniglot", dataset_options={"rotations": False}, recipe=recipe)
     runs.create(tmp_path / "run", blueprint)
     result = train(blueprint, data, tmp_path / "run", Watcher())
-    assert result["mean"] > 0.9
+    assert result["mean"] > 0.75  # an untrained network has 0.56
