@@ -12,10 +12,10 @@ demo: .venv/ready
 		--validation-episodes 100 --out runs/demo --progress $(PROGRESS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 quick: .venv/ready
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -33,4 +33,4 @@ wheel: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info runs/demo

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def cards() -> list[dict[str, Any]]:
     """Return the cards of the models that come with metazoo."""
-    return [json.loads(path.read_text()) for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))]
 
 
 def results() -> str:
@@ -84,7 +84,7 @@ def reference() -> str:
 
 def filled(path: Path, name: str, table: str) -> str:
     """Return a document with a table between its markers."""
-    before, start, rest = path.read_text().partition(f"<!-- {name} -->\n")
+    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     return before + start + table + "\n" + end + after
 
@@ -99,12 +99,12 @@ def documents() -> dict[Path, str]:
 
 
 def main() -> int:
-    stale = [path for path, text in documents().items() if not path.exists() or path.read_text() != text]
+    stale = [path for path, text in documents().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in sys.argv:
             print(f"{path.relative_to(ROOT)} is not what `python docs/tables.py` writes")
         else:
-            path.write_text(documents()[path])
+            path.write_text(documents()[path], encoding="utf-8")
     return 1 if stale and "--check" in sys.argv else 0
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from . import options
 from .algorithm import Algorithm, Recipe
 from .episodes import Dataset, TaskSpec
 from .errors import CheckpointError, OptionError
+from .files import write_atomically
 from .plugins import registry
 from .version import VERSION
 
@@ -93,22 +92,6 @@ class Blueprint:
             return cls(**{**known, "recipe": recipe, "spec": spec})
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OptionError) as error:
             raise CheckpointError(f"{where} does not describe a metazoo model: {error!r}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, OptionError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -33,6 +33,8 @@ def decode(source: bytes | Path | Image.Image, *, size: int, channels: int, inve
 
     Raises DataError where it is missing, damaged, no image, or of more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`.
     """
+    if channels not in (1, 3):
+        raise OptionError(f"an image cannot have {channels} channels", "it has 1 (grey) or 3 (red, green, blue)")
     name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
         with warnings.catch_warnings():

@@ -94,12 +94,15 @@ def plan(
 
 def _check_given(recipe: Mapping[str, Any], training: Recipe, algorithm: str, draws: str) -> None:
     """Raise OptionError where a training option was given that this run would not read."""
-    unread = {"batch_size"} if draws == "episodes" else {"train_ways", "train_shots", "train_queries"}
-    if training.schedule != "halving":
-        unread.add("halve_every")
-    for name in sorted(unread & set(recipe)):
+    for name in sorted(unread(draws, training.schedule) & set(recipe)):
         why = "without --schedule halving" if name == "halve_every" else f"by algorithm '{algorithm}', which draws {draws}"
         raise OptionError(f"--{name.replace('_', '-')} is not read {why}", "leave it out")
+
+
+def unread(draws: str, schedule: str) -> set[str]:
+    """Return the training options that an algorithm which draws "episodes" or "batches" does not read under a schedule."""
+    names = {"batch_size"} if draws == "episodes" else {"train_ways", "train_shots", "train_queries"}
+    return names if schedule == "halving" else {*names, "halve_every"}
 
 
 def training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:

@@ -23,13 +23,9 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Blueprint, read_json, write_atomically, write_json
+from .checkpoint import Blueprint, read_json, write_json
 from .errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
+from .files import locked, write_atomically
 
 CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
     "config.json",
@@ -45,7 +41,7 @@ def create(folder: Path, blueprint: Blueprint) -> None:
     """Make a run folder, or raise CheckpointError where there is something already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if any(not entry.name.startswith(f".{CONFIG}.") for entry in folder.iterdir()):
             raise FileExistsError
         write_json(folder / CONFIG, blueprint.as_dict())
     except FileExistsError:
@@ -84,21 +80,16 @@ def create_numbered(parent: Path, name: str, blueprint: Blueprint) -> Path:
 def claimed(folder: Path) -> Iterator[None]:
     """Hold a run folder for one process, and clear away the unfinished files of one that was killed.
 
-    Raises CheckpointError where another process trains in it. (Not on Windows, where nothing is locked.)
+    Raises CheckpointError where another process trains in it.
     """
-    handle = os.open(folder / CONFIG, os.O_RDONLY)
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise CheckpointError(f"another process is training in {folder}", "wait for it, or stop it first") from None
-        for name in (METRICS, BEST, LAST, RESULT, CURVE):
-            for leftover in folder.glob(f".{name}.*"):
-                leftover.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
+        with locked(folder, wait=False):
+            for name in (CONFIG, METRICS, BEST, LAST, RESULT, CURVE):
+                for leftover in folder.glob(f".{name}.*"):
+                    leftover.unlink(missing_ok=True)
+            yield
+    except BlockingIOError:
+        raise CheckpointError(f"another process is training in {folder}", "wait for it, or stop it first") from None
 
 
 def machine() -> str:

@@ -12,10 +12,12 @@ from typing import Any
 
 from . import runs
 from .algorithm import Algorithm, Recipe
-from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_atomically, write_json
+from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_json
 from .errors import CheckpointError, UnknownNameError
 from .evaluate import Protocol, measure
+from .files import write_atomically
 from .options import read
+from .plan import unread
 from .plugins import registry
 
 
@@ -137,6 +139,7 @@ def command(blueprint: Blueprint) -> str:
     dataset = registry().dataset(blueprint.dataset).value
     backbone = registry().backbone(blueprint.backbone).value
     recipe = {**algorithm.recipe, **dataset.recipe}
+    nothing = unread(algorithm.draws, blueprint.recipe.get("schedule", Recipe.schedule))
     words = ["metazoo", "train", blueprint.algorithm, "--dataset", blueprint.dataset]
     for prefix, config, given in (
         ("", algorithm.Config, blueprint.algorithm_options),
@@ -149,7 +152,7 @@ def command(blueprint: Blueprint) -> str:
             if config is Recipe and option.name.startswith("train_") and usual is None:
                 usual = blueprint.recipe[option.name.removeprefix("train_")]
             value = given.get(option.name, usual)
-            if value == usual:
+            if value == usual or (config is Recipe and option.name in nothing):
                 continue
             flag = prefix + option.name.replace("_", "-")
             if option.type is bool:

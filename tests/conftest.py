@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from metazoo.train import Watcher, train
 
 # The tests' networks are so small that threads cost more than they bring; subprocesses inherit the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nothing goes into the home of whoever runs the tests.
+_CACHE = tempfile.TemporaryDirectory(prefix="metazoo-tests-")
+os.environ["METAZOO_CACHE"] = _CACHE.name
+os.environ["MPLCONFIGDIR"] = _CACHE.name
 torch.set_num_threads(1)
 
 RECIPE: dict[str, Any] = {

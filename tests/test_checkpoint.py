@@ -276,7 +276,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     # A process that may write no file of more than 4096 bytes: a full disk, as far as the writer sees.
     script = (
         "import pathlib, resource, signal, sys\n"
-        "from metazoo.checkpoint import write_atomically\n"
+        "from metazoo.files import write_atomically\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"

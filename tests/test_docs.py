@@ -34,6 +34,19 @@ def test_links_lead_somewhere() -> None:
 
 
 @pytest.mark.slow
+def test_the_demo_runs_as_the_makefile_has_it(tmp_path: Path) -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("$(BIN)/metazoo ")[1].split("\n\n")[0]
+    words = recipe.replace("\\\n", " ").replace("$(PROGRESS)", "lines").split()
+    words[words.index("--steps") + 1] = "4"
+    words[words.index("--validate-every") + 1] = "2"
+    done = subprocess.run([sys.executable, "-m", "metazoo", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "95 % interval" in done.stdout
+    assert "chance 20.0%" in done.stdout
+    assert "validation accuracy" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_plugin_of_the_readme_works(tmp_path: Path) -> None:
     section = README.split("## Write a plugin")[1]
     module, project = re.search(r"```python\n(.*?)```", section, re.S), re.search(r"```toml\n(.*?)```", section, re.S)

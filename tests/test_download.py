@@ -56,7 +56,7 @@ def target(tmp_path):
 
 
 def left(target):
-    return sorted(os.listdir(target.parent))
+    return sorted(name for name in os.listdir(target.parent) if name != ".lock")
 
 
 def test_a_file_arrives_whole_and_alone(server, target):

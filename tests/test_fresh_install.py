@@ -23,7 +23,8 @@ REPTILE = ROOT / "plugins" / "metazoo-reptile"
 def run(*command: Any, **options: Any) -> str:
     """Run a command and return what it writes to stdout; fail with what it writes to stderr."""
     done = subprocess.run([str(part) for part in command], check=False, capture_output=True, text=True, **options)
-    if done.returncode and "install" in command and "connection" in done.stderr.lower():
+    offline = "CI" not in os.environ and "install" in command and "connection" in done.stderr.lower()
+    if done.returncode and offline:
         pytest.skip("no package registry can be reached")
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -17,7 +17,6 @@ from test_classifier import picture
 
 from metazoo.classifier import FewShotClassifier
 from metazoo.cli import run
-from metazoo.plugins import registry
 
 CLASSES = ("bar", "dot", "ring")
 
@@ -186,7 +185,5 @@ def test_a_file_name_that_is_no_text_is_printed_all_the_same(support: Path, quer
 
 
 def test_the_default_model_works_offline(support: Path, query: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if "protonet.omniglot_5w1s" not in {entry.name for entry in registry().pretrained}:
-        pytest.skip("the default model is not shipped yet")
     assert run(["predict", "--support", str(support), "--query", str(query), "--json"]) == 0
     assert [item["label"] for item in json.loads(capsys.readouterr().out)] == ["ring", "bar", "dot"]

@@ -17,7 +17,7 @@ def test_a_run_leaves_everything_that_it_promises(protonet_run: Path) -> None:
     names = {path.name for path in protonet_run.iterdir()}
     assert {runs.CONFIG, runs.METRICS, runs.BEST, runs.LAST, runs.RESULT} <= names
     assert any(name.startswith("events.out") for name in names)
-    assert not any(name.startswith(".") for name in names)  # no temporary file is left
+    assert {name for name in names if name.startswith(".")} == {".lock"}  # no temporary file is left
 
 
 def test_an_existing_run_is_never_written_over(protonet_run: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_broken_run_resumes_to_the_same_weights(algorithm: str, tmp_path: Path
 
 
 COMMAND = [sys.executable, "-m", "metazoo", "train"]
-SINUSOIDS = ["maml", "--dataset", "sinusoid", "--learned-rates", "per-step", "--meta-batch", "4", "--steps", "300"]
+SINUSOIDS = ["maml", "--dataset", "sinusoid", "--learned-rates", "per-step", "--meta-batch", "4", "--steps", "400"]
 OFTEN = ["--validate-every", "20", "--validation-episodes", "10", "--test-episodes", "10", "--device", "cpu"]
 
 
@@ -153,7 +153,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number: int, whole: Path, tmp_path: 
     assert f"hint: `metazoo train --resume {stopped}` goes on" in told
     assert "Traceback" not in told
     assert (stopped / runs.CURVE).read_bytes().startswith(b"\x89PNG")
-    assert 20 <= load_tensors(stopped / runs.LAST)[1]["step"] < 300
+    assert 20 <= load_tensors(stopped / runs.LAST)[1]["step"] < 400
     subprocess.run([*COMMAND, "--resume", str(stopped)], check=True, capture_output=True)
     same_ending(stopped, whole)
 
@@ -184,7 +184,7 @@ def test_a_run_folder_holds_what_it_says(tmp_path: Path) -> None:
     assert result["interval"] > 0
     assert result["tasks"] == 4
     assert result["transductive"] is False
-    names = {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events")}
+    names = {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith(("events", ".lock"))}
     assert names == {runs.CONFIG, runs.METRICS, runs.BEST, runs.LAST, runs.RESULT}
 
 
@@ -309,7 +309,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("METAZOO_DATA" not in os.environ, reason="METAZOO_DATA names no data root with Omniglot")
+@pytest.mark.skipif(
+    not (Path(os.environ.get("METAZOO_DATA") or "nowhere") / "omniglot").exists(), reason="METAZOO_DATA names no Omniglot"
+)
 def test_learns_omniglot(tmp_path: Path) -> None:
     recipe = {"train_ways": 20, "steps": 100, "validate_every": 100, "validation_episodes": 50, "test_episodes": 200}
     blueprint, data = plan("protonet", "omniglot", dataset_options={"rotations": False}, recipe=recipe)

@@ -255,6 +255,29 @@ def test_the_zoo_ships_what_it_promises() -> None:
     assert shipped >= {"protonet.omniglot_5w1s", "matching.omniglot_5w1s", "maml.omniglot_5w1s", "maml.sinusoid"}
 
 
+@pytest.mark.slow
+def test_the_sinusoid_model_answers_as_its_card_says(capsys: pytest.CaptureFixture[str]) -> None:
+    card = zoo.read_card(Path(registry().card("maml.sinusoid").value))
+    assert run(["eval", "maml.sinusoid", "--shots", "10,5", "--json"]) == 0
+    now = json.loads(capsys.readouterr().out)["results"]
+    for ours, its in zip(now, card["results"]):
+        assert ours["mean"] == pytest.approx(its["mean"], rel=1e-3)
+        assert (ours["shots"], ours["tasks"], ours["seed"]) == (its["shots"], its["tasks"], its["seed"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (Path(os.environ.get("METAZOO_DATA") or "nowhere") / "omniglot").exists(), reason="METAZOO_DATA names no Omniglot"
+)
+@pytest.mark.parametrize("name", ["protonet.omniglot_5w1s", "matching.omniglot_5w1s"])
+def test_the_omniglot_models_answer_as_their_cards_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    results = zoo.read_card(Path(registry().card(name).value))["results"]
+    card = next(result for result in results if result.get("protocol") == "one-shot-challenge")
+    assert run(["eval", name, "--protocol", "one-shot-challenge", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["mean"] == pytest.approx(card["mean"], abs=0.01)
+    assert results[0]["mean"] >= 0.97  # what the default options promise, 5-way 1-shot
+
+
 @pytest.mark.parametrize("name", [entry.name for entry in registry().pretrained])
 def test_every_shipped_card_is_true_of_its_weights(name: str) -> None:
     source = zoo.find(name)  # checks the sha256

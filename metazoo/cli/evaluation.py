@@ -106,7 +106,12 @@ def eval_(
     recipe = sources[0].blueprint.recipe
     measured: list[Measured] = []
     for source in sources:
-        data = _data(source, dataset, dataset_options or {}, measured[-1].data if measured else None)
+        given = dataset_options or {}
+        if given and dataset is None and source.blueprint.dataset != sources[0].blueprint.dataset:
+            # They were offered as options of the first model's data set; another's may have the same names for other things.
+            click.echo(f"note: the options of {sources[0].blueprint.dataset} are not used for '{source.name}'", err=True)
+            given = {}
+        data = _data(source, dataset, given, measured[-1].data if measured else None)
         if data.regression and ways:
             raise OptionError("--ways means nothing here: tasks of regression have no classes", "leave it out")
         _check_input(source, data)
@@ -140,9 +145,7 @@ def _data(source: Source, name: str | None, given: dict[str, Any], before: Datas
         fields = {option.name for option in options.read(registry().dataset(name).value.Config)}
         if size is not None and "size" in fields and "size" not in given:
             given = {**given, "size": size}
-    # The options were offered as those of the first model's data set; another's may not have them all.
-    known = {option.name for option in options.read(registry().dataset(blueprint.dataset).value.Config)}
-    data = blueprint.data(**{key: value for key, value in given.items() if key in known})
+    data = blueprint.data(**given)
     return before if before is not None and type(before) is type(data) and before.config == data.config else data
 
 

@@ -107,11 +107,11 @@ def train(
         try:
             with shown(progress, title, chance) as watcher:
                 result = run_training(blueprint, data, folder, watcher)
-        except (Interrupted, KeyboardInterrupt) as stop:
-            # A picture that cannot be drawn must not hide how to go on.
+        except (MetazooError, KeyboardInterrupt) as stop:
+            # A picture that cannot be drawn must not hide what happened.
             with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
                 curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
-            if isinstance(stop, Interrupted):
+            if isinstance(stop, MetazooError):
                 raise
             raise Interrupted("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
         curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)

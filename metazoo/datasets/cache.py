@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from metazoo.episodes import Examples
+from metazoo.files import write_atomically
 
 # To be raised whenever the same key would give other examples than before: what `images.decode` gives has changed, say.
 _LAYOUT = 1
@@ -65,12 +65,4 @@ def _write(path: Path, examples: Examples) -> None:
         "title": examples.title,
         "crc32": _checksum(examples.x),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(safetensors.torch.save({"x": examples.x}, about))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, safetensors.torch.save({"x": examples.x}, about))

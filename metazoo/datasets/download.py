@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from metazoo.datasets.cache import cache_directory
 from metazoo.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; there two processes must not fetch the same file at once
-    fcntl = None  # type: ignore[assignment]
+from metazoo.files import locked
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 3
@@ -61,7 +55,7 @@ def fetch(url: str, md5: str, destination: Path) -> None:
     )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(destination.parent):
+        with locked(destination.parent, wait=True):  # the processes of a distributed run must not write into one part
             if destination.exists():  # another process was faster
                 return
             resumed = part.exists()
@@ -124,17 +118,3 @@ def _md5(path: Path) -> str:
         for block in iter(lambda: file.read(2**20), b""):
             md5.update(block)
     return md5.hexdigest()
-
-
-@contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory, so that the processes of a distributed run do not write into one part."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -23,8 +23,12 @@ class Sinusoid(Dataset):
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        low: Annotated[float, "smallest amplitude"] = 0.1
-        high: Annotated[float, "largest amplitude"] = 5.0
+        low: Annotated[float, "smallest amplitude", options.Range(0)] = 0.1
+        high: Annotated[float, "largest amplitude", options.Range(0)] = 5.0
+
+        def __post_init__(self) -> None:
+            if self.low > self.high:
+                raise ValueError(f"the smallest amplitude, {self.low:g}, is above the largest, {self.high:g}")
 
     licence = "made, no data"
     recipe = {"backbone": "mlp", "shots": 10, "queries": 10, "meta_batch": 25}
