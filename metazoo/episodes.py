@@ -148,9 +148,10 @@ class EpisodeSampler:
 
     def __init__(self, examples: Examples, ways: int, shots: int, queries: int, seed: int = 0):
         if ways > len(examples.counts):
+            count = len(examples.counts)
             raise DataError(
-                f"{examples.title} has {len(examples.counts)} classes, but a task needs {ways}",
-                "ask for fewer ways, or add classes",
+                f"{examples.title} has {count} class{'es' * (count != 1)}, but a task needs {ways}",
+                "ask for fewer ways, or add classes; for a few classes of your own, `metazoo predict` needs no training",
             )
         for name, count in zip(examples.names, examples.counts):
             if count < shots + queries:

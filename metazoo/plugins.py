@@ -230,9 +230,10 @@ class Registry:
                 (f"{broken[0].hint}, or " if broken[0].hint else "")
                 + f"`pip uninstall {broken[0].distribution}`; `metazoo plugins` lists all plugins",
             )
-        raise UnknownNameError(
-            f"no {kind} named '{name}'", f"{did_you_mean(name, self._kinds[kind])}`metazoo list` shows every {kind}"
-        )
+        hint = f"{did_you_mean(name, self._kinds[kind])}`metazoo list` shows every {kind}"
+        if any(plugin.problem for plugin in self.plugins):
+            hint += "; some plugins do not work: `metazoo plugins` says why"
+        raise UnknownNameError(f"no {kind} named '{name}'", hint)
 
 
 @functools.cache

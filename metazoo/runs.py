@@ -53,6 +53,8 @@ def create(folder: Path, blueprint: Blueprint) -> None:
 
 def read_blueprint(folder: Path) -> Blueprint:
     """Return what the run in a folder is made from, or raise CheckpointError."""
+    if not folder.exists():
+        raise CheckpointError(f"there is no run folder {folder}", "give the folder that `metazoo train` made")
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}", "give the folder that `metazoo train` made")
     return Blueprint.from_dict(read_json(folder / CONFIG), str(folder / CONFIG))

@@ -211,9 +211,10 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "train maml --dataset folder --data-root nowhere": (1, "nowhere", "check the path"),
     "train baseline --dataset sinusoid": (2, "algorithm 'baseline'", ""),
     "train maml --dataset sinusoid --backbone conv4": (2, "backbone 'conv4' takes images", "mlp"),
-    "train --resume nowhere": (1, "nowhere is not a run folder", "metazoo train"),
-    "train --resume RUN --steps 9": (2, "No such option '--steps'", "metazoo train --help"),
-    "train protonet --resume RUN": (2, "--resume takes no other options", "metazoo train --resume"),
+    "train --resume nowhere": (1, "there is no run folder nowhere", "metazoo train"),
+    "train --resume RUN --steps 9": (2, "--steps cannot be given", "metazoo train --resume"),
+    "train protonet --resume RUN": (2, "algorithm cannot be given", "metazoo train --resume"),
+    "train --resume RUN --lr 0.1": (2, "--lr cannot be given", "metazoo train --resume"),
     "train protonet --data-alphabets 6 --out RUN": (1, "exists already", "--resume"),
     "train protonet --data-alphabets 6 --out RUN/config.json/x": (1, "cannot be made", "another --out"),
     "train protonet --data-alphabets 6 --out /proc/nothing/x": (1, "cannot be made", "another --out"),
@@ -248,7 +249,7 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "export RUN --name maml.x --out OUT": (2, "'maml.x' is no name for this model", "protonet.TAG"),
     "export RUN --name protonet.a/b --out OUT": (2, "is no name for this model", "protonet.TAG"),
     "export RUN --name protonet --out OUT": (2, "is no name for this model", "protonet.TAG"),
-    "export nowhere --name protonet.x --out OUT": (1, "nowhere is not a run folder", "metazoo train"),
+    "export nowhere --name protonet.x --out OUT": (1, "there is no run folder nowhere", "metazoo train"),
     "export RUN --name protonet.x --episodes 2 --out RUN/config.json": (1, "config.json", ""),
     "predict": (2, "Missing option '--support'", "metazoo predict --help"),
 }
@@ -386,6 +387,11 @@ def test_models_of_different_data_are_not_paired(
     assert [r["metric"] for r in found["results"]] == ["accuracy", "accuracy", "mse", "mse"]
     assert found["differences"] == []
     assert "different data" in err
+    # Without --shots each is given what it was trained for.
+    out, _ = output(capsys, "eval", str(protonet_run), str(sinusoid_run), "--episodes", "4", "--json")
+    assert [r["shots"] for r in json.loads(out)["results"]] == [
+        runs.read_blueprint(run_folder).recipe["shots"] for run_folder in (protonet_run, sinusoid_run)
+    ]
     config = json.loads((damaged / runs.CONFIG).read_text())
     config["dataset_options"]["seed"] = 1  # the same names of classes, other classes
     (damaged / runs.CONFIG).write_text(json.dumps(config))

@@ -94,7 +94,8 @@ def eval_(
 ) -> None:  # fmt: skip
     """Evaluate models: run folders, .safetensors files or names of the zoo.
 
-    Two models or more are given the same tasks, and the difference of each to the first is reported with its interval.
+    Models of the same data are given the same tasks, and the difference of each to the first is reported with its
+    interval. The --data-... options are those of the first model's data set.
     """
     if protocol and any(given is not None for given in (ways, shots, queries, episodes, seed, split)):
         raise OptionError(
@@ -103,11 +104,13 @@ def eval_(
     keep_freed_memory()
     sources = [find(name) for name in models]
     place = find_device(device)
-    recipe = sources[0].blueprint.recipe
     measured: list[Measured] = []
     for source in sources:
+        # Models of the same data are given the first one's tasks; one of other data has tasks of its own.
+        same = dataset is not None or source.blueprint.dataset == sources[0].blueprint.dataset
+        recipe = (sources[0] if same else source).blueprint.recipe
         given = dataset_options or {}
-        if given and dataset is None and source.blueprint.dataset != sources[0].blueprint.dataset:
+        if given and not same:
             # They were offered as options of the first model's data set; another's may have the same names for other things.
             click.echo(f"note: the options of {sources[0].blueprint.dataset} are not used for '{source.name}'", err=True)
             given = {}

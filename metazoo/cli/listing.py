@@ -57,7 +57,14 @@ def plugins(as_json: bool) -> None:
     rows = []
     for p in found:
         brings = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in p.provides.items())
-        rows.append((p.name, p.owner, "FAILED" if p.problem else "works", p.problem or brings))
+        rows.append(
+            (
+                p.name,
+                p.owner,
+                "FAILED" if p.problem else "works",
+                f"{p.problem}{f' ({p.hint})' if p.hint else ''}" if p.problem else brings,
+            )
+        )
     click.echo(table(("plugin", "from", "state", "provides, or what is wrong"), rows))
     for clash in clashes:
         click.echo(f"clash: {clash['kind']} '{clash['name']}' is claimed by {' and '.join(clash['claimed by'])}")

@@ -28,6 +28,15 @@ DEFAULT_DATASET = "glyphs"
 
 
 class TrainCommand(ConfiguredCommand):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        resumed = find_value(args, "--resume")
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if resumed is None:
+                raise
+            raise _resumes_alone(resumed, error.option_name) from None
+
     def sections(self, arguments: Sequence[str]) -> list[Section]:
         if find_value(arguments, "--resume") is not None:
             return []
@@ -46,6 +55,12 @@ class TrainCommand(ConfiguredCommand):
         config = registry().backbone(backbone).value.Config
         sections.append(Section("backbone_options", f"Options of backbone {backbone}", "backbone-", config, {}))
         return sections
+
+
+def _resumes_alone(run: str, given: str) -> OptionError:
+    return OptionError(
+        f"--resume goes on with the options that the run began with; {given} cannot be given", f"`metazoo train --resume {run}`"
+    )
 
 
 def _find_algorithm(arguments: Sequence[str]) -> str | None:
@@ -81,7 +96,7 @@ def train(
     keep_freed_memory()
     if resume is not None:
         if algorithm or dataset or out:
-            raise OptionError("--resume takes no other options", f"`metazoo train --resume {resume}` goes on as the run began")
+            raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
         folder = resume
         blueprint = runs.read_blueprint(folder)
         data = blueprint.data()
