@@ -34,7 +34,7 @@ class Folder(ClassDataset):
     `seed` and the names of the classes alone (see `choose`). One folder around the tree does not matter. Files that
     are no images by their suffix are left out; images are not cached, but decoded anew in every process.
 
-    The default `size` lies between the 32 of tiny images and the 84 of miniImageNet: 84 costs 1.7 times as much to train.
+    The default `size` lies between the 32 of tiny images and the 84 of miniImageNet.
 
     Raises DataError, naming the file or class, where the tree has another form, a class has no images, two classes
     differ only in case, or an image is damaged.
