@@ -7,6 +7,7 @@ curve.png           the learning curve
 best.safetensors    the model of the best validation
 last.safetensors    the model, the optimizer and the state of the last checkpoint: what --resume reads
 result.json         the test of the best model
+.lock               what keeps two processes from training here at once
 """
 
 from __future__ import annotations

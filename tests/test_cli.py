@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import metazoo
-from metazoo import runs
+from metazoo import registrable, runs
 from metazoo.checkpoint import load_tensors, save_tensors
 from metazoo.cli import BUILT_IN, run
 
@@ -90,6 +90,10 @@ def test_a_program_without_a_command_explains_itself_on_stderr(capsys: Capture) 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Usage: metazoo")
+
+
+def test_plugins_may_not_take_the_name_of_a_built_in_command() -> None:
+    assert set(BUILT_IN) == registrable.COMMANDS
 
 
 def test_list_shows_all_that_is_built_in(capsys: Capture) -> None:

@@ -114,9 +114,10 @@ class MAML(metazoo.Algorithm):
 
         how = self.config.tasks
         if how == "auto":
-            # A CPU runs per-task convolution weights as grouped convolutions, at half the speed of one task after another.
-            slow = support_x.device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
-            how = "loop" if slow else "vmap"
+            # Under vmap per-task convolution weights become grouped convolutions; for one inner step, the default, a CPU runs
+            # the loop as fast, and with the fused BatchNorm (docs/performance.md).
+            convolves = any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
+            how = "loop" if convolves and support_x.device.type == "cpu" else "vmap"
         for norm in self.norms:
             norm.fused = how == "loop"
         if how == "vmap":
@@ -197,7 +198,7 @@ class BatchStatistics(nn.Module):
         self.fused = True
 
     def forward(self, x: Tensor) -> Tensor:
-        # Under vmap the second derivatives of F.batch_norm are wrong (torch 2.13: by 0.1 to 60 % in the tests' networks).
+        # Under vmap the second derivatives of F.batch_norm are wrong (torch 2.13): with it tests/test_maml.py fails by a fifth.
         if self.support is None and self.fused:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         axes = [0, *range(2, x.dim())]
