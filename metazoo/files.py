@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks between processes."""
+"""Files that are whole or not there, locks between processes, and where the cache is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ try:
     import fcntl
 except ImportError:  # not on Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
+
+
+def cache_directory() -> Path:
+    """Return METAZOO_CACHE, else $XDG_CACHE_HOME/metazoo, else ~/.cache/metazoo; it may not exist yet."""
+    if chosen := os.environ.get("METAZOO_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metazoo"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

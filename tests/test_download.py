@@ -9,8 +9,8 @@ import pytest
 
 from metazoo import DataError
 from metazoo.datasets import download
-from metazoo.datasets.cache import cache_directory
 from metazoo.datasets.download import fetch, find_or_fetch
+from metazoo.files import cache_directory
 
 DATA = bytes(range(256)) * 1000
 MD5 = hashlib.md5(DATA).hexdigest()

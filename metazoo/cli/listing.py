@@ -73,7 +73,7 @@ def plugins(as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
 def info(as_json: bool) -> None:
-    """Show versions and devices."""
+    """Show versions, devices and the state of the kernels; builds them where a GPU is there and they are not built."""
     import platform
 
     import torch
@@ -82,16 +82,46 @@ def info(as_json: bool) -> None:
         "metazoo": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
         "threads": torch.get_num_threads(),
         "plugins": len(registry().plugins),
         "failed plugins": sum(p.problem is not None for p in registry().plugins),
+        "kernels": _kernels(),
     }
     if as_json:
         echo_json(facts)
     else:
-        for name, value in facts.items():
+        facts["cuda"] = facts["cuda"] or "none: this torch is for CPUs alone"
+        kernels = facts.pop("kernels")
+        for name, value in {**facts, **_kernel_lines(kernels)}.items():
             click.echo(f"{name + ':':16}{', '.join(value) if isinstance(value, list) else value}")
+
+
+def _kernels() -> dict[str, Any]:
+    import dataclasses
+    import warnings
+
+    import torch
+
+    from metazoo import kernels
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kernels.KernelWarning)  # it is part of what is shown
+        if kernels.mode() == "emulated" or torch.cuda.is_available():
+            kernels.load()
+    found = dataclasses.asdict(kernels.status())
+    if found["mode"] == "auto" and not torch.cuda.is_available():
+        found["problem"] = found["problem"] or "there is no CUDA device"
+    return found
+
+
+def _kernel_lines(found: dict[str, Any]) -> dict[str, str]:
+    state = "loaded" if found["loaded"] else "not loaded"
+    why = ", ".join(filter(None, [found["origin"] if found["loaded"] else "", found["problem"]]))
+    lines = {"kernels": f"{found['mode']}, {state}{f': {why}' if why else ''}"}
+    told = {"from": found["path"], "built": ", ".join(f"{k} {v}" for k, v in found["info"].items()), "hint": found["hint"]}
+    return lines | {f"kernels {name}": value for name, value in told.items() if value}
 
 
 def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:

@@ -1,11 +1,10 @@
-"""The cache: where downloads lie, and decoded examples that need not be decoded again."""
+"""Decoded examples that need not be decoded again."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +14,10 @@ import safetensors.torch
 from torch import Tensor
 
 from metazoo.episodes import Examples
-from metazoo.files import write_atomically
+from metazoo.files import cache_directory, write_atomically
 
 # To be raised whenever the same key would give other examples than before: what `images.decode` gives has changed, say.
 _LAYOUT = 1
-
-
-def cache_directory() -> Path:
-    """Return METAZOO_CACHE, else $XDG_CACHE_HOME/metazoo, else ~/.cache/metazoo; it may not exist yet."""
-    if chosen := os.environ.get("METAZOO_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metazoo"
 
 
 def remember(folder: str, key: str, build: Callable[[], Examples]) -> Examples:

@@ -9,9 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from metazoo.datasets.cache import cache_directory
 from metazoo.errors import DataError
-from metazoo.files import locked
+from metazoo.files import cache_directory, locked
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 3
