@@ -181,6 +181,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(Weights weig
 
 template <typename T, int V, typename Weights>
 void launch_gradient(Place place, Weights weights, Points x, Points y, void* gx, void* gy, Shape shape) {
+  if (shape.size == 0) return;
   const int64_t lanes = pieces_of(pieces_of(shape.size, V), WARP) * WARP;
   const unsigned threads = static_cast<unsigned>(lanes < GRADIENT_THREADS ? lanes : GRADIENT_THREADS);
   const int64_t chunks = pieces_of(shape.size, threads * V);

@@ -7,7 +7,7 @@ namespace metazoo {
 // A warp has ROWS queries and goes over all prototypes, TILE at a time, with a running maximum and sum, so that their number
 // is not limited; prob holds the logits until the sum is known.
 template <typename T, int V, int ROWS>
-__global__ void __launch_bounds__(THREADS, 2) prototypical_nll_kernel(
+__global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) prototypical_nll_kernel(
     Points query, Points prototypes, const int64_t* target, Acc<T>* nll, Acc<T>* prob, Shape shape) {
   using A = Acc<T>;
   constexpr int SUMS = ROWS * TILE, LANES_EACH = WARP / SUMS;

@@ -26,6 +26,7 @@ MODULES = {
 # From the lowest up: a module imports what stands on earlier lines, or on its own line, never what stands below.
 ORDER = [
     ["version", "errors", "files"],
+    ["kernels.**"],
     ["options", "hookspecs"],
     ["episodes", "ops", "images"],
     ["backbones"],

@@ -69,18 +69,18 @@ class Baseline(metazoo.FeatureLearner):
         # The weights of a constant feature are the bias.
         support_z, query_z = (F.pad((z - centre) / size, (0, 1), value=1.0) for z in (support_z, query_z))
         head = support_z.new_zeros(len(support_z), target.shape[-1], support_z.shape[-1])
-        decay = self.config.finetune_decay
-        head = self.descend(head, lambda head: linear_slope(head, support_z, target) + decay * head)
+        head = self.descend(head, lambda head: linear_slope(head, support_z, target), self.config.finetune_decay)
         return query_z @ head.mT
 
     @torch.no_grad()
-    def descend(self, head: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
+    def descend(self, head: Tensor, slope: Callable[[Tensor], Tensor], decay: float = 0.0) -> Tensor:
         """Return the heads (B, ways, D) of all tasks after `finetune_steps` steps from these, all at once."""
-        velocity = torch.zeros_like(head)
+        flat = head.flatten(1).clone()
+        velocity = torch.zeros_like(flat)
         for _ in range(self.config.finetune_steps):
-            velocity = MOMENTUM * velocity + slope(head)
-            head = head - self.config.finetune_lr * velocity
-        return head
+            gradient = slope(flat.view_as(head)).flatten(1)
+            ops.sgd_update_(flat, gradient, self.config.finetune_lr, velocity=velocity, momentum=MOMENTUM, weight_decay=decay)
+        return flat.view_as(head)
 
 
 class BaselinePlusPlus(Baseline):

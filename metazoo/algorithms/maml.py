@@ -7,7 +7,7 @@ head alone (ANIL: Raghu et al. 2020, arXiv:1909.09157), learned rates per tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -108,10 +108,6 @@ class MAML(metazoo.Algorithm):
                 f"this model's head has {self.spec.outputs} outputs, but the task has {outputs} classes",
                 f"train one with --ways {outputs} or more, or use protonet, which takes any number of classes",
             )
-
-        def solve(sx: Tensor, sy: Tensor, qx: Tensor) -> Tensor:
-            return self._solve_task(sx, sy, qx, steps, judged, outputs)
-
         how = self.config.tasks
         if how == "auto":
             # Under vmap per-task convolution weights become grouped convolutions; for one inner step, the default, a CPU runs
@@ -120,36 +116,34 @@ class MAML(metazoo.Algorithm):
             how = "loop" if convolves and support_x.device.type == "cpu" else "vmap"
         for norm in self.norms:
             norm.fused = how == "loop"
-        if how == "vmap":
-            return vmap(solve, randomness="different")(support_x, support_y, query_x)
-        return torch.stack([solve(*task) for task in zip(support_x, support_y, query_x)])
-
-    def _solve_task(
-        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, steps: int, judged: list[int], outputs: int
-    ) -> Tensor:
-        flat = torch.cat([p.flatten() for p in self._start().values()])  # (P,)
+        each = _all_at_once if how == "vmap" else _one_by_one
         if self.config.adapt == "head":
-            support_x, query_x = self._embed(support_x, query_x)
+            support_x, query_x = each(lambda fast, sx, qx: self._embed(sx, qx), (), support_x, query_x)
 
-        def inner_loss(flat: Tensor, x: Tensor) -> Tensor:
-            loss = metazoo.task_loss(self._predict(flat, x, None)[:, :outputs], support_y)
+        def inner_loss(fast: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
+            loss = metazoo.task_loss(self._predict(fast, x, None)[:, :outputs], y)
             return loss if self.spec.regression else loss * outputs
 
-        predictions = []
+        def answer(fast: tuple[Tensor, ...], sx: Tensor, qx: Tensor) -> tuple[Tensor]:
+            if self.config.batch_norm == "support" and self.config.adapt == "all":
+                return (self._predict(fast, torch.cat([sx, qx]), len(sx))[len(sx) :, :outputs],)
+            return (self._predict(fast, qx, None)[:, :outputs],)
+
+        # One row that all tasks start from, then a row for each.
+        flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
+        predictions: list[Tensor] = []
         for step in range(steps + 1):
             if step in judged:
-                if self.config.batch_norm == "support" and self.config.adapt == "all":
-                    both = self._predict(flat, torch.cat([support_x, query_x]), len(support_x))
-                    predictions.append(both[len(support_x) :, :outputs])
-                else:
-                    predictions.append(self._predict(flat, query_x, None)[:, :outputs])
+                predictions += each(answer, self._pieces(flat), support_x, query_x)
             if step < steps:
                 if self.config.first_order:
-                    gradient = grad(inner_loss)(flat.detach(), support_x.detach()).detach()
+                    fast, x = self._pieces(flat.detach()), support_x.detach()
+                    gradient = tuple(g.detach() for g in each(grad(inner_loss), fast, x, support_y))
                 else:
-                    gradient = grad(inner_loss)(flat, support_x)
-                flat = ops.sgd_update(flat, gradient, self._rate(step))
-        return torch.stack(predictions)
+                    gradient = each(grad(inner_loss), self._pieces(flat), support_x, support_y)
+                take = ops.sgd_update if torch.is_grad_enabled() or step == 0 else ops.sgd_update_
+                flat = take(flat.expand(len(support_x), -1), gradient, self._rate(step))  # (B, P)
+        return torch.stack(predictions, 1)
 
     def _rate(self, step: int) -> Tensor:
         if self.config.learned_rates != "per-step":
@@ -162,16 +156,20 @@ class MAML(metazoo.Algorithm):
         modules = {"head": self.head} if self.config.adapt == "head" else {"backbone": self.backbone, "head": self.head}
         return {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters()}
 
-    def _predict(self, flat: Tensor, x: Tensor, support: int | None) -> Tensor:
-        """Return the network's outputs (N, out) with the adapted parameters put in their places."""
-        start = self._start()
-        pieces = flat.split([p.numel() for p in start.values()])
-        fast = {name: piece.view(p.shape) for (name, p), piece in zip(start.items(), pieces)}
+    def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Return parameters (B, P) in their own shapes, each (B, *)."""
+        shapes = [p.shape for p in self._start().values()]
+        pieces = flat.split([shape.numel() for shape in shapes], 1)
+        return tuple(piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes))
+
+    def _predict(self, fast: tuple[Tensor, ...], x: Tensor, support: int | None) -> Tensor:
+        """Return the network's outputs (N, out) with a task's parameters put in their places."""
+        named = dict(zip(self._start(), fast))
         if self.config.adapt == "all":
             for norm in self.norms:
                 norm.support = support
-            x = functional_call(self.backbone, {n[9:]: p for n, p in fast.items() if n.startswith("backbone.")}, x)
-        return F.linear(x, fast["head.weight"], fast["head.bias"])
+            x = functional_call(self.backbone, {n[9:]: p for n, p in named.items() if n.startswith("backbone.")}, x)
+        return F.linear(x, named["head.weight"], named["head.bias"])
 
     def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of a task's support and queries, which ANIL's inner steps do not change."""
@@ -183,6 +181,23 @@ class MAML(metazoo.Algorithm):
             norm.support = len(support_x)
         support_z, query_z = self.backbone(torch.cat([support_x, query_x])).split([len(support_x), len(query_x)])
         return support_z, query_z
+
+
+def _all_at_once(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors that a function of one task gives, stacked over tasks, from parameters (B or 1, *) and data (B, *)."""
+    shared = bool(fast) and len(fast[0]) == 1
+    if shared:
+        # Weights that all tasks have in common stay ordinary convolutions.
+        fast = tuple(piece.squeeze(0) for piece in fast)
+    return vmap(function, (None if shared else 0, *[0] * len(data)), randomness="different")(fast, *data)
+
+
+def _one_by_one(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
+    """Return the same as `_all_at_once`, one task after another."""
+    rows = [piece.unbind(0) * (len(data[0]) if len(piece) == 1 else 1) for piece in fast]
+    tasks = [tuple(row[i] for row in rows) for i in range(len(data[0]))]
+    results = [function(task, *pieces) for task, *pieces in zip(tasks, *data)]
+    return tuple(torch.stack(parts) for parts in zip(*results))
 
 
 class BatchStatistics(nn.Module):
