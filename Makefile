@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A bar where a person watches, lines where a log does.
 PROGRESS := $(shell test -t 2 && echo bar || echo lines)
 
-.PHONY: demo test quick lint wheel clean
+.PHONY: demo test quick lint wheel clean bench-kernels gpu-test
 
 demo: .venv/ready
 	@rm -rf runs/demo
@@ -25,6 +25,14 @@ lint: .venv/ready
 wheel: .venv/ready
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+# ARGS adds options: make bench-kernels ARGS="--device cpu --quick"
+bench-kernels: .venv/ready
+	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
+# On a machine with a GPU, offline: PYTHON has torch for CUDA; what it needs beside that it sets up under build/.
+gpu-test:
+	$(PYTHON) -m benchmarks.gpu_test $(ARGS)
 
 .venv/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,1 @@
+"""What metazoo's figures are measured with."""
