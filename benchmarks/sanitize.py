@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metazoo import ops
-from metazoo.kernels.load import covers, load, status
+from metazoo.kernels.loading import covers, load, status
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # (B, Q, N, D): one of everything, odd ones, either side of 32, and each dimension empty.

@@ -107,7 +107,8 @@ def sgd_update_(
 ) -> Tensor:  # fmt: skip
     """Take the step of `sgd_update` in place, on contiguous params and velocity, and return params.
 
-    It is for adaptation at test time: nothing is recorded for derivatives. Raises ValueError where the shapes do not fit together or a buffer is not contiguous.
+    It is for adaptation at test time: nothing is recorded for derivatives. Raises ValueError where `sgd_update` does, and where
+    a buffer is not contiguous.
     """
     if not params.is_contiguous() or (velocity is not None and not velocity.is_contiguous()):
         raise ValueError("sgd_update_ changes contiguous buffers alone; call .contiguous() on params and velocity first")

@@ -1,14 +1,18 @@
-"""What must be the same on a GPU: a training step, resuming, evaluation, prediction. Run with `-m gpu` where there is one."""
+"""What must be the same on a GPU: the kernels, a training step, resuming, evaluation, prediction. Run with `-m gpu`."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import metazoo
-from metazoo import runs
+from metazoo import kernels, ops, runs
 from metazoo.episodes import BatchSampler, EpisodeSampler
 from metazoo.evaluate import evaluate
 from metazoo.plan import plan
@@ -101,3 +105,114 @@ def test_predicts_on_the_gpu(tmp_path: Path) -> None:
         for device in ("cpu", "cuda")
     ]
     assert answers[0] == pytest.approx(answers[1], abs=1e-3)
+
+
+# ---- the kernels -------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernels_are_used() -> None:
+    assert kernels.load(), kernels.status()
+    assert kernels.covers("cuda")
+
+
+@pytest.mark.parametrize("name", ["test_kernels"])
+def test_the_operators_pass_their_tests(name: str) -> None:
+    assert kernels.load(), kernels.status()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(f"{name}.py"))]
+    environment = {**os.environ, "METAZOO_TEST_DEVICE": "cuda"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def inputs(device: str = "cuda") -> tuple[torch.Tensor, ...]:
+    """Return queries, prototypes, targets, parameters and two gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 30, 64), (4, 5, 64), (4, 300), (4, 10, 10), (4, 200)]
+    x, y, params, a, b = (torch.randn(*shape, generator=generator).to(device) for shape in shapes)
+    return x, y, (torch.arange(120, device=device) % 5).view(4, 30), params, a, b
+
+
+def everything(
+    x: torch.Tensor, y: torch.Tensor, target: torch.Tensor, params: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    velocity = torch.zeros_like(params)
+    after, v = ops.sgd_update(params, [a, b], 0.1, velocity=velocity, momentum=0.9, weight_decay=0.1, max_norm=1.0)
+    return ops.pairwise_sqdist(x, y), ops.pairwise_sqdist(x, y, root=True), ops.prototypical_nll(x, y, target), after, v
+
+
+def test_the_operations_agree_with_the_cpu() -> None:
+    for ours, theirs in zip(everything(*inputs()), everything(*inputs("cpu"))):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cuda_graph_captures_and_replays_them() -> None:
+    static = inputs()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        everything(*static)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = everything(*static)
+    for tensor in (*static[:2], *static[3:]):
+        tensor.mul_(0.5)
+    graph.replay()
+    for ours, theirs in zip(outputs, everything(*static)):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_they_run_on_the_current_stream() -> None:
+    # The other stream is busy for a while first: on any other one, the kernel would read what is not yet written.
+    side, x = torch.cuda.Stream(), torch.zeros(1, 1, 4, device="cuda")
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)
+        x.add_(1)
+        distance = ops.pairwise_sqdist(x, torch.zeros_like(x))
+    side.synchronize()
+    assert distance.item() == 4.0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+def test_they_run_on_the_device_of_their_arguments() -> None:
+    with torch.cuda.device(0):
+        for ours, theirs in zip(everything(*inputs("cuda:1")), everything(*inputs("cpu"))):
+            assert ours.device == torch.device("cuda", 1)
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-5)
+        assert torch.cuda.current_device() == 0
+
+
+def test_tensors_of_two_devices_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="one device"):
+        torch.ops.metazoo.sqdist(torch.zeros(1, 2, 3, device="cuda"), torch.zeros(1, 2, 3))
+
+
+def test_autocast_takes_distances_in_float32() -> None:
+    x, y, target, *_ = inputs()
+    exact = ops.pairwise_sqdist(x.half(), y.half()).float()
+    with torch.autocast("cuda", dtype=torch.float16):
+        got = ops.pairwise_sqdist(x.half(), y.half())
+        assert got.dtype == ops.prototypical_nll(x.half(), y.half(), target).dtype == torch.float32
+    torch.testing.assert_close(got, exact, rtol=1e-3, atol=0.1)
+
+
+def launches(work: Callable[[], object]) -> int:
+    """Return how many kernels some work launches."""
+    work()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+
+def test_launches() -> None:
+    x, y, target, params, a, b = inputs()
+    assert launches(lambda: ops.pairwise_sqdist(x, y)) == 1
+    assert launches(lambda: ops.sgd_update(params, [a, b], 0.1)) == 1
+    assert launches(lambda: ops.sgd_update_(params, [a, b], 0.1, weight_decay=0.1)) == 1
+    x, y, g = x.requires_grad_(), y.requires_grad_(), torch.ones(4, 30, 5, device="cuda")
+    assert launches(lambda: torch.autograd.grad(ops.pairwise_sqdist(x, y), (x, y), g)) == 2
+    # The head, the mean of its terms, its share of each, both gradients; and the 1 that differentiation begins with.
+    assert launches(lambda: torch.autograd.grad(ops.prototypical_nll(x, y, target), (x, y))) <= 5

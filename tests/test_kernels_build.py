@@ -301,7 +301,7 @@ def test_nvcc_compiles_every_kernel_without_a_warning_or_a_spill(cuda_library):
 
 REGISTERED = """
 import torch
-from metazoo.kernels.load import FALLBACKS, load, status
+from metazoo.kernels.loading import FALLBACKS, load, status
 load(cuda="any")
 assert status().loaded, status()
 assert FALLBACKS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metazoo import ops
+from metazoo import kernels, ops
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -29,6 +29,86 @@ def test_pairwise_sqdist_tells_close_points_of_large_norm_apart() -> None:
     # What the expansion would have made of the distances of each point to its own neighbour.
     expansion = x.square().sum(-1).unsqueeze(2) + y.square().sum(-1).unsqueeze(1) - 2 * x @ y.mT
     assert ((expansion - exact) / exact).diagonal(dim1=1, dim2=2).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8, 64), (4, 100, 40, 64), (2, 100, 40, 300)], ids=str)
+def test_pairwise_sqdist_is_exact_for_clusters_whatever_the_size(size: tuple[int, ...]) -> None:
+    # Pairs of close points, each at a place of its own far from the others: no one centre serves them all.
+    tasks, queries, points, features = size
+    y = (1000 * randn(tasks, points, features)).float()
+    x = y[:, torch.arange(queries) % points] + (1e-1 * randn(tasks, queries, features, seed=1)).float()
+    exact = (x.double().unsqueeze(2) - y.double().unsqueeze(1)).square().sum(-1)
+    torch.testing.assert_close(ops.pairwise_sqdist(x, y).double(), exact, rtol=2e-5, atol=0)
+    assert ops.pairwise_sqdist(y, y).diagonal(dim1=1, dim2=2).abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_summed_up_in_float32(dtype: torch.dtype) -> None:
+    # In float16 the sum stops growing at 2048, in bfloat16 at 256.
+    x, y = torch.ones(1, 2, 4096, dtype=dtype), torch.zeros(1, 3, 4096, dtype=dtype)
+    got = ops.pairwise_sqdist(x, y)
+    assert got.dtype == dtype
+    assert (got == 4096).all()
+    # Its distances are beyond float16, the loss is not.
+    loss = ops.prototypical_nll(32 * x[:, :, :128], 32 * y[:, :, :128], torch.zeros(1, 2, dtype=torch.int64))
+    assert loss.dtype == dtype
+    assert loss.item() == pytest.approx(math.log(3), rel=1e-2)
+
+
+def test_root_gives_the_distance_and_no_slope_where_points_coincide() -> None:
+    x, y = randn(2, 3, 4), randn(2, 2, 4, seed=1)
+    torch.testing.assert_close(ops.pairwise_sqdist(x, y, root=True), torch.cdist(x, y))
+    arguments = x.clone().requires_grad_(), y.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: ops.pairwise_sqdist(x, y, root=True), arguments)
+    assert torch.autograd.gradgradcheck(lambda x, y: ops.pairwise_sqdist(x, y, root=True), arguments)
+    y[0, 0] = x[0, 0]
+    x = x.requires_grad_()
+    (slope,) = torch.autograd.grad(ops.pairwise_sqdist(x, y, root=True)[0, 0, 0], x, create_graph=True)
+    assert torch.equal(slope, torch.zeros_like(x))
+    assert torch.autograd.grad(slope.sum(), x)[0].isfinite().all()
+
+
+def test_one_task_may_stand_for_all() -> None:
+    x, y = randn(1, 3, 4), randn(5, 2, 4, seed=1)
+    torch.testing.assert_close(ops.pairwise_sqdist(x, y), ops.pairwise_sqdist(x.repeat(5, 1, 1), y))
+    torch.testing.assert_close(ops.pairwise_sqdist(y, x), ops.pairwise_sqdist(y, x.repeat(5, 1, 1)))
+
+
+def test_autocast_takes_distances_in_float32() -> None:
+    x, y, target = randn(1, 3, 64).bfloat16(), randn(1, 2, 64, seed=1).bfloat16(), torch.zeros(1, 3, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, loss = ops.pairwise_sqdist(x, y), ops.prototypical_nll(x, y, target)
+    assert got.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(got, ops.pairwise_sqdist(x.float(), y.float()))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 3), r"\(2, 3\)"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), r"\(2, 3, 4\) and \(2, 3, 5\)"),
+        (torch.zeros(2, 3, 4), torch.zeros(3, 3, 4), r"\(2, 3, 4\) and \(3, 3, 4\)"),
+        (torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(2, 3, 4, dtype=torch.int64), "int64"),
+    ],
+    ids=["dimensions", "features", "tasks", "type"],
+)
+def test_points_that_do_not_fit_together_are_refused(x: Tensor, y: Tensor, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ops.pairwise_sqdist(x, y)
+    with pytest.raises(ValueError, match=says):
+        ops.prototypical_nll(x, y, torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_targets_that_do_not_fit_are_refused() -> None:
+    x, y = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
+    with pytest.raises(ValueError, match=r"\(2, 3\), not \(2, 5\)"):
+        ops.prototypical_nll(x, y, torch.zeros(2, 5, dtype=torch.int64))
+    wrong = torch.full((2, 3), 5)
+    if kernels.covers("cpu"):
+        assert ops.prototypical_nll(x, y, wrong).isnan()
+    else:
+        with pytest.raises(IndexError, match="5"):
+            ops.prototypical_nll(x, y, wrong)
 
 
 def test_pairwise_sqdist_has_first_and_second_derivatives_also_where_points_coincide() -> None:
@@ -104,3 +184,103 @@ def test_sgd_update_gradients_reach_the_rates(shape: tuple[int, ...]) -> None:
     arguments = tuple(t.requires_grad_() for t in (randn(2, 3), randn(2, 3, seed=1), randn(*shape, seed=2)))
     assert torch.autograd.gradcheck(ops.sgd_update, arguments)
     assert torch.autograd.gradgradcheck(ops.sgd_update, arguments)
+
+
+def as_torch_does_it(
+    params: Tensor, grads: list[Tensor], lr: float, steps: int, max_norm: float | None, **options: float
+) -> Tensor:
+    """Return each task's parameters after steps of torch.optim.SGD on the same gradients, clipped by clip_grad_norm_."""
+    after = []
+    for task in range(len(params)):
+        weight = torch.nn.Parameter(params[task].clone())
+        optimizer = torch.optim.SGD([weight], lr, **options)
+        for _ in range(steps):
+            weight.grad = torch.cat([g[task].flatten() for g in grads])
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_([weight], max_norm)
+            optimizer.step()
+        after.append(weight.detach())
+    return torch.stack(after)
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0, 100.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_update_is_torchs_own_for_every_task(momentum: float, weight_decay: float, max_norm: float | None) -> None:
+    params, grads = randn(3, 7), [randn(3, 2, 2, seed=1), randn(3, 3, seed=2)]
+    expected = as_torch_does_it(params, grads, 0.5, 3, max_norm, momentum=momentum, weight_decay=weight_decay)
+    options = {"weight_decay": weight_decay, "max_norm": max_norm}
+    here, there = params.clone(), params
+    velocity = torch.zeros_like(params) if momentum else None
+    velocity_here = torch.zeros_like(params) if momentum else None
+    for _ in range(3):
+        ops.sgd_update_(here, grads, 0.5, velocity=velocity_here, momentum=momentum, **options)
+        if velocity is None:
+            there = ops.sgd_update(there, grads, 0.5, **options)
+        else:
+            there, velocity = ops.sgd_update(there, grads, 0.5, velocity=velocity, momentum=momentum, **options)
+    torch.testing.assert_close(here, expected)
+    torch.testing.assert_close(there, expected)
+    assert velocity is None or torch.equal(velocity, velocity_here)
+
+
+def test_sgd_update_of_one_task_is_that_of_a_batch_of_one() -> None:
+    params, grads, velocity = randn(5), [randn(2, 2, seed=1), randn(1, seed=2)], randn(5, seed=3)
+    options = {"momentum": 0.9, "weight_decay": 0.1, "max_norm": 1.0}
+    got = ops.sgd_update(params, grads, randn(5, seed=4), velocity=velocity, **options)
+    batch = [t.unsqueeze(0) for t in (params, *grads, velocity)]
+    expected = ops.sgd_update(batch[0], batch[1:3], randn(5, seed=4), velocity=batch[3], **options)
+    for ours, theirs in zip(got, expected):
+        torch.testing.assert_close(ours, theirs.squeeze(0))
+
+
+def test_a_gradient_of_zero_is_clipped_without_harm() -> None:
+    params, grads = randn(2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    after = ops.sgd_update(params, grads, 0.5, max_norm=1.0)
+    assert torch.equal(after, params)
+    gradients = torch.autograd.grad(after.sum(), (params, grads), create_graph=True)
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_clipping_is_differentiated() -> None:
+    arguments = tuple(t.requires_grad_() for t in (randn(2, 3), 5 * randn(2, 3, seed=1), randn(2, 3, seed=2)))
+
+    def step(params: Tensor, grads: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.sgd_update(params, grads, 0.5, velocity=velocity, momentum=0.9, weight_decay=0.1, max_norm=1.0)
+
+    assert torch.autograd.gradcheck(step, arguments)
+    assert torch.autograd.gradgradcheck(step, arguments)
+
+
+def test_sgd_update_in_place_records_nothing_and_returns_its_buffer() -> None:
+    params = torch.zeros(2, 3, requires_grad=True)
+    assert ops.sgd_update_(params, torch.ones(2, 3), 0.5) is params
+    assert params.is_leaf
+    assert (params == -0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"params": torch.zeros(2, 3, 1)}, r"params \(2, 3, 1\)"),
+        ({"grads": torch.zeros(2, 4)}, r"\[\(2, 4\)\]"),
+        ({"grads": []}, r"\[\]"),
+        ({"grads": [torch.zeros(1, 3)]}, r"\[\(1, 3\)\]"),
+        ({"lr": torch.zeros(2)}, r"not \(2,\)"),
+        ({"velocity": torch.zeros(3)}, r"velocity \(3,\)"),
+        ({"momentum": 0.9}, "velocity"),
+    ],
+    ids=["params", "size", "none", "tasks", "rate", "velocity", "momentum"],
+)
+def test_steps_that_do_not_fit_together_are_refused(change: dict[str, object], says: str) -> None:
+    arguments = {"params": torch.zeros(2, 3), "grads": torch.zeros(2, 3), "lr": 0.5, **change}
+    for take in (ops.sgd_update, ops.sgd_update_):
+        with pytest.raises(ValueError, match=says):
+            take(**arguments)  # type: ignore[operator]
+
+
+def test_a_buffer_that_is_not_contiguous_is_not_changed_in_place() -> None:
+    params = torch.zeros(3, 2).mT
+    with pytest.raises(ValueError, match="contiguous"):
+        ops.sgd_update_(params, torch.ones(2, 3), 0.5)
+    assert (params == 0).all()

@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
 def kernels() -> dict[str, Any] | None:
     """Return what metazoo says of its kernels, or None where it has none to speak of."""
     try:
-        from metazoo.kernels.load import status
+        from metazoo.kernels.loading import status
     except ImportError:
         return None
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(status()).items()}

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -103,6 +104,8 @@ def build(
         with locked(place, wait=True):
             if again or not _is_whole(library):
                 _sweep(place)
+                # Whoever waits for their first result should know what for.
+                print("metazoo: building its kernels, once for this machine; this takes up to a minute", file=sys.stderr)
                 with tempfile.TemporaryDirectory(dir=place, prefix=_UNDER_WAY) as work:
                     script = _script(kind, csrc, name, archs, cuda or cuda_of_torch() or "", strict, extra_flags)
                     write_atomically(place / "build.ninja", script.encode())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import load
+from . import loading
 
 
 def declare(schema: str, plain: Callable[..., Any]) -> None:
@@ -19,11 +19,11 @@ def declare(schema: str, plain: Callable[..., Any]) -> None:
     """
     name = schema.partition("(")[0]
     torch.library.define(f"metazoo::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
-    load.FALLBACKS[name] = plain
+    loading.FALLBACKS[name] = plain
 
     def find(*arguments: Any) -> Any:
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        if load.covers(first.device.type) and load.load():
+        if loading.covers(first.device.type) and loading.load():
             return getattr(torch.ops.metazoo, name)(*arguments)
         return plain(*arguments)
 

@@ -55,7 +55,7 @@ import torch
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import metazoo.ops
-    from metazoo.kernels.load import covers, load, mode, module, status
+    from metazoo.kernels.loading import covers, load, mode, module, status
     cuda = os.environ.get("CUDA_FOR_TEST")
     first, again = load(cuda=cuda), load(cuda=cuda)
 assert first == again == status().loaded == (module() is not None)
@@ -150,7 +150,7 @@ def test_built_on_first_use_and_then_found(built):
 
 
 def test_an_unknown_mode_is_the_users_mistake(built):
-    done = built.run("from metazoo.kernels.load import mode; mode()", METAZOO_KERNELS="emulate")
+    done = built.run("from metazoo.kernels.loading import mode; mode()", METAZOO_KERNELS="emulate")
     assert "the environment variable METAZOO_KERNELS is 'emulate'" in done.stderr
     assert "did you mean 'emulated'" in done.stderr
 
@@ -234,7 +234,7 @@ def test_a_warning_that_is_an_error_leaves_things_settled(checkout):
     code = """
 import warnings
 warnings.simplefilter("error")
-from metazoo.kernels.load import KernelWarning, load, status
+from metazoo.kernels.loading import KernelWarning, load, status
 try:
     load()
 except KernelWarning as warning:
