@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import importlib.util
 import json
 import os
@@ -30,12 +29,11 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from .kernels.report import ROOT, command, write
+from .kernels.report import ROOT, command, commit, sources, write
+from .needs import Failure, device_name, missing, tool
 
 PARTS = ("tests", "memcheck", "racecheck", "benchmarks")
 WORK = ROOT / "build" / "gpu-test"
-NEEDED = ("numpy", "pluggy", "click", "rich", "safetensors", "PIL", "matplotlib", "tensorboard", "setuptools")
-OPTIONAL = {"pytest": "tests", "ninja": "building the kernels", "pybind11": "building the kernels"}
 # Of the time that is left when a part begins, at most so much is its own.
 SHARES = {"install": 1.0, "kernels": 0.5, "tests": 0.4, "memcheck": 0.25, "racecheck": 0.25}
 TAIL = 4000
@@ -47,14 +45,6 @@ x = torch.ones(1, 2, 3, device=sys.argv[1])
 assert ops.pairwise_sqdist(x, x).abs().max() == 0
 print(json.dumps(kernels()))
 """
-
-
-class Failure(Exception):
-    """What is wrong with this machine, and what to do."""
-
-    def __init__(self, message: str, hint: str):
-        super().__init__(message)
-        self.message, self.hint = message, hint
 
 
 def arguments() -> argparse.Namespace:
@@ -69,42 +59,6 @@ def arguments() -> argparse.Namespace:
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     return options
-
-
-def device_name(device: str) -> str:
-    """Return the name of the device, or raise Failure where it cannot be used."""
-    if importlib.util.find_spec("torch") is None:
-        raise Failure(f"{Path(sys.executable).name} has no torch", "give the Python that has it: make gpu-test PYTHON=...")
-    if device == "cpu":
-        return "cpu"
-    import torch
-
-    if not torch.cuda.is_available():
-        built = "built for CUDA " + torch.version.cuda if torch.version.cuda else "built without CUDA"
-        raise Failure(
-            f"there is no CUDA device for torch {torch.__version__}, {built}",
-            "run it on a machine that has one; --device cpu --quick rehearses everything without",
-        )
-    return torch.cuda.get_device_name()
-
-
-def missing() -> list[str]:
-    """Return what this machine lacks, in words; raise Failure where nothing can be done without it."""
-    if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise Failure(
-            f"{Path(sys.executable).name} lacks {', '.join(absent)}",
-            "install metazoo's dependencies there, or name another PYTHON",
-        )
-    notes = [f"{name} ({use})" for name, use in OPTIONAL.items() if importlib.util.find_spec(name) is None]
-    tools = {"nvcc": "building the kernels", "compute-sanitizer": "memcheck, racecheck"}
-    return notes + [f"{name} ({use})" for name, use in tools.items() if not tool(name)]
-
-
-def tool(name: str) -> str | None:
-    """Return the path of a program of the CUDA toolkit."""
-    homes = [os.environ[key] for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
-    found = [shutil.which(name, path=os.path.join(home, "bin")) for home in homes]
-    return next((path for path in [*found, shutil.which(name), shutil.which(name, path="/usr/local/cuda/bin")] if path), None)
 
 
 def run(command: list[str], seconds: float, **environment: str) -> dict[str, Any]:
@@ -308,24 +262,6 @@ class Session:
         write(self.out, self.record)
         print("\n" + "\n".join(f"{name:12} {outcome}" for name, outcome in outcomes.items()) + f"\nwritten to {self.out}")
         return 1 if any(outcome in ("failed", "timed out") for outcome in outcomes.values()) else 0
-
-
-def commit() -> str:
-    """Return the commit of the checkout, with a mark where it was changed since, or "unknown" where git cannot tell."""
-    try:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def sources() -> str:
-    """Return a digest of all that the figures depend on: a copy of a checkout need have no commit."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in ("csrc", "metazoo") for path in (ROOT / folder).rglob("*")):
-        if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
-            digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def main() -> int:

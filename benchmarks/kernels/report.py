@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,3 +130,21 @@ def speedups(rows: list[dict[str, Any]]) -> list[str]:
                 ]
                 lines.append(f"{label:36} {way:28} {', '.join(parts)}")
     return lines
+
+
+def commit() -> str:
+    """Return the commit of the checkout, with a mark where it was changed since, or "unknown" where git cannot tell."""
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def sources() -> str:
+    """Return a digest of all that the figures depend on: a copy of a checkout need have no commit."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("csrc", "metazoo") for path in (ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -55,18 +55,18 @@ def _by_differences(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
+def _squares(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1).square_()
+
+
 def _by_products(x: Tensor, y: Tensor) -> Tensor:
     """Return |x|^2 + |y|^2 - 2xy, and differences where that is off: on a CPU the products are several times faster."""
     a, b = centred(x, y)
-    norms = torch.linalg.vector_norm(a, dim=-1).square_().unsqueeze(2) + torch.linalg.vector_norm(
-        b, dim=-1
-    ).square_().unsqueeze(1)
+    norms = _squares(a).unsqueeze(2) + _squares(b).unsqueeze(1)
     distance = torch.baddbmm(norms, a, b.mT, alpha=-2)
-    # Not `<`: what is not a number is left to differences, too.
-    close = (distance >= norms.mul_(CLOSE)).logical_not_()
-    index = close.nonzero()
-    if not len(index):
+    if torch.sub(distance, norms, alpha=CLOSE).amin() >= 0:  # False, too, where something is not a number
         return distance
+    index = (distance >= CLOSE * norms).logical_not_().nonzero()
     if len(index) * 16 > distance.numel():
         return _by_differences(x, y)
     for part in index.split(max(1, AT_ONCE // x.shape[2])):
