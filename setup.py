@@ -37,14 +37,18 @@ class AheadOfTime(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            built = build.build("cuda", csrc=ROOT / "csrc", folder=Path(self.build_temp), cuda=build.cuda_of_torch() or "any")
+            built = build.build(
+                "cuda", csrc=ROOT / "csrc", folder=Path(self.build_temp), cuda=build.cuda_of_torch() or "any", again=True
+            )
         except build.KernelBuildError as error:
             raise SystemExit(f"error: METAZOO_BUILD=1, and {error}") from None
         shutil.copyfile(built, target)
 
 
-ahead = os.environ.get("METAZOO_BUILD", "0") not in ("", "0")
+ahead = os.environ.get("METAZOO_BUILD") or "0"
+if ahead not in ("0", "1"):
+    raise SystemExit(f"error: METAZOO_BUILD is '{ahead}'; it takes 0, or 1 to compile the kernels now")
 setup(
     cmdclass={"build_py": WithSources, "build_ext": AheadOfTime},
-    ext_modules=[Extension("metazoo.kernels._cuda", sources=[])] if ahead else [],
+    ext_modules=[Extension("metazoo.kernels._cuda", sources=[])] if ahead == "1" else [],
 )

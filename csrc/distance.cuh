@@ -44,13 +44,13 @@ __device__ __forceinline__ void add_squares(
   for (int64_t start = 0; start < size; start += CHUNK) {
     const int width = static_cast<int>(size - start < CHUNK ? size - start : CHUNK);
     __syncthreads();  // all have done with the chunk before
-    for (int p = 0; p < points; ++p) {
-      for (int d = threadIdx.x * V; d < width; d += THREADS * V) {
-        A value[V];
-        load<T, V>(y[point + p] + start + d, value);
+    const int packs = width / V;
+    for (int i = threadIdx.x; i < points * packs; i += THREADS) {
+      const int p = i / packs, d = i % packs * V;
+      A value[V];
+      load<T, V>(y[point + p] + start + d, value);
 #pragma unroll
-        for (int v = 0; v < V; ++v) tile[p][d + v] = value[v];
-      }
+      for (int v = 0; v < V; ++v) tile[p][d + v] = value[v];
     }
     __syncthreads();
     for (int d = lane * V; d < width; d += WARP * V) {
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(Weights weig
       }
       __syncthreads();
       if (active) {
-#pragma unroll 2
+#pragma unroll 4
         for (int p = 0; p < width; ++p) {
           A other[V];
           load<T, V>(points[start + p] + d, other);

@@ -23,6 +23,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define MZ_ALIGNED(pointer, bytes) metazoo::emulator::check_aligned(pointer, bytes)
 #define MZ_SHARED(type, name, count) auto& name = metazoo::emulator::shared<type, count, __COUNTER__>()
 #define MZ_LAUNCH(kernel, blocks, threads, place, ...) \
   metazoo::emulator::launch(blocks, threads, [=] { kernel(__VA_ARGS__); })
@@ -86,6 +87,11 @@ auto& shared() {
     std::memset(static_cast<void*>(memory), 0xff, sizeof memory);
   }
   return memory;
+}
+
+// What a GPU refuses, a CPU mostly does.
+inline void check_aligned(const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes) machine().complaint = "a load or store that is not aligned";
 }
 
 inline Fibre& self() { return *machine().fibres[machine().thread.x]; }

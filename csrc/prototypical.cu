@@ -37,14 +37,16 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) prototypical_
         tile_peak = other > tile_peak ? other : tile_peak;
       }
       const A higher = tile_peak > peak ? tile_peak : peak;
-      A tile_mass = exponential(logit - higher);
+      // Prototypes may be so far away that their distances are infinite, and all of them so far.
+      const A base = higher == -static_cast<A>(INFINITY) ? A(0) : higher;
+      A tile_mass = exponential(logit - base);
       A tile_picked = p < points && point + p == label ? logit : A(0);
 #pragma unroll
       for (int step = SUMS / ROWS / 2 * LANES_EACH; step >= LANES_EACH; step /= 2) {
         tile_mass += __shfl_xor_sync(ALL_LANES, tile_mass, step);
         tile_picked += __shfl_xor_sync(ALL_LANES, tile_picked, step);
       }
-      mass = mass * exponential(peak - higher) + tile_mass;
+      mass = mass * exponential(peak - base) + tile_mass;
       peak = higher;
       picked += tile_picked;
     }

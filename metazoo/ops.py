@@ -1,8 +1,8 @@
 """The operations that kernels exist for; every algorithm reaches them through here.
 
-On a GPU they run as the kernels of `csrc/` (docs/kernels.md), elsewhere as pure PyTorch, with the same answers. All are
-differentiable to every order and work under `torch.func`, `torch.compile(fullgraph=True)` and autocast, where distances are
-float32 as torch.cdist's are. Values of float16 and bfloat16 are summed up in float32.
+On a GPU they run as the kernels of `csrc/` (docs/kernels.md), elsewhere as pure PyTorch, with the same answers. All but the one
+in place are differentiable to every order, and work under `torch.func`, `torch.compile(fullgraph=True)` and autocast, where
+distances are float32 as torch.cdist's are. Distances and norms of float16 and bfloat16 are summed up in float32.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ def pairwise_sqdist(x: Tensor, y: Tensor, *, root: bool = False) -> Tensor:
     of their root is 0. Either B may be 1. Raises ValueError where the shapes do not fit together.
     """
     x, y = _points(x, y, "pairwise_sqdist")
-    if not kernels.covers(x.device.type) and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] <= FEW:
-        wide = sum_dtype(x.dtype)
-        a, b = (x, y) if x.dtype == wide else (x.to(wide), y.to(wide))
-        distance = (a.unsqueeze(2) - b.unsqueeze(1)).square().sum(-1)
-        distance = distance if x.dtype == wide else distance.to(x.dtype)
-    else:
-        distance = kernels.distance.distances(x, y)
-    return _root(distance) if root else distance
+    dtype, wide = x.dtype, sum_dtype(x.dtype)
+    few = not kernels.covers(x.device.type) and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] <= FEW
+    if dtype != wide and (few or root):  # the square of a distance that float16 can hold may be one that it cannot
+        x, y = x.to(wide), y.to(wide)
+    distance = (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1) if few else kernels.distance.distances(x, y)
+    distance = _root(distance) if root else distance
+    return distance if distance.dtype == dtype else distance.to(dtype)
 
 
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
@@ -56,11 +55,16 @@ def prototypical_nll(query: Tensor, prototypes: Tensor, target: Tensor) -> Tenso
     query, prototypes = _points(query, prototypes, "prototypical_nll")
     if target.shape != query.shape[:2]:
         raise ValueError(f"prototypical_nll takes a target for each query, {tuple(query.shape[:2])}, not {tuple(target.shape)}")
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(f"prototypical_nll takes targets that are whole numbers, not {target.dtype}")
+    target = target.long()
     if kernels.covers(query.device.type):
         return kernels.prototypical.mean_nll(query, prototypes, target).to(query.dtype)
     dtype = sum_dtype(query.dtype)
     logits = -pairwise_sqdist(query.to(dtype), prototypes.to(dtype))
-    return F.cross_entropy(logits.flatten(0, 1), target.flatten()).to(query.dtype)
+    # No number stands for "leave this one out", as -100 does by default.
+    nothing = torch.iinfo(torch.int64).min
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=nothing).to(query.dtype)
 
 
 @overload
@@ -87,8 +91,8 @@ def sgd_update(
     which are gathered in the same launch; lr a number, or a tensor that broadcasts against params: (), (P,), (T, 1), (T, P).
 
     As torch.optim.SGD after clip_grad_norm_: each task's gradient is scaled down to `max_norm`, `weight_decay` times the
-    parameters are added, and with velocity v the step is lr * (momentum * v + that). Raises ValueError where the shapes do not
-    fit together, or there is momentum and no velocity.
+    parameters are added, and with velocity v the step is lr * (momentum * v + that). Raises ValueError where shapes or types do
+    not fit together, or there is momentum and no velocity.
     """
     at = _Step(params, grads, lr, velocity, momentum, weight_decay, max_norm)
     if at.worth_a_kernel:
@@ -115,6 +119,9 @@ def sgd_update_(
     at = _Step(params, grads, lr, velocity, momentum, weight_decay, max_norm)
     take = torch.ops.metazoo.sgd_update_ if at.worth_a_kernel else kernels.sgd.sgd_update_
     take(at.params, at.grads, at.lr, at.velocity, at.scale, at.factor, momentum, weight_decay)
+    if at.worth_a_kernel and not torch.compiler.is_compiling():
+        # A kernel writes behind autograd's back; whoever saved these buffers for a derivative must hear of it.
+        torch.autograd.graph.increment_version([params] if velocity is None else [params, velocity])
     return params
 
 
@@ -130,11 +137,17 @@ class _Step:
         if params.dim() not in (1, 2) or (velocity is not None and velocity.shape != params.shape):
             given = tuple(params.shape) if velocity is None else f"{tuple(params.shape)} and velocity {tuple(velocity.shape)}"
             raise ValueError(f"sgd_update takes params (T, P) or (P,), and velocity like params, not params {given}")
-        single = params.dim() == 1
         listed = [grads] if isinstance(grads, Tensor) else list(grads)
+        if None in [g if g is None else 0 for g in listed]:
+            raise ValueError("sgd_update takes a gradient for every parameter; where one is None, give zeros")
+        types = {params.dtype, *(g.dtype for g in listed), *(() if velocity is None else (velocity.dtype,))}
+        if types != {params.dtype} or not params.is_floating_point():
+            raise ValueError(f"sgd_update takes floating-point numbers of one type, not {', '.join(sorted(map(str, types)))}")
+        single = params.dim() == 1
         self.params = params.unsqueeze(0) if single else params
         self.velocity = velocity.unsqueeze(0) if velocity is not None and single else velocity
-        self.grads = [(g.unsqueeze(0) if single else g).to(params.dtype) for g in listed]
+        self.grads = [g.unsqueeze(0) for g in listed] if single else listed
+        self.grads = [g.unsqueeze(1) if g.dim() == 1 else g for g in self.grads]  # of a parameter that is one number
         size = sum(g.shape[1:].numel() for g in self.grads)
         if not listed or size != params.shape[-1] or any(g.shape[:1] != self.params.shape[:1] for g in self.grads):
             raise ValueError(
@@ -146,6 +159,8 @@ class _Step:
         self.worth_a_kernel = covered and (len(listed) > 1 or velocity is not None or weight_decay != 0 or max_norm is not None)
         self.scale = None
         if max_norm is not None:
+            if max_norm <= 0:
+                raise ValueError(f"sgd_update takes a max_norm above 0, not {max_norm}")
             norm = _root(kernels.sgd.squared(self.grads) if covered else kernels.sgd.square_norm(self.grads))
             self.scale = (max_norm / (norm + CLIP_EPSILON)).clamp(max=1.0)
 
@@ -154,7 +169,8 @@ class _Step:
         rate = rate.view(*[1] * (2 - rate.dim()), *rate.shape) if rate.dim() < 2 else rate
         if rate.dim() > 2 or any(r not in (1, p) for r, p in zip(rate.shape, self.params.shape)):
             raise ValueError(
-                f"sgd_update takes a rate that broadcasts against params {tuple(self.params.shape)}, not {tuple(lr.shape)}"
+                f"sgd_update takes a rate that broadcasts against params {tuple(self.params.shape)}, not {tuple(lr.shape)}; "
+                "one for each task is (T, 1)"
             )
         return rate
 
@@ -171,7 +187,7 @@ def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point:
         raise ValueError(f"{name} takes floating-point numbers, not {x.dtype} and {y.dtype}")
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = sum_dtype(dtype)
     if x.shape[0] != y.shape[0]:
         tasks = y.shape[0] if x.shape[0] == 1 else x.shape[0]
@@ -181,5 +197,5 @@ def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 def _root(square: Tensor) -> Tensor:
     """Return the square root, with derivative 0 at 0."""
-    positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())

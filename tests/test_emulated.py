@@ -120,6 +120,7 @@ MISTAKES = {
     "a tensor of the list too early": Mistake(
         "sgd.cu", "if (pieces.block[middle] <= block)", "if (pieces.block[middle] < block)"
     ),
+    "a load that is not aligned": Mistake("distance.cuh", "points.row_stride % wide ||", ""),
     "two launches": Mistake(
         "distance.cu",
         "  MZ_LAUNCH(kernel, grid(jobs), THREADS, place, x, y, static_cast<T*>(out), shape);",
@@ -181,5 +182,5 @@ def test_what_is_right_passes_the_check(bench: Bench) -> None:
 def test_the_emulator_sees_a_mistake(mistake: Bench) -> None:
     done = mistake.check()
     assert done.returncode != 0
-    signs = ("AssertionError", "a barrier that not all threads reach", "AddressSanitizer")
+    signs = ("AssertionError", "a barrier that not all threads reach", "not aligned", "AddressSanitizer")
     assert any(sign in done.stderr for sign in signs), done.stderr

@@ -164,6 +164,7 @@ def test_a_cuda_graph_captures_and_replays_them() -> None:
 
 def test_they_run_on_the_current_stream() -> None:
     # The other stream is busy for a while first: on any other one, the kernel would read what is not yet written.
+    assert kernels.load()  # building would take longer than the sleep
     side, x = torch.cuda.Stream(), torch.zeros(1, 1, 4, device="cuda")
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -160,6 +160,14 @@ def test_nll_of_far_prototypes_is_finite() -> None:
         assert prob.flatten().tolist() == [1.0, 0.0, 0.0]
 
 
+def test_nll_where_the_first_prototypes_are_infinitely_far() -> None:
+    # More of them than a warp takes at a time, and squares beyond float32.
+    prototypes = torch.cat([torch.full((1, 9, 2), 1e20), torch.zeros(1, 3, 2)], 1).to(DEVICE)
+    nll, prob = RAW.prototypical_nll(torch.zeros(1, 1, 2, device=DEVICE), prototypes, torch.tensor([[10]], device=DEVICE))
+    assert nll.item() == pytest.approx(1.0986, abs=1e-4)
+    assert prob.flatten().tolist() == pytest.approx([0.0] * 9 + [1 / 3] * 3)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("rate", ["number", "one", "T", "P", "TP"])
 @pytest.mark.parametrize("more", [False, True])

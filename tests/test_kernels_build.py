@@ -112,6 +112,17 @@ def test_an_error_shows_the_end_of_what_the_compiler_says(csrc, tmp_path):
     assert not list(tmp_path.rglob("building-*"))
 
 
+def test_what_others_could_have_written_is_not_run(csrc, tmp_path):
+    library = build("emulated", csrc=csrc, folder=tmp_path / "out")
+    assert build("emulated", csrc=csrc, folder=tmp_path / "out") == library
+    for path in (library, library.parent, tmp_path / "out"):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o002)
+        with pytest.raises(KernelBuildError, match="others may write"):
+            build("emulated", csrc=csrc, folder=tmp_path / "out")
+        path.chmod(mode)
+
+
 def test_warnings_are_errors_for_ci_alone(csrc, tmp_path):
     (csrc / "module.cpp").write_text(TINY + "static int unused() { return 0; }\n")
     assert build("emulated", csrc=csrc, folder=tmp_path).exists()

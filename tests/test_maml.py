@@ -268,6 +268,22 @@ def test_learns_sinusoids() -> None:
     assert sum(losses[-30:]) < 0.9 * sum(losses[:30])
 
 
+def test_a_parameter_of_one_number_is_adapted_too() -> None:
+    class Scaled(metazoo.Backbone):
+        def __init__(self) -> None:
+            super().__init__((3,))
+            self.scale, self.out_features = nn.Parameter(torch.tensor(1.0)), 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x
+
+    x, y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 0, 1, 1]] * 2)
+    for tasks in ("loop", "vmap"):
+        model = MAML(Scaled(), metazoo.TaskSpec((3,), 2), MAML.Config(tasks=tasks))
+        model.loss(metazoo.Episode(x, y, x, y)).backward()
+        assert model.backbone.scale.grad.isfinite()
+
+
 def test_modules_without_affine_batch_norm_are_adapted_too() -> None:
     class Plain(metazoo.Backbone):
         def __init__(self) -> None:

@@ -68,6 +68,44 @@ def test_root_gives_the_distance_and_no_slope_where_points_coincide() -> None:
     assert torch.autograd.grad(slope.sum(), x)[0].isfinite().all()
 
 
+def test_what_is_not_a_number_stays_so() -> None:
+    for points in (2, 3000):  # by differences, and by products
+        x, y = torch.zeros(1, points, 40), torch.ones(1, 2, 40)
+        x[0, 0, 0], x[0, 1, 0] = math.nan, math.inf
+        for root in (False, True):
+            got = ops.pairwise_sqdist(x, y, root=root)
+            assert got[0, 0].isnan().all()
+            assert (got[0, 1] == math.inf).all()
+            assert got[0, 2:].isfinite().all()
+
+
+def test_the_root_of_a_square_beyond_float16_is_right() -> None:
+    x, y = torch.full((1, 1, 64), 200.0, dtype=torch.float16), torch.zeros(1, 1, 64, dtype=torch.float16)
+    assert ops.pairwise_sqdist(x, y, root=True).item() == 1600.0
+
+
+@pytest.mark.parametrize("features", [64, 640, 1600, 10000])
+def test_distances_just_large_enough_for_products_are_right(features: int) -> None:
+    # Every y is far from the centre and every x a little nearer to it: distances are a twentieth of the norms, all of one sign.
+    y = torch.ones(1, 40, features)
+    y[:, ::2] = -1
+    x = (0.69 * y).repeat(1, 2, 1)
+    exact = (x.double().unsqueeze(2) - y.double().unsqueeze(1)).square().sum(-1)
+    error = (ops.pairwise_sqdist(x, y).double() / exact - 1).abs().max().item()
+    assert error < 1e-4
+
+
+def test_gradients_of_clusters_are_right_whatever_the_size() -> None:
+    y = (1000 * torch.tensor([1.0, -1.0]).repeat(10).view(1, 20, 1) + (1e-2 * randn(1, 20, 64)).float()).requires_grad_()
+    x = (y.detach().repeat(1, 6, 1) + (1e-2 * randn(1, 120, 64, seed=1)).float()).requires_grad_()
+    same = (torch.arange(120).unsqueeze(1) % 2 == torch.arange(20) % 2).unsqueeze(0)
+    got = torch.autograd.grad((ops.pairwise_sqdist(x, y) * same).sum(), (x, y))
+    wide = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+    exact = torch.autograd.grad(((wide[0].unsqueeze(2) - wide[1].unsqueeze(1)).square().sum(-1) * same).sum(), wide)
+    for ours, theirs in zip(got, exact):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+
+
 def test_one_task_may_stand_for_all() -> None:
     x, y = randn(1, 3, 4), randn(5, 2, 4, seed=1)
     torch.testing.assert_close(ops.pairwise_sqdist(x, y), ops.pairwise_sqdist(x.repeat(5, 1, 1), y))
@@ -80,6 +118,20 @@ def test_autocast_takes_distances_in_float32() -> None:
         got, loss = ops.pairwise_sqdist(x, y), ops.prototypical_nll(x, y, target)
     assert got.dtype == loss.dtype == torch.float32
     torch.testing.assert_close(got, ops.pairwise_sqdist(x.float(), y.float()))
+
+
+def test_autocast_leaves_large_problems_and_gradients_alone() -> None:
+    x, y = randn(2, 100, 64).float().requires_grad_(), randn(2, 60, 64, seed=1).float().requires_grad_()
+    expected = torch.autograd.grad(ops.pairwise_sqdist(x, y).sin().sum(), (x, y))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            assert ops.pairwise_sqdist(x, y).dtype == torch.float32
+        got = torch.autograd.grad(ops.pairwise_sqdist(x, y).sin().sum(), (x, y))
+    torch.testing.assert_close(got, expected)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    assert ops.pairwise_sqdist(torch.zeros(2, 3, 4, device="meta"), torch.zeros(2, 5, 4, device="meta")).shape == (2, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +155,18 @@ def test_targets_that_do_not_fit_are_refused() -> None:
     x, y = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
     with pytest.raises(ValueError, match=r"\(2, 3\), not \(2, 5\)"):
         ops.prototypical_nll(x, y, torch.zeros(2, 5, dtype=torch.int64))
-    wrong = torch.full((2, 3), 5)
-    if kernels.covers("cpu"):
-        assert ops.prototypical_nll(x, y, wrong).isnan()
-    else:
-        with pytest.raises(IndexError, match="5"):
-            ops.prototypical_nll(x, y, wrong)
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(ValueError, match="whole numbers"):
+            ops.prototypical_nll(x, y, torch.zeros(2, 3, dtype=dtype))
+    for dtype in (torch.uint8, torch.int32):
+        assert ops.prototypical_nll(x, y, torch.zeros(2, 3, dtype=dtype)).item() == pytest.approx(math.log(5))
+    for way in (5, -1, -100):
+        wrong = torch.tensor([[0, 1, way], [0, 1, 2]])
+        if kernels.covers("cpu"):
+            assert ops.prototypical_nll(x, y, wrong).isnan()
+        else:
+            with pytest.raises(IndexError, match=str(way)):
+                ops.prototypical_nll(x, y, wrong)
 
 
 def test_pairwise_sqdist_has_first_and_second_derivatives_also_where_points_coincide() -> None:
@@ -234,6 +292,35 @@ def test_sgd_update_of_one_task_is_that_of_a_batch_of_one() -> None:
         torch.testing.assert_close(ours, theirs.squeeze(0))
 
 
+def test_a_parameter_may_be_one_number() -> None:
+    params, grads = randn(3, 4), [randn(3, seed=1), randn(3, 3, seed=2)]
+    expected = params - 0.5 * torch.cat([grads[0].unsqueeze(1), grads[1]], 1)
+    torch.testing.assert_close(ops.sgd_update(params, grads, 0.5), expected)
+    torch.testing.assert_close(ops.sgd_update(params[0], [g[0] for g in grads], 0.5), expected[0])
+    torch.testing.assert_close(ops.sgd_update_(params.clone(), grads, 0.5), expected)
+    assert ops.sgd_update(params, grads, 0.5, max_norm=1e-6).sub(params).norm(dim=1).max() < 1e-6
+
+
+def test_a_gradient_that_is_not_a_number_is_not_hidden_by_clipping() -> None:
+    assert ops.sgd_update(torch.zeros(1, 2), torch.tensor([[math.nan, 1.0]]), 1.0, max_norm=1.0).isnan().all()
+
+
+def test_who_saved_a_buffer_hears_of_a_step_in_place() -> None:
+    for velocity in (None, torch.zeros(2, 3)):
+        params, scale = torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)
+        squares = (scale * params).sum()
+        ops.sgd_update_(params, [torch.ones(2, 1), torch.ones(2, 2)], 0.5, velocity=velocity)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            squares.backward()
+
+
+def test_sgd_update_in_place_under_vmap() -> None:
+    params, grads = randn(2, 3, 4), randn(2, 3, 4, seed=1)
+    expected = ops.sgd_update(params.flatten(0, 1), grads.flatten(0, 1), 0.5, weight_decay=0.1)
+    torch.vmap(lambda p, g: ops.sgd_update_(p, g, 0.5, weight_decay=0.1))(params, grads)
+    torch.testing.assert_close(params.flatten(0, 1), expected)
+
+
 def test_a_gradient_of_zero_is_clipped_without_harm() -> None:
     params, grads = randn(2, 3).requires_grad_(), torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     after = ops.sgd_update(params, grads, 0.5, max_norm=1.0)
@@ -268,9 +355,15 @@ def test_sgd_update_in_place_records_nothing_and_returns_its_buffer() -> None:
         ({"grads": [torch.zeros(1, 3)]}, r"\[\(1, 3\)\]"),
         ({"lr": torch.zeros(2)}, r"not \(2,\)"),
         ({"velocity": torch.zeros(3)}, r"velocity \(3,\)"),
+        ({"lr": torch.zeros(2)}, r"one for each task is \(T, 1\)"),
         ({"momentum": 0.9}, "velocity"),
+        ({"grads": [torch.zeros(2, 2), None]}, "None"),
+        ({"grads": torch.zeros(2, 3, dtype=torch.float64)}, "float32, torch.float64"),
+        ({"params": torch.zeros(2, 3, dtype=torch.int64), "grads": torch.zeros(2, 3, dtype=torch.int64)}, "int64"),
+        ({"velocity": torch.zeros(2, 3, dtype=torch.float64)}, "float32, torch.float64"),
+        ({"max_norm": -1.0}, "-1.0"),
     ],
-    ids=["params", "size", "none", "tasks", "rate", "velocity", "momentum"],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_steps_that_do_not_fit_together_are_refused(change: dict[str, object], says: str) -> None:
     arguments = {"params": torch.zeros(2, 3), "grads": torch.zeros(2, 3), "lr": 0.5, **change}

@@ -124,7 +124,7 @@ class MAML(metazoo.Algorithm):
             loss = metazoo.task_loss(self._predict(fast, x, None)[:, :outputs], y)
             return loss if self.spec.regression else loss * outputs
 
-        def answer(fast: tuple[Tensor, ...], sx: Tensor, qx: Tensor) -> tuple[Tensor]:
+        def answer(fast: tuple[Tensor, ...], sx: Tensor, qx: Tensor) -> tuple[Tensor, ...]:
             if self.config.batch_norm == "support" and self.config.adapt == "all":
                 return (self._predict(fast, torch.cat([sx, qx]), len(sx))[len(sx) :, :outputs],)
             return (self._predict(fast, qx, None)[:, :outputs],)
@@ -134,7 +134,7 @@ class MAML(metazoo.Algorithm):
         predictions: list[Tensor] = []
         for step in range(steps + 1):
             if step in judged:
-                predictions += each(answer, self._pieces(flat), support_x, query_x)
+                predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
             if step < steps:
                 if self.config.first_order:
                     fast, x = self._pieces(flat.detach()), support_x.detach()
@@ -160,7 +160,7 @@ class MAML(metazoo.Algorithm):
         """Return parameters (B, P) in their own shapes, each (B, *)."""
         shapes = [p.shape for p in self._start().values()]
         pieces = flat.split([shape.numel() for shape in shapes], 1)
-        return tuple(piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes))
+        return tuple(piece.reshape(len(flat), *shape) for piece, shape in zip(pieces, shapes))
 
     def _predict(self, fast: tuple[Tensor, ...], x: Tensor, support: int | None) -> Tensor:
         """Return the network's outputs (N, out) with a task's parameters put in their places."""

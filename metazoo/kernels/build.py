@@ -97,18 +97,21 @@ def build(
     place = (folder or cache_directory() / "kernels").absolute()
     place /= hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
     library = place / name
-    if _is_whole(library) and not again:
-        return library
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        if _is_whole(library) and not again:
+            _refuse_strangers(place)
+            return library
+        for made in (place.parent, place):
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_strangers(place)
         with locked(place, wait=True):
             if again or not _is_whole(library):
                 _sweep(place)
-                # Whoever waits for their first result should know what for.
-                print("metazoo: building its kernels, once for this machine; this takes up to a minute", file=sys.stderr)
                 with tempfile.TemporaryDirectory(dir=place, prefix=_UNDER_WAY) as work:
                     script = _script(kind, csrc, name, archs, cuda or cuda_of_torch() or "", strict, extra_flags)
                     write_atomically(place / "build.ninja", script.encode())
+                    # Whoever waits for their first result should know what for.
+                    print("metazoo: compiling its kernels, which takes a minute or two and is done once", file=sys.stderr)
                     _run(place / "build.ninja", Path(work), place / "build.log")
                     _keep(Path(work) / name, library)
     except OSError as error:
@@ -147,14 +150,17 @@ def _script(kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bo
         toolkit = find_toolkit(cuda)
         compiler = f"nvcc {toolkit.version}, {compiler}"
         # `-ccbin` takes one word, and CXX may be "ccache g++".
-        host = [f"-ccbin={cxx[-1]}", *(f"-Xcompiler={flag}" for flag in _HOST)]
+        program = [word for word in cxx if not word.startswith("-")][-1]
+        options = [f"-Xcompiler={word}" for word in cxx if word.startswith("-")]
+        host = [f"-ccbin={program}", *options, *(f"-Xcompiler={flag}" for flag in _HOST)]
         nvcc = [str(toolkit.nvcc), *_NVCC, *code_generation(archs), *host, *common, *(_STRICT_NVCC if strict else ())]
         lines += ["rule nvcc", f"  command = {_words(nvcc)} -MD -MF $out.d -c $in -o $out", *about]
         link += [f"-L{folder}" for folder in toolkit.libraries()]
         # torch brings a CUDA runtime of its own: without --exclude-libs our calls could end up in that one.
         link += ["-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     told["COMPILER"] = compiler
-    compile_ = [*cxx, *_CXX[kind], *_HOST, *common, *(_STRICT_CXX if strict else ())]
+    # Checks name their source file: not by where it lay when it was compiled.
+    compile_ = [*cxx, *_CXX[kind], *_HOST, f"-ffile-prefix-map={csrc}=csrc", *common, *(_STRICT_CXX if strict else ())]
     compile_ += [f'-DMETAZOO_{key}="{value}"' for key, value in told.items()]
     compiled = {f"{path.name}.o": path for path in sources_of(csrc) if path.suffix in rules}
     lines += [
@@ -221,6 +227,18 @@ def _is_whole(library: Path) -> bool:
         return hashlib.sha256(library.read_bytes()).hexdigest() == _checksum_of(library).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
+
+
+def _refuse_strangers(place: Path) -> None:
+    """Raise KernelBuildError where somebody else may have put a library, which will be run, into a folder."""
+    if not hasattr(os, "geteuid"):
+        return
+    for path in (place.parent, place, *place.glob("*.so")):
+        found = path.stat()
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
+            raise KernelBuildError(
+                f"others may write to {path}", "set METAZOO_CACHE to a folder of your own, or `chmod o-w` it"
+            )
 
 
 def _sweep(place: Path) -> None:

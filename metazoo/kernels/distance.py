@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .loading import covers
-from .operators import declare, differentiated, fold, or_zeros, sum_dtype, unfold
+from .operators import declare, differentiated, fold, or_zeros, sum_dtype, unfold, without_autocast
 
-# Float32 products are off by about eps (|x|^2 + |y|^2); distances below this part of it are taken again as differences, which
-# bounds the error of any at about 2e-5 of itself.
-CLOSE = 1 / 128
+# Float32 products are off by some eps (|x|^2 + |y|^2); distances below this part of it are taken again as differences, so that
+# none is off by more than about 1e-4 of itself, and most by 1e-6 (tests/test_ops.py).
+CLOSE = 1 / 32
 # Up to so many numbers (B * Q * N * D) one pass over differences is sooner done than products are set up.
-FEW = 2**17
+FEW_FOR_PRODUCTS = 2**17
 # Numbers in a temporary copy.
 AT_ONCE = 2**22
 
@@ -28,21 +28,25 @@ def sqdist(x: Tensor, y: Tensor) -> Tensor:
     """Return squared distances (B, Q, N) between x (B, Q, D) and y (B, N, D), without a kernel."""
     if x.dtype != sum_dtype(x.dtype):
         return sqdist(x.float(), y.float()).to(x.dtype)
-    if x.device.type == "cpu" and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] > FEW:
-        return _by_products(x, y)
-    return _by_differences(x, y)
+    with without_autocast(x):
+        if x.device.type == "cpu" and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] > FEW_FOR_PRODUCTS:
+            return _by_products(x, y)
+        return _by_differences(x, y)
 
 
 def sqdist_backward(g: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients (B, Q, D) and (B, N, D) from that of the distances, g (B, Q, N), without a kernel."""
-    if x.dtype != sum_dtype(x.dtype):
-        gx, gy = sqdist_backward(g.float(), x.float(), y.float())
+    # Products again, and nothing to tell where they are off: on a CPU float64 costs little, and has digits to spare.
+    wide = torch.float64 if x.device.type == "cpu" else sum_dtype(x.dtype)
+    if x.dtype != wide:
+        gx, gy = sqdist_backward(g.to(wide), x.to(wide), y.to(wide))
         return gx.to(x.dtype), gy.to(y.dtype)
     if not g.numel():
         return torch.zeros_like(x), torch.zeros_like(y)
-    x, y = centred(x, y)
-    gx = torch.baddbmm(g.sum(2, keepdim=True) * x, g, y, beta=2, alpha=-2)
-    gy = torch.baddbmm(g.sum(1).unsqueeze(2) * y, g.mT, x, beta=2, alpha=-2)
+    with without_autocast(x):
+        x, y = centred(x, y)
+        gx = torch.baddbmm(g.sum(2, keepdim=True) * x, g, y, beta=2, alpha=-2)
+        gy = torch.baddbmm(g.sum(1).unsqueeze(2) * y, g.mT, x, beta=2, alpha=-2)
     return gx, gy
 
 
@@ -56,20 +60,17 @@ def _by_differences(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
-def _squares(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1).square_()
-
-
-def _by_products(x: Tensor, y: Tensor, centre: bool = False) -> Tensor:
+def _by_products(x: Tensor, y: Tensor) -> Tensor:
     """Return |x|^2 + |y|^2 - 2xy, and differences where that is off: on a CPU the products are several times faster."""
-    a, b = centred(x, y) if centre else (x, y)
-    norms = _squares(a).unsqueeze(2) + _squares(b).unsqueeze(1)
+    a, b = centred(x, y)
+    norms = a.square().sum(-1).unsqueeze(2) + b.square().sum(-1).unsqueeze(1)
     distance = torch.baddbmm(norms, a, b.mT, alpha=-2)
-    if torch.sub(distance, norms, alpha=CLOSE).amin() >= 0:  # False, too, where something is not a number
+    surplus = torch.sub(distance, norms, alpha=CLOSE)
+    if surplus.amin() >= 0:  # False, too, where something is not a number, or too large for one
         return distance
-    index = (distance >= CLOSE * norms).logical_not_().nonzero()
+    index = (surplus >= 0).logical_not_().nonzero()
     if len(index) * 16 > distance.numel():
-        return _by_differences(x, y) if centre else _by_products(x, y, centre=True)
+        return _by_differences(x, y)
     for part in index.split(max(1, AT_ONCE // x.shape[2])):
         task, q, n = part.unbind(1)
         distance[task, q, n] = (x[task, q] - y[task, n]).square().sum(-1)
@@ -106,7 +107,7 @@ def _(
 
 def inner(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Return sum_d (x_q - y_n) (a_q - b_n), (B, Q, N), for x and a (B, Q, D), y and b (B, N, D)."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         (x, y), (a, b) = centred(x, y), centred(a, b)
         return (x * a).sum(-1).unsqueeze(2) + (y * b).sum(-1).unsqueeze(1) - x @ b.mT - a @ y.mT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ def declare(schema: str, plain: Callable[..., Any]) -> None:
 
     def find(*arguments: Any) -> Any:
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        if loading.covers(first.device.type) and loading.load():
+        # Once it is loaded, what still comes here is what it has no kernel for (sparse tensors, say).
+        if loading.covers(first.device.type) and not loading.status().loaded and loading.load():
             return getattr(torch.ops.metazoo, name)(*arguments)
         return plain(*arguments)
 
@@ -37,6 +39,12 @@ def differentiated(*tensors: Tensor | None) -> bool:
         or forward_ad._current_level >= 0
         or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     )
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which operations on a tensor's device are of its own type."""
+    device = t.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def fold(size: int, dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:

@@ -95,7 +95,8 @@ class PrototypicalNLL(torch.autograd.Function):
             by_distance = by_distance + each.unsqueeze(-1) * likelihood_slope(prob, target)
         if by_prob is not None:
             by_distance = by_distance - prob * (by_prob - (by_prob * prob).sum(-1, keepdim=True))
-        return *Gradient.apply(by_distance.to(query.dtype), query, prototypes), None
+        gx, gy = Gradient.apply(by_distance, query.to(prob.dtype), prototypes.to(prob.dtype))
+        return gx.to(query.dtype), gy.to(query.dtype), None
 
     @staticmethod
     def jvp(ctx: Any, dq: Tensor | None, dp: Tensor | None, _: None) -> tuple[Tensor, Tensor]:  # type: ignore[override]

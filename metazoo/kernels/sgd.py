@@ -18,7 +18,8 @@ from .operators import declare, differentiated, fold, or_zeros, sum_dtype, unfol
 
 def gather(gradient: Sequence[Tensor]) -> Tensor:
     """Return tensors (T, *) one behind the other as (T, P)."""
-    return gradient[0].flatten(1) if len(gradient) == 1 else torch.cat([g.flatten(1) for g in gradient], 1)
+    rows = [g.flatten(1) for g in gradient]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
 def change(
@@ -104,7 +105,7 @@ def _(gradient: list[Tensor]) -> Tensor:
 
 
 @torch.library.register_vmap("metazoo::sgd_update")
-def _(
+def _batched_update(
     info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None,
     scale: Tensor | None, factor: float, momentum: float, weight_decay: float,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:  # fmt: skip
@@ -123,6 +124,20 @@ def _(
         weight_decay,
     )
     return (unfold(size, after), unfold(size, v)), (0, 0)
+
+
+@torch.library.register_vmap("metazoo::sgd_update_")
+def _(info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], *rest: Any) -> tuple[None, None]:
+    velocity = rest[1]
+    if in_dims[0] is None or (velocity is not None and in_dims[3] is None):
+        raise RuntimeError(
+            "vmap: sgd_update_ cannot write the steps of all into one buffer; give each its own, or use sgd_update"
+        )
+    (after, v), _ = _batched_update(info, in_dims, params, gradient, *rest)
+    params.movedim(in_dims[0], 0).copy_(after)
+    if velocity is not None:
+        velocity.movedim(in_dims[3], 0).copy_(v)
+    return None, None
 
 
 @torch.library.register_vmap("metazoo::square_norm")
@@ -165,10 +180,10 @@ class SGDUpdate(torch.autograd.Function):
         if ctx.weight_decay:
             by_params = ctx.weight_decay * v if by_params is None else torch.add(by_params, v, alpha=ctx.weight_decay)
         by_lr = None
-        if lr is not None and g is not None:
+        if lr is not None and g is not None and ctx.needs_input_grad[1]:
             taken = change(params, gradient, velocity, scale, ctx.momentum, ctx.weight_decay)
             by_lr = (-ctx.factor * g * taken).sum_to_size(lr.shape)
-        by_scale = None if scale is None else (v * gather(gradient)).sum(1).to(scale.dtype)
+        by_scale = None if scale is None or not ctx.needs_input_grad[3] else (v * gather(gradient)).sum(1).to(scale.dtype)
         flat = v if scale is None else (scale.unsqueeze(1) * v).to(v.dtype)
         pieces = flat.split([g.shape[1:].numel() for g in gradient], 1)
         by_gradient = [piece.reshape(g.shape) for piece, g in zip(pieces, gradient)]

@@ -57,10 +57,10 @@ def find_cxx() -> tuple[list[str], str]:
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     told = _output([*command, "--version"])
     if not told:
-        chosen = "CXX names" if os.environ.get("CXX") else "there is no working g++:"
-        raise KernelBuildError(
-            f"{chosen} '{shlex.join(command)}', which does not run", "install g++, or set CXX to a C++ compiler"
+        wrong = (
+            f"CXX names '{shlex.join(command)}', which does not run" if os.environ.get("CXX") else "there is no g++ that runs"
         )
+        raise KernelBuildError(wrong, "install g++, or set CXX to a C++ compiler")
     return command, told.splitlines()[0]
 
 
@@ -128,7 +128,7 @@ def _nvccs() -> Iterator[Path]:
     yield from (root / "bin" / "nvcc" for root in [local / "cuda", *sorted(local.glob("cuda-*"), reverse=True)])
     packages = importlib.util.find_spec("nvidia")
     for folder in (packages and packages.submodule_search_locations) or ():
-        yield from sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True)
+        yield from sorted(Path(folder).glob("cu[0-9]*/bin/nvcc"), reverse=True)
 
 
 def _root(nvcc: Path) -> Path:
