@@ -30,7 +30,7 @@ wheel: .venv/ready
 bench-kernels: .venv/ready
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
 
-# On a machine with a GPU, offline: PYTHON has torch for CUDA; what it needs beside that it sets up under build/.
+# On a machine with a GPU, offline: PYTHON has torch for CUDA, metazoo's dependencies and pytest (benchmarks/results/README.md).
 gpu-test:
 	$(PYTHON) -m benchmarks.gpu_test $(ARGS)
 

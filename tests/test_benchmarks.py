@@ -87,7 +87,9 @@ def test_gpu_test_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> Non
     record = json.loads(out.read_text())
     assert record["finished"]
     parts = record["parts"]
-    assert {part["outcome"] for part in parts.values()} == {"passed"}
+    assert {name for name, part in parts.items() if part["outcome"] == "rehearsed"} == {"memcheck", "racecheck"}
+    assert {part["outcome"] for part in parts.values()} == {"passed", "rehearsed"}
+    assert record["rehearsal"]
     assert set(parts) == {"install", "kernels", "tests", "memcheck", "racecheck", "benchmarks"}
     assert parts["tests"]["passed"] > 0
     assert parts["tests"]["failed"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -379,8 +380,20 @@ def test_one_flag_builds_the_kernels_into_the_wheel(nvcc, tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert "none-any" not in wheel.name
-    found = python(REGISTERED, CXX="/bin/false", **install(tmp_path / "site", wheel))
+    site = install(tmp_path / "site", wheel)
+    found = python(REGISTERED, CXX="/bin/false", **site)
     assert "origin='prebuilt'" in found.stdout, found.stderr
+    # Where no GPU calls for it, too, `metazoo info` says what was built.
+    told = json.loads(python("from metazoo.cli import run; run(['info', '--json'])", **site).stdout)["kernels"]
+    assert told["path"].startswith(str(tmp_path / "site"))
+    assert told["info"]["architectures"] == "8.0;9.0+PTX"
+
+
+@pytest.mark.slow
+def test_what_the_flag_is_set_to_must_mean_something(tmp_path):
+    done = make_wheel(tmp_path, "--no-build-isolation", METAZOO_BUILD="no")
+    assert done.returncode != 0
+    assert "error: METAZOO_BUILD is 'no'" in done.stderr + done.stdout
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_distances_just_large_enough_for_products_are_right(features: int) -> No
     x = (0.69 * y).repeat(1, 2, 1)
     exact = (x.double().unsqueeze(2) - y.double().unsqueeze(1)).square().sum(-1)
     error = (ops.pairwise_sqdist(x, y).double() / exact - 1).abs().max().item()
-    assert error < 1e-4
+    assert error < 2e-4
 
 
 def test_gradients_of_clusters_are_right_whatever_the_size() -> None:

@@ -73,7 +73,7 @@ def plugins(as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
 def info(as_json: bool) -> None:
-    """Show versions, devices and the state of the kernels; builds them where a GPU is there and they are not built."""
+    """Show versions, devices and the state of the kernels, which are built if they will be used and are not yet."""
     import platform
 
     import torch
@@ -110,10 +110,10 @@ def _kernels() -> dict[str, Any]:
         warnings.simplefilter("ignore", kernels.KernelWarning)  # it is part of what is shown
         if kernels.mode() == "emulated" or torch.cuda.is_available():
             kernels.load()
-    found = dataclasses.asdict(kernels.status())
-    if found["mode"] == "auto" and not torch.cuda.is_available():
-        found["problem"] = found["problem"] or "there is no CUDA device"
-    return found
+    if kernels.mode() == "auto" and not torch.cuda.is_available():
+        found = dataclasses.asdict(kernels.ahead_of_time())
+        return {**found, "problem": "; ".join(filter(None, ["there is no CUDA device", found["problem"]]))}
+    return dataclasses.asdict(kernels.status())
 
 
 def _kernel_lines(found: dict[str, Any]) -> dict[str, str]:

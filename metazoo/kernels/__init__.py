@@ -5,6 +5,6 @@
 """
 
 from . import distance, prototypical, sgd
-from .loading import KernelWarning, Status, covers, load, mode, status
+from .loading import KernelWarning, Status, ahead_of_time, covers, load, mode, status
 
-__all__ = ["KernelWarning", "Status", "covers", "distance", "load", "mode", "prototypical", "sgd", "status"]
+__all__ = ["KernelWarning", "Status", "ahead_of_time", "covers", "distance", "load", "mode", "prototypical", "sgd", "status"]

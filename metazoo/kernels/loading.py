@@ -133,6 +133,15 @@ def _load(cuda: str | None) -> Status:
         return replace(now, problem=f"the library that was just built does not load: {error}")
 
 
+def ahead_of_time() -> Status:
+    """Return what is known of a library that was built ahead of time, which may be nothing, where no GPU calls for it."""
+    try:
+        found = _prebuilt()
+    except KernelBuildError as error:
+        return Status(mode(), problem=error.message)
+    return Status(mode(), path=str(found.__file__), origin="prebuilt", info=found.build_info())
+
+
 def _prebuilt() -> ModuleType:
     """Return the module that was built ahead of time; KernelBuildError with why not, and no message where there is none."""
     spec = importlib.util.find_spec(_PREBUILT)

@@ -104,7 +104,6 @@ def _(gradient: list[Tensor]) -> Tensor:
     return gradient[0].new_empty(gradient[0].shape[0], dtype=sum_dtype(gradient[0].dtype))
 
 
-@torch.library.register_vmap("metazoo::sgd_update")
 def _batched_update(
     info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None,
     scale: Tensor | None, factor: float, momentum: float, weight_decay: float,
@@ -124,6 +123,9 @@ def _batched_update(
         weight_decay,
     )
     return (unfold(size, after), unfold(size, v)), (0, 0)
+
+
+torch.library.register_vmap("metazoo::sgd_update", _batched_update)
 
 
 @torch.library.register_vmap("metazoo::sgd_update_")
