@@ -6,8 +6,9 @@ Needs Python 3.10 or later with torch for CUDA, what metazoo depends on, pytest 
 installed. In an environment of its own under build/gpu-test it installs the checkout, builds and loads the kernels, runs the
 tests marked gpu, compute-sanitizer over benchmarks/sanitize.py, and the benchmarks in the time that is left. All goes into
 one file, benchmarks/results/gpu-DEVICE-DATE.json, written anew after every part (and while the benchmarks run), so that being
-stopped loses only what was running. Where that file is there already, of the same sources, parts that are not run again are kept: a
-machine lent for minutes can be used twice. Ends with status 1 where a part fails. `--device cpu --quick` is a rehearsal.
+stopped loses only what was running. Where that file is there already, of the same sources, parts that are not run again are
+kept: a machine lent for minutes can be used twice. Ends with status 1 where a part fails. `--device cpu --quick` is a
+rehearsal.
 """
 
 from __future__ import annotations

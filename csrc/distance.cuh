@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(Weights weig
       }
       __syncthreads();
       if (active) {
-#pragma unroll 4
+#pragma unroll(V == 1 ? 2 : 4)
         for (int p = 0; p < width; ++p) {
           A other[V];
           load<T, V>(points[start + p] + d, other);

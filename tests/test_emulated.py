@@ -62,6 +62,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert torch._C._dispatch_has_kernel_for_dispatch_key("metazoo::sqdist", "CPU")
 tests.test_steps_of_gradients_in_pieces("TP", True, torch.float32)
+tests.test_memory_layouts("cut out", 132)
 before = module.launches()
 x, y = tests.randn(2, 15, 64), tests.randn(2, 5, 64)
 torch.ops.metazoo.sqdist_backward(torch.ops.metazoo.sqdist(x, y), x, y)
@@ -110,7 +111,7 @@ MISTAKES = {
     "threads leave before a barrier": Mistake(
         "distance.cu", "A sums[SUMS] = {};", "A sums[SUMS] = {};\n    if (row >= x.rows) continue;"
     ),
-    "a maximum that moves without its sum": Mistake("prototypical.cu", "mass * exponential(peak - higher)", "mass"),
+    "a maximum that moves without its sum": Mistake("prototypical.cu", "mass * exponential(peak - base)", "mass"),
     "a lane leaves before a shuffle": Mistake(
         "sgd.cu", "    A sum = 0;\n#pragma", "    A sum = 0;\n    if (threadIdx.x == 31) return;\n#pragma"
     ),
