@@ -106,6 +106,7 @@ def views(shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         "transposed": randn(tasks, size, rows, seed=seed).mT,
         "task in the middle": randn(rows, tasks, size, seed=seed).transpose(0, 1),
         "cut out": randn(tasks, rows + 3, size + 4, seed=seed)[:, 1:-2, 1:-3],
+        "of odd rows": randn(tasks, rows + 3, size + 5, seed=seed)[:, 1:-2, 1:-4],
         "every second": randn(tasks, rows, 2 * size, seed=seed)[:, :, ::2],
         "one task for all": randn(1, rows, size, seed=seed).expand(shape),
         "one row for all": randn(tasks, 1, size, seed=seed).expand(shape),
