@@ -314,10 +314,13 @@ def test_who_saved_a_buffer_hears_of_a_step_in_place() -> None:
             squares.backward()
 
 
-def test_sgd_update_in_place_under_vmap() -> None:
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_update_in_place_under_vmap(weight_decay: float) -> None:
     params, grads = randn(2, 3, 4), randn(2, 3, 4, seed=1)
-    expected = ops.sgd_update(params.flatten(0, 1), grads.flatten(0, 1), 0.5, weight_decay=0.1)
-    torch.vmap(lambda p, g: ops.sgd_update_(p, g, 0.5, weight_decay=0.1))(params, grads)
+    expected = ops.sgd_update(params.flatten(0, 1), grads.flatten(0, 1), 0.5, weight_decay=weight_decay)
+    torch.vmap(lambda p, a, b: ops.sgd_update_(p, [a, b], 0.5, weight_decay=weight_decay))(
+        params, grads[..., :1], grads[..., 1:]
+    )
     torch.testing.assert_close(params.flatten(0, 1), expected)
 
 

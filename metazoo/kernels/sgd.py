@@ -63,8 +63,9 @@ def sgd_update_(
 ) -> None:  # fmt: skip
     """Take a step in place, without a kernel."""
     if lr is None and velocity is None and scale is None and not weight_decay:
-        pieces = params.split([g.shape[1:].numel() for g in gradient], 1)  # no need to gather what is only taken away
-        torch._foreach_add_(list(pieces), [g.flatten(1) for g in gradient], alpha=-factor)
+        # No need to gather what is only taken away.
+        for piece, g in zip(params.split([g.shape[1:].numel() for g in gradient], 1), gradient):
+            piece.sub_(g.flatten(1), alpha=factor)
         return
     v = change(params, gradient, velocity, scale, momentum, weight_decay)
     if velocity is not None:
