@@ -68,6 +68,8 @@ class Blueprint:
         local = (*registry().dataset(self.dataset).value.local_options,)
         kept = {name: value for name, value in self.dataset_options.items() if name not in local}
         recipe = {name: value for name, value in self.recipe.items() if name != "device"}
+        if recipe.get("init"):
+            recipe["init"] = Path(recipe["init"]).name
         return dataclasses.replace(self, dataset_options=kept, recipe=recipe)
 
     def as_dict(self) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def plan(
     merged = {**algorithm_class.recipe, **dataset_class.recipe, **recipe}
     training = options.build(Recipe, merged, "the recipe")
     _check_given(recipe, training, algorithm, algorithm_class.draws)
+    if training.init and Path(training.init).exists():
+        training = dataclasses.replace(training, init=str(Path(training.init).resolve()))
     backbone_class = registry().backbone(training.backbone).value
     backbone_config = options.build(backbone_class.Config, backbone_options, f"backbone '{training.backbone}'")
     algorithm_config = options.build(algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'")
@@ -66,6 +68,8 @@ def plan(
     if algorithm_class.draws == "episodes":
         training_tasks(data, training)
     trial = tested["val"].draw(0, 1)
+    if training.augment != "none" and trial.support_x.dim() != 5:
+        raise OptionError(f"the examples of data set '{dataset}' are no images to augment", "leave out --augment")
     spec = TaskSpec(
         input_shape=tuple(trial.support_x.shape[2:]),
         outputs=trial.query_y.shape[-1] if data.regression else train_ways,

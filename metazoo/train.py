@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import runs
+from . import runs, zoo
 from .algorithm import Algorithm, Recipe
+from .augment import augmented
 from .checkpoint import Blueprint, load_model, load_tensors, save_model, save_tensors, write_json
 from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskSource, random_words
 from .errors import CheckpointError, MetazooError, OptionError
@@ -68,6 +69,8 @@ class State:
     seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
+    commit: str | None = None
+    init_sha256: str | None = None
 
 
 def train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -> dict[str, Any]:
@@ -85,9 +88,10 @@ def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) 
     torch.manual_seed(recipe.seed)
     model = blueprint.model().to(device)
     optimizer = make_optimizer(recipe, model)
-    state = State()
     if (folder / runs.LAST).exists():
         state = load_state(folder / runs.LAST, model, optimizer)
+    else:
+        state = State(commit=runs.commit(), init_sha256=zoo.start_from(recipe.init, model) if recipe.init else None)
     if isinstance(data, ClassDataset):
         data.move(device)
     source = _training_source(data, recipe, model)
@@ -145,7 +149,7 @@ def outer_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     task: Episode | Batch = source.draw(step * recipe.meta_batch, recipe.meta_batch).to(device)
-    loss = model.loss(task)
+    loss = model.loss(augmented(task, recipe.augment))
     optimizer.zero_grad()
     loss.backward()
     if recipe.clip_grad is not None:
@@ -169,6 +173,8 @@ def test(
         "seconds": round(state.seconds, 1),
         "machine": runs.machine(),
         "metazoo": VERSION,
+        "commit": state.commit,
+        "init_sha256": state.init_sha256,
     }
     write_json(folder / runs.RESULT, result)
     return result

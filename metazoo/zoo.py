@@ -13,7 +13,7 @@ from typing import Any
 from . import runs
 from .algorithm import Algorithm, Recipe
 from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_json
-from .errors import CheckpointError, UnknownNameError
+from .errors import CheckpointError, OptionError, UnknownNameError
 from .evaluate import Protocol, measure
 from .files import write_atomically
 from .options import read
@@ -77,6 +77,24 @@ def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
     Raises UnknownNameError or CheckpointError.
     """
     return find(name).model(**changes)
+
+
+def start_from(name: str, model: Algorithm) -> str:
+    """Give a new model the backbone of another one, and return the sha256 of the other's weights.
+
+    `name` is what `find` takes. Raises OptionError where that backbone has not all that the new one needs.
+    """
+    source = find(name)
+    theirs, ours = source.model().backbone.state_dict(), model.backbone.state_dict()
+    for key, value in ours.items():
+        if key not in theirs or theirs[key].shape != value.shape:
+            has = f"it has {tuple(theirs[key].shape)}" if key in theirs else "which it has not"
+            raise OptionError(
+                f"the backbone of '{name}' does not fit: '{key}' must be {tuple(value.shape)}, {has}",
+                "choose the same --backbone and image size, or another --init",
+            )
+    model.backbone.load_state_dict({key: theirs[key] for key in ours})
+    return hashlib.sha256(source.weights.read_bytes()).hexdigest()
 
 
 def read_card(path: Path) -> dict[str, Any]:

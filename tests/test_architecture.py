@@ -29,7 +29,7 @@ ORDER = [
     ["kernels.**"],
     ["options", "hookspecs"],
     ["episodes", "ops", "images"],
-    ["backbones"],
+    ["backbones", "augment"],
     ["algorithm", "datasets.**"],
     ["registrable"],
     ["plugins"],

@@ -23,6 +23,7 @@ from metazoo.plan import plan
 from metazoo.plugins import registry
 from metazoo.train import Interrupted, find_device
 from metazoo.train import train as run_training
+from metazoo.zoo import start_from
 
 DEFAULT_DATASET = "glyphs"
 
@@ -107,7 +108,10 @@ def train(
         blueprint, data = plan(
             algorithm, dataset, algorithm_options or {}, dataset_options or {}, backbone_options or {}, recipe or {}
         )
-        find_device(blueprint.training().device)  # before there is a folder to clear away
+        training = blueprint.training()
+        find_device(training.device)  # before there is a folder to clear away
+        if training.init is not None:
+            start_from(training.init, blueprint.model())
         if out is None:
             folder = runs.create_numbered(Path("runs"), f"{algorithm}-{dataset}", blueprint)
         else:
