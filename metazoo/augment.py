@@ -31,8 +31,8 @@ def augmented(task: Episode | Batch, name: Name) -> Episode | Batch:
 def drawing(x: Tensor) -> Tensor:
     """Return drawings as another hand might have made them: turned, sheared, scaled, moved, and bent a little.
 
-    Takes ink above 0 on a ground of 0, shape (N, C, H, W). Up to 10 degrees, a shear of 0.15, a factor of 1.2 on each axis and a
-    twelfth of the width; the bend is a smooth displacement with a standard deviation of about 3 % of the width.
+    Takes ink above 0 on a ground of 0, shape (N, C, H, W). Up to 10 degrees, a shear of 0.15, a factor of 1.2 on each axis
+    and a twelfth of the width; the bend is a smooth displacement with a standard deviation of about 3 % of the width.
     """
     turn, shear, shift_x, shift_y, wide, high = _uniform(x, 6)
     angle = turn * (10 * math.pi / 180)
