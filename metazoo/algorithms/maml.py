@@ -1,8 +1,9 @@
 """MAML: Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (arXiv:1703.03400).
 
 With its descendants' options: learned rates per parameter (Meta-SGD: Li et al. 2017, arXiv:1707.09835), adaptation of the
-head alone (ANIL: Raghu et al. 2020, arXiv:1909.09157), learned rates per tensor and step and the multi-step loss
-(MAML++: Antoniou et al. 2019, arXiv:1810.09502).
+head alone (ANIL: Raghu et al. 2020, arXiv:1909.09157), and learned rates per tensor and step, the multi-step loss, BatchNorm
+weights per step and a first-order beginning (MAML++: Antoniou et al. 2019, arXiv:1810.09502; its cosine schedule is
+metazoo's default).
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class MAML(metazoo.Algorithm):
         inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
         eval_inner_steps: Annotated[int | None, "inner steps at evaluation  [default: as in training]", Range(0)] = None
         first_order: Annotated[bool, "leave out second derivatives"] = False
+        first_order_steps: Annotated[
+            int, "outer steps at the beginning that leave them out, as in MAML++ (derivative-order annealing)", Range(0)
+        ] = 0
         adapt: Annotated[Literal["all", "head"], "what inner steps change; head is ANIL"] = "all"
         learned_rates: Annotated[
             Literal["none", "per-parameter", "per-step"], "learn inner rates: per-parameter is Meta-SGD, per-step MAML++"
@@ -45,6 +49,9 @@ class MAML(metazoo.Algorithm):
         batch_norm: Annotated[
             Literal["batch", "support"], "statistics for queries: their own (the paper's, transductive) or the support's"
         ] = "batch"
+        per_step_norm: Annotated[
+            bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
+        ] = False
         tasks: Annotated[Literal["auto", "loop", "vmap"], "how the tasks of a batch are run"] = "auto"
 
     regresses = True
@@ -53,6 +60,9 @@ class MAML(metazoo.Algorithm):
     def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
         super().__init__(backbone, spec, config)
         self.norms = _use_batch_statistics(backbone)
+        steps = self.config.inner_steps if self.config.per_step_norm else 0
+        # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
+        self.norm_offsets = nn.ParameterList(nn.Parameter(torch.zeros(steps, 2, n.features)) for n in self.norms if steps)
         self.head = nn.Linear(backbone.out_features, spec.outputs)
         lr = self.config.inner_lr
         if lr is None:
@@ -131,12 +141,15 @@ class MAML(metazoo.Algorithm):
 
         # One row that all tasks start from, then a row for each.
         flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
+        first_order = self.config.first_order or (self.training and int(self.outer_steps) < self.config.first_order_steps)
         predictions: list[Tensor] = []
         for step in range(steps + 1):
             if step in judged:
+                self._enter(step - 1)
                 predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
             if step < steps:
-                if self.config.first_order:
+                self._enter(step)
+                if first_order:
                     fast, x = self._pieces(flat.detach()), support_x.detach()
                     gradient = tuple(g.detach() for g in each(grad(inner_loss), fast, x, support_y))
                 else:
@@ -151,10 +164,17 @@ class MAML(metazoo.Algorithm):
         # Steps beyond those of training go on with the last step's rates.
         return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=int(self.sizes.sum()))
 
+    def _enter(self, step: int) -> None:
+        """Give every norm its offsets of an inner step; steps beyond those of training go on with the last one's."""
+        for norm, offsets in zip(self.norms, self.norm_offsets):
+            norm.offset = offsets[min(max(step, 0), len(offsets) - 1)]
+
     def _start(self) -> dict[str, Tensor]:
         """Return the parameters that inner steps change, as they are before the first."""
         modules = {"head": self.head} if self.config.adapt == "head" else {"backbone": self.backbone, "head": self.head}
-        return {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters()}
+        fixed = {id(p) for norm in self.norms for p in norm.parameters()} if self.config.per_step_norm else set()
+        named = {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters()}
+        return {name: p for name, p in named.items() if id(p) not in fixed}
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """Return parameters (B, P) in their own shapes, each (B, *)."""
@@ -208,19 +228,24 @@ class BatchStatistics(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.weight, self.bias, self.eps, self.features = norm.weight, norm.bias, norm.eps, norm.num_features
+        self.offset: Tensor | None = None  # (2, features): added to weight and bias
         self.support: int | None = None
         self.fused = True
 
     def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        if self.offset is not None and weight is not None and bias is not None:
+            weight, bias = weight + self.offset[0], bias + self.offset[1]
         # Under vmap the second derivatives of F.batch_norm are wrong (torch 2.13): with it tests/test_maml.py fails by a fifth.
         if self.support is None and self.fused:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
         axes = [0, *range(2, x.dim())]
         shape = (1, -1) + (1,) * (x.dim() - 2)
         variance, mean = torch.var_mean(x[: self.support], axes, correction=0, keepdim=True)
         x = (x - mean) * (variance + self.eps).rsqrt()
-        return x if self.weight is None else x * self.weight.view(shape) + self.bias.view(shape)
+        return x if weight is None or bias is None else x * weight.view(shape) + bias.view(shape)
 
 
 def _use_batch_statistics(network: nn.Module) -> list[BatchStatistics]:
