@@ -6,6 +6,8 @@ the words are fixed by the algorithm's definition, whereas numpy's higher functi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -274,6 +276,11 @@ class ClassDataset(Dataset):
                 did_you_mean(name, self.splits) + f"it has {', '.join(self.splits)}",
             )
         return self.splits[name]
+
+    def split_sha256(self) -> str:
+        """Return the sha256 of which classes are in which split, and how many examples each has."""
+        named = {name: list(zip(examples.names, examples.counts)) for name, examples in self.splits.items()}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     def move(self, device: torch.device | str) -> None:
         """Hold the data on a device from now on, so that drawing a task there copies nothing."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,18 @@ class Protocol:
     seed: int = 0
     count: int = 1000
     name: str | None = None
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Protocol:
+        """Return the protocol of a result that `measure` gave."""
+        if "protocol" in result:
+            return cls(name=result["protocol"])
+        drawn = {key: result[key] for key in ("split", "ways", "shots", "queries", "seed") if key in result}
+        return cls(**drawn, count=result["tasks"])
+
+    def first(self, count: int) -> Protocol:
+        """Return the protocol of its first tasks alone; an official one keeps its own number."""
+        return dataclasses.replace(self, count=min(count, self.count))
 
     def tasks(self, data: Dataset) -> tuple[TaskSource, int]:
         """Return the tasks and their number, or raise UnknownNameError where the data set has no such protocol."""

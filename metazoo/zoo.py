@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from . import runs
 from .algorithm import Algorithm, Recipe
 from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_json
+from .episodes import ClassDataset
 from .errors import CheckpointError, OptionError, UnknownNameError
 from .evaluate import Protocol, measure
 from .files import write_atomically
@@ -107,10 +108,12 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def export(
-    run: Path, name: str, summary: str, licence: str, out: Path, protocols: Sequence[Protocol], device: Any
+    run: Path, name: str, summary: str, licence: str, out: Path, protocols: Sequence[Protocol], device: Any,
+    variants: Sequence[Mapping[str, Any]] = ({},),
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a run's best model and its card, measured under these protocols, into a folder, and return the card.
+    """Write a run's best model and its card into a folder, and return the card.
 
+    It is measured under each of these protocols in each of the variants: options of the algorithm to set otherwise.
     The layout is that of `metazoo.pretrained`: a package that holds such pairs offers them by the hook
     `register_pretrained`. Raises CheckpointError where `run` is not the folder of a finished run.
     """
@@ -121,7 +124,11 @@ def export(
     result = read_json(run / runs.RESULT)
     data = blueprint.data()
     weights = source.weights.read_bytes()
-    model = source.model().to(device)
+    results = []
+    for changes in variants:
+        model = source.model(**changes).to(device)
+        told = {"options": dict(changes)} if changes else {}
+        results += [{**measure(model, data, protocol, device)[0], **told} for protocol in protocols]
     file = f"{name}.safetensors"
     card = {
         "name": name,
@@ -133,6 +140,7 @@ def export(
         "dataset": blueprint.dataset,
         "licence": licence,
         "data_licence": data.licence,
+        "split_sha256": data.split_sha256() if isinstance(data, ClassDataset) else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": {
             "command": command(blueprint),
@@ -142,8 +150,10 @@ def export(
             "seconds": result["seconds"],
             "machine": result["machine"],
             "metazoo": result["metazoo"],
+            "commit": result["commit"],
+            "init_sha256": result["init_sha256"],
         },
-        "results": [measure(model, data, protocol, device)[0] for protocol in protocols],
+        "results": results,
     }
     write_atomically(out / file, weights)
     write_json(out / f"{name}.json", card)

@@ -35,7 +35,7 @@ ORDER = [
     ["plugins"],
     ["checkpoint", "evaluate", "runs", "trials", "curve"],
     ["plan"],
-    ["conformance", "train", "zoo"],
+    ["conformance", "recheck", "train", "zoo"],
     ["testing", "classifier"],
     ["cli.**", "__main__"],
 ]

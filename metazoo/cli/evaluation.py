@@ -16,6 +16,7 @@ from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
+from metazoo.cli.rechecking import Data, recheck_all
 from metazoo.cli.tables import print_results, table, task_text, value_text
 from metazoo.episodes import ClassDataset, Dataset
 from metazoo.errors import MetazooError, OptionError
@@ -38,6 +39,8 @@ class Measured:
 
 class EvalCommand(ConfiguredCommand):
     def sections(self, arguments: Sequence[str]) -> list[Section]:
+        if "--all" in arguments:
+            return [Section("dataset_options", "Options of the data", "data-", Data, {})]
         name = find_value(arguments, "--dataset")
         model = _first_model(arguments)
         if model is not None and name in (None, model.dataset):
@@ -75,7 +78,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("eval", cls=EvalCommand)
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--all", "every", is_flag=True, help="every model of the zoo instead: what its card says, and what it gives now")
 @click.option("--ways", type=Numbers(2), help="classes in a task; several give a table  [default: as trained for]")
 @click.option("--shots", type=Numbers(1), help="support examples a class; several give a table  [default: as trained for]")
 @click.option("--queries", type=click.IntRange(1), help="query examples a class  [default: as trained for]")
@@ -88,15 +92,28 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
 def eval_(
-    models: tuple[str, ...], ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, queries: int | None,
+    models: tuple[str, ...], every: bool, ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, queries: int | None,
     episodes: int | None, seed: int | None, split: str | None, protocol: str | None, dataset: str | None,
     changes: tuple[str, ...], device: str, as_json: bool, dataset_options: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> int | None:  # fmt: skip
     """Evaluate models: run folders, .safetensors files or names of the zoo.
 
     Models of the same data are given the same tasks, and the difference of each to the first is reported with its
     interval. The --data-... options are those of the first model's data set.
+
+    With --all the zoo is measured again on the tasks of its cards, or on the first --episodes of them: the exit status is 0
+    if every interval overlaps the card's.
     """
+    if every:
+        others = (ways, shots, queries, seed, split, protocol, dataset)
+        if models or changes or any(given is not None for given in others):
+            raise OptionError(
+                "--all takes every model as its card has it", "only --data-root, --episodes, --device and --json go with it"
+            )
+        keep_freed_memory()
+        return recheck_all((dataset_options or {}).get("root"), episodes, find_device(device), as_json)
+    if not models:
+        raise click.UsageError("Missing argument 'MODEL...'", click.get_current_context())
     if protocol and any(given is not None for given in (ways, shots, queries, episodes, seed, split)):
         raise OptionError(
             "--protocol brings tasks of its own", "leave out --ways, --shots, --queries, --episodes, --seed and --split"
@@ -132,11 +149,12 @@ def eval_(
     differences = _differences(measured)
     if as_json:
         echo_json({"results": rows, "differences": differences})
-        return
+        return None
     print_results(rows)
     if differences:
         lines = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
         click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
+    return None
 
 
 def _data(source: Source, name: str | None, given: dict[str, Any], before: Dataset | None) -> Dataset:

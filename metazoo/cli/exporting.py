@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from metazoo import runs, zoo
+from metazoo import options, runs, zoo
 from metazoo.cli import echo_json
 from metazoo.cli.evaluation import Numbers
 from metazoo.cli.tables import print_results
 from metazoo.errors import OptionError
 from metazoo.evaluate import Protocol
+from metazoo.plugins import registry
 from metazoo.train import find_device
 
 
@@ -24,13 +25,18 @@ from metazoo.train import find_device
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="folder for NAME.safetensors and NAME.json")
 @click.option("--ways", type=Numbers(2), help="ways to measure  [default: as trained for]")
 @click.option("--shots", type=Numbers(1), help="shots to measure  [default: as trained for]")
+@click.option("--queries", type=click.IntRange(1), help="query examples a class to measure  [default: as trained for]")
+@click.option(
+    "--variant", "variants", multiple=True, metavar="NAME=VALUE,...", help="measure also with options of the algorithm set so"
+)
 @click.option("--episodes", type=click.IntRange(2), default=1000, show_default=True, help="tasks to draw")
 @click.option("--protocol", "official", multiple=True, help="an official protocol of the data set to measure, too")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="print the card as JSON")
 def export(
     run: Path, name: str, summary: str, licence: str, out: Path, ways: tuple[int, ...] | None,
-    shots: tuple[int, ...] | None, episodes: int, official: tuple[str, ...], device: str, as_json: bool,
+    shots: tuple[int, ...] | None, queries: int | None, variants: tuple[str, ...],
+    episodes: int, official: tuple[str, ...], device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a zoo model of a run: weights and a card with its measured results."""
     blueprint = runs.read_blueprint(run)
@@ -41,11 +47,14 @@ def export(
         )
     recipe = blueprint.recipe
     protocols = [
-        Protocol("test", way, shot, recipe["queries"], recipe["seed"], episodes)
+        Protocol("test", way, shot, queries or recipe["queries"], recipe["seed"], episodes)
         for way, shot in itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
     ]
     protocols += [Protocol(name=protocol) for protocol in official]
-    card = zoo.export(run, name, summary, licence, out, protocols, find_device(device))
+    config = registry().algorithm(blueprint.algorithm).value.Config
+    owner = f"algorithm '{blueprint.algorithm}'"
+    changes = [{}, *(options.parse_assignments(config, variant.split(","), owner) for variant in variants)]
+    card = zoo.export(run, name, summary, licence, out, protocols, find_device(device), changes)
     if as_json:
         echo_json(card)
     else:

@@ -1,0 +1,63 @@
+"""The zoo measured again: every result of a model's card beside what the model gives now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .episodes import ClassDataset
+from .errors import MetazooError
+from .evaluate import Protocol, measure
+from .plugins import registry
+from .zoo import find, read_card
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """A result of a card and, unless there is a `problem`, the same one measured now."""
+
+    model: str
+    card: dict[str, Any]
+    now: dict[str, Any] | None = None
+    problem: str | None = None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the two 95 % intervals overlap; None where nothing was measured."""
+        if self.now is None:
+            return None
+        return abs(self.card["mean"] - self.now["mean"]) <= self.card["interval"] + self.now["interval"]
+
+
+def recheck(
+    name: str, root: str | None = None, episodes: int | None = None, device: torch.device | str = "cpu"
+) -> Iterator[Recheck]:  # fmt: skip
+    """Yield every result of a zoo model's card, measured again on the same tasks, or on the first `episodes` of them.
+
+    `root` is the folder of the data, where the data set takes one. What cannot be measured is yielded with its problem.
+    """
+    card = read_card(Path(registry().card(name).value))
+    try:
+        source = find(name)
+        takes_root = "root" in registry().dataset(source.blueprint.dataset).value.local_options
+        data = source.blueprint.data(**({"root": root} if takes_root and root is not None else {}))
+        if isinstance(data, ClassDataset) and card.get("split_sha256") not in (None, data.split_sha256()):
+            raise MetazooError("its classes are not those that the card was measured on")
+    except MetazooError as error:
+        yield from (Recheck(name, result, problem=error.message) for result in card["results"])
+        return
+    for result in card["results"]:
+        protocol = Protocol.of(result)
+        if episodes is not None:
+            protocol = protocol.first(episodes)
+        try:
+            model = source.model(**result.get("options", {})).to(device)
+            now = measure(model, data, protocol, device)[0]
+        except MetazooError as error:
+            yield Recheck(name, result, problem=error.message)
+        else:
+            yield Recheck(name, result, now)
