@@ -49,6 +49,10 @@ class MAML(metazoo.Algorithm):
         batch_norm: Annotated[
             Literal["batch", "support"], "statistics for queries: their own (the paper's, transductive) or the support's"
         ] = "batch"
+        zero_head: Annotated[bool, "start the head at zero, which favours no output"] = False
+        center: Annotated[
+            bool, "subtract from features the mean over their batch: a new linear head then starts far better"
+        ] = False
         per_step_norm: Annotated[
             bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
         ] = False
@@ -64,6 +68,9 @@ class MAML(metazoo.Algorithm):
         # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
         self.norm_offsets = nn.ParameterList(nn.Parameter(torch.zeros(steps, 2, n.features)) for n in self.norms if steps)
         self.head = nn.Linear(backbone.out_features, spec.outputs)
+        if self.config.zero_head:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         lr = self.config.inner_lr
         if lr is None:
             lr = 0.01 if spec.regression else 0.4
@@ -85,7 +92,7 @@ class MAML(metazoo.Algorithm):
 
     @property
     def transductive(self) -> bool:
-        return self.config.batch_norm == "batch" and len(self.norms) > 0
+        return self.config.batch_norm == "batch" and (len(self.norms) > 0 or self.config.center)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         steps = self.config.inner_steps
@@ -189,6 +196,7 @@ class MAML(metazoo.Algorithm):
             for norm in self.norms:
                 norm.support = support
             x = functional_call(self.backbone, {n[9:]: p for n, p in named.items() if n.startswith("backbone.")}, x)
+            x = self._centered(x, support)
         return F.linear(x, named["head.weight"], named["head.bias"])
 
     def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,11 +204,16 @@ class MAML(metazoo.Algorithm):
         if self.config.batch_norm == "batch":
             for norm in self.norms:
                 norm.support = None
-            return self.backbone(support_x), self.backbone(query_x)
+            return self._centered(self.backbone(support_x), None), self._centered(self.backbone(query_x), None)
         for norm in self.norms:
             norm.support = len(support_x)
-        support_z, query_z = self.backbone(torch.cat([support_x, query_x])).split([len(support_x), len(query_x)])
+        z = self._centered(self.backbone(torch.cat([support_x, query_x])), len(support_x))
+        support_z, query_z = z.split([len(support_x), len(query_x)])
         return support_z, query_z
+
+    def _centered(self, z: Tensor, support: int | None) -> Tensor:
+        """Return features less their mean, over all or over the first `support` of them, where the options say so."""
+        return z - z[:support].mean(0) if self.config.center else z
 
 
 def _all_at_once(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
