@@ -70,6 +70,10 @@ def _packed(model: str) -> tuple[dict[str, Any], bytes]:
         raise OptionError(
             f"{path} is a folder, not a card", f"`metazoo export {path} --name ALGORITHM.TAG --out DIR` makes one"
         )
+    if not path.exists():
+        raise CheckpointError(
+            f"there is no card {path}", "`metazoo export` writes one; a model of the zoo is given by its name"
+        )
     weights = weights_of(path).read_bytes()
     card = read_card(path)
     card |= {"weights": f"{card['name']}.safetensors", "bytes": len(weights)}
