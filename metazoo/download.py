@@ -149,7 +149,9 @@ def _append(url: str, part: Path, words: Words, size: int | None) -> bool:
             while block := response.read(2**16):
                 came += len(block)
                 if room is not None and came > room:
-                    part.unlink()
-                    raise words.error(f"{url} has more than the {size} bytes that it should have", words.mend)
+                    break
                 file.write(block)
+    if room is not None and came > room:
+        part.unlink()
+        raise words.error(f"{url} has more than the {size} bytes that it should have", words.mend)
     return expected is None or came == int(expected)

@@ -65,7 +65,7 @@ def fetch(url: str, card: dict[str, Any]) -> Path:
             f"the card of '{card['name']}' has weights at {url}, which is no .safetensors file", "ask its author to mend it"
         )
     path = _folder(sha256) / name
-    if path.is_file() and digest(path, "sha256") == sha256:
+    if _is(path, sha256):
         return path
     words = Words(CheckpointError, f"put {name} (SHA-256 {sha256}) into {path.parent} by hand", MEND)
     if scheme == "hf":
@@ -111,8 +111,15 @@ def _kept(sha256: str) -> Path | None:
     for path in sorted(_folder(sha256).glob("*.json")):
         try:
             weights = path.with_name(parse_card(path.read_bytes(), str(path))["weights"])
-            if weights.is_file() and digest(weights, "sha256") == sha256:
+            if _is(weights, sha256):
                 return weights
         except (CheckpointError, OSError):  # damaged: it is fetched again
             continue
     return None
+
+
+def _is(path: Path, sha256: str) -> bool:
+    try:
+        return path.is_file() and digest(path, "sha256") == sha256
+    except OSError:  # what cannot be read is fetched again, and what is in its way is named then
+        return False

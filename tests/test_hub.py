@@ -51,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/cdn/"):
             hub.tokens_at_cdn.append(self.headers.get("Authorization"))
             return self.send(200, hub.cdn[path.removeprefix("/cdn/")])
+        if path.startswith("/api/models/us/unwell"):
+            return self.refuse(500, "")
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             if (repo := self.repo(found[1])) is None or (files := self.files(repo, found[2] or "main")) is None:
                 return None
@@ -261,8 +263,12 @@ def test_what_is_wrong_is_not_kept(there: Any, load: Any, files: dict[str, bytes
         "us/tampered": new(main={**files, WEIGHTS: tampered}),
         "us/bigger": new(main={**files, WEIGHTS: bigger}),
         "us/huge": new(main={**files, CARD: b" " * 2**20 + files[CARD]}),
+        "us/unwell": new(main=files),
     }
-    wrong, big, huge = load(*(f"hf://us/{name}/{NAME}" for name in ("tampered", "bigger", "huge")))
+    wrong, big, huge, unwell = load(*(f"hf://us/{name}/{NAME}" for name in ("tampered", "bigger", "huge", "unwell")))
+    # Where the Hub does not say how big a card is, none is downloaded.
+    assert "us/unwell on the Hub cannot be used: " in unwell["message"]
+    assert not [line for line in there.asked if "us/unwell/resolve" in line]
     good = pin_of(files[WEIGHTS]).removeprefix("#sha256=")
     assert f"{pin_of(tampered)[8:]}, but should have {good}: nothing was read" in wrong["message"]
     assert f"has {len(bigger)} bytes, more than the {len(files[WEIGHTS])}" in big["message"]
