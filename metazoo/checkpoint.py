@@ -68,7 +68,7 @@ class Blueprint:
         local = (*registry().dataset(self.dataset).value.local_options,)
         kept = {name: value for name, value in self.dataset_options.items() if name not in local}
         recipe = {name: value for name, value in self.recipe.items() if name != "device"}
-        if recipe.get("init"):
+        if recipe.get("init") and not recipe["init"].startswith(("https://", "http://", "hf://")):
             recipe["init"] = Path(recipe["init"]).name
         return dataclasses.replace(self, dataset_options=kept, recipe=recipe)
 

@@ -23,7 +23,7 @@ QUERIES_AT_ONCE = 500
 class FewShotClassifier:
     """Classifies examples by a few labelled ones of each class, with a pretrained model.
 
-    `model` is a name of the zoo, a run folder or a .safetensors file; `options` are options of its algorithm to set
+    `model` is what `metazoo.load` takes; `options` are options of its algorithm to set
     otherwise; `invert` says whether dark and light are swapped in image files (default: as in the model's training).
 
     Examples are image files (paths or PIL images), or a tensor or array (N, *) in the model's own input shape:

@@ -1,8 +1,9 @@
-"""Files that are whole or not there, locks between processes, and where the cache is."""
+"""Files that are whole or not there, checksums, locks between processes, and where the cache is."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """Return the checksum of a file in hexadecimal, by a name of hashlib's ("sha256", "md5"), reading it piece by piece."""
+    checksum = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def register_datasets() -> Mapping[str, type[Dataset]]:  # type: ignore[empty-bo
 
 @hookspec
 def register_pretrained() -> Mapping[str, Path]:  # type: ignore[empty-body]
-    """Return model cards by model name (`algorithm.tag`): each the path of a JSON file beside its weights."""
+    """Return model cards by model name (`algorithm.tag`): each the path of a JSON file that says where its weights are."""
 
 
 @hookspec

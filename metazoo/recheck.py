@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from .cards import read_card
 from .episodes import ClassDataset
 from .errors import MetazooError
 from .evaluate import Protocol, measure
 from .plugins import registry
-from .zoo import find, read_card
+from .zoo import find
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import runs
+from . import remote, runs
 from .algorithm import Algorithm, Recipe
+from .cards import REINSTALL, read_card
 from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_json
 from .episodes import ClassDataset
 from .errors import CheckpointError, OptionError, UnknownNameError
 from .evaluate import Protocol, measure
-from .files import write_atomically
+from .files import digest, write_atomically
 from .options import read
 from .plan import unread
 from .plugins import registry
@@ -36,10 +37,13 @@ class Source:
 
 
 def find(name: str | os.PathLike[str]) -> Source:
-    """Return where the model of that name is: a run folder, a .safetensors file, or a name of the zoo.
+    """Return where the model of that name is: a run folder, a .safetensors file, a name of the zoo, or the address of a card.
 
-    Raises UnknownNameError where there is none, CheckpointError where it is damaged or not the one its card describes.
+    An address is what `remote.find` takes: https://host/NAME.json, file:///folder/NAME.json, hf://user/repo/NAME. Raises
+    UnknownNameError where there is none, CheckpointError where it is damaged or not the one its card describes.
     """
+    if remote.is_address(str(name)):
+        return _source(str(name), remote.find(str(name)))
     path = Path(name)
     if path.is_dir():
         blueprint = runs.read_blueprint(path)
@@ -50,28 +54,41 @@ def find(name: str | os.PathLike[str]) -> Source:
             )
         return Source(str(name), path / runs.BEST, blueprint)
     if path.is_file():
-        return Source(str(name), path, Blueprint.from_dict(load_tensors(path)[1], str(path)))
+        return _source(str(name), path)
     if path.suffix == ".safetensors" or len(path.parts) > 1:
         raise UnknownNameError(
             f"there is no run folder or model file {path}", "`metazoo list pretrained` shows every pretrained model"
         )
-    card_path = Path(registry().card(str(name)).value)
-    card = read_card(card_path)
-    weights = card_path.parent / Path(card["weights"]).name
+    return _source(str(name), weights_of(Path(registry().card(str(name)).value)))
+
+
+def weights_of(path: Path) -> Path:
+    """Return the weights that a card describes: beside it, or fetched from the address that it names; with its sha256.
+
+    Raises CheckpointError where they are missing or others.
+    """
+    card = read_card(path)
+    if remote.is_address(card["weights"]):
+        return remote.fetch(card["weights"], card)
+    weights = path.parent / Path(card["weights"]).name
     if not weights.is_file():
+        raise CheckpointError(f"the weights of '{card['name']}' are missing: there is no {weights}", REINSTALL)
+    if digest(weights, "sha256") != card["sha256"]:
         raise CheckpointError(
-            f"the weights of '{name}' are missing: there is no {weights}", "reinstall the package that brings it"
+            f"the weights of '{card['name']}' are not those that its card describes: {weights} has another sha256", REINSTALL
         )
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != card["sha256"]:
-        raise CheckpointError(
-            f"the weights of '{name}' are not those that its card describes: {weights} has another sha256",
-            "reinstall the package that brings it",
-        )
-    return Source(str(name), weights, Blueprint.from_dict(load_tensors(weights)[1], str(weights)))
+    return weights
+
+
+def _source(name: str, weights: Path) -> Source:
+    return Source(name, weights, Blueprint.from_dict(load_tensors(weights)[1], str(weights)))
 
 
 def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
-    """Return a ready model, in eval mode: of the zoo by name, of a run folder, or of a .safetensors file.
+    """Return a ready model, in eval mode: of the zoo by name, of a run folder, of a .safetensors file, or of an address.
+
+    An address is https://host/NAME.json, file:///folder/NAME.json or hf://user/repo/NAME; `#sha256=HEX` after it pins the
+    weights. Weights are fetched into the cache, and none are read whose sha256 is not the one of their card.
 
     `changes` are options of the algorithm to set otherwise, as far as the weights still fit. The model maps
     `(support_x, support_y, query_x)`, of shapes (B, S, *), (B, S), (B, Q, *), to logits (B, Q, ways).
@@ -95,16 +112,7 @@ def start_from(name: str, model: Algorithm) -> str:
                 "choose the same --backbone and image size, or another --init",
             )
     model.backbone.load_state_dict({key: theirs[key] for key in ours})
-    return hashlib.sha256(source.weights.read_bytes()).hexdigest()
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """Return a model card, or raise CheckpointError where it is damaged."""
-    card = read_json(path)
-    for key, kind in {"name": str, "weights": str, "sha256": str, "results": list}.items():
-        if not isinstance(card, dict) or not isinstance(card.get(key), kind):
-            raise CheckpointError(f"{path} is not a model card: it has no '{key}'", "reinstall the package that brings it")
-    return card
+    return digest(source.weights, "sha256")
 
 
 def export(
@@ -135,6 +143,7 @@ def export(
         "summary": summary,
         "weights": file,
         "sha256": hashlib.sha256(weights).hexdigest(),
+        "bytes": len(weights),
         "algorithm": blueprint.algorithm,
         "backbone": blueprint.backbone,
         "dataset": blueprint.dataset,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from metazoo import runs
+from metazoo import runs, zoo
+from metazoo.evaluate import Protocol
 from metazoo.plan import plan
 from metazoo.train import Watcher, train
 
@@ -68,3 +69,11 @@ def maml_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of maml on sinusoids."""
     return make_run(tmp_path_factory.mktemp("runs") / "sinusoid", "maml", "sinusoid")
+
+
+@pytest.fixture(scope="session")
+def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the card and the weights of `protonet.tiny_3w1s`."""
+    out = tmp_path_factory.mktemp("exported")
+    zoo.export(protonet_run, "protonet.tiny_3w1s", "a tiny one", "CC0-1.0", out, [Protocol("test", 3, 1, 3, 0, 12)], "cpu")
+    return out

@@ -25,7 +25,7 @@ MODULES = {
 
 # From the lowest up: a module imports what stands on earlier lines, or on its own line, never what stands below.
 ORDER = [
-    ["version", "errors", "files"],
+    ["version", "errors", "files", "download"],
     ["kernels.**"],
     ["options", "hookspecs"],
     ["episodes", "ops", "images"],
@@ -33,7 +33,7 @@ ORDER = [
     ["algorithm", "datasets.**"],
     ["registrable"],
     ["plugins"],
-    ["checkpoint", "evaluate", "runs", "trials", "curve"],
+    ["checkpoint", "evaluate", "runs", "trials", "curve", "cards", "hub", "remote"],
     ["plan"],
     ["conformance", "recheck", "train", "zoo"],
     ["testing", "classifier"],

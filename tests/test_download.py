@@ -7,13 +7,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from metazoo import DataError
-from metazoo.datasets import download
-from metazoo.datasets.download import fetch, find_or_fetch
+from metazoo import DataError, download
+from metazoo.datasets.download import find_or_fetch
 from metazoo.files import cache_directory
 
 DATA = bytes(range(256)) * 1000
 MD5 = hashlib.md5(DATA).hexdigest()
+
+
+WORDS = download.Words(DataError, "put it there by hand", "try another --data-url")
+
+
+def fetch(url, md5, target, size=None):
+    download.fetch(url, target, "md5", md5, WORDS, size)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -123,6 +129,30 @@ def test_a_wrong_checksum_leaves_nothing(server, target):
     assert left(target) == []
 
 
+def test_no_more_is_taken_than_there_should_be(server, target):
+    with pytest.raises(DataError, match="has more than the 1000 bytes") as caught:
+        fetch(f"{server.url}/file.bin", MD5, target, size=1000)
+    assert "--data-url" in caught.value.hint
+    assert left(target) == []
+    fetch(f"{server.url}/file.bin", MD5, target, size=len(DATA))
+    assert target.read_bytes() == DATA
+
+
+def test_a_part_that_is_too_long_is_thrown_away(server, target):
+    target.parent.mkdir()
+    target.with_name("file.bin.part").write_bytes(b"?" * (len(DATA) + 1))
+    fetch(f"{server.url}/file.bin", MD5, target, size=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.ranges == [None]
+
+
+def test_what_lies_there_damaged_is_replaced(server, target):
+    target.parent.mkdir()
+    target.write_bytes(DATA[:-1])
+    fetch(f"{server.url}/file.bin", MD5, target)
+    assert target.read_bytes() == DATA
+
+
 def test_no_such_file(server, target):
     with pytest.raises(DataError, match="status 404"):
         fetch(f"{server.url}/other.bin", MD5, target)
@@ -134,8 +164,7 @@ def test_nobody_listens(server, target):
     server.socket.close()
     with pytest.raises(DataError, match="cannot download") as caught:
         fetch(f"{server.url}/file.bin", MD5, target)
-    for what in ("offline", "file.bin", MD5, str(target.parent), "--data-root"):
-        assert what in caught.value.hint
+    assert caught.value.hint == "are you offline? put it there by hand"
     assert left(target) == []
 
 
@@ -207,6 +236,15 @@ def test_without_a_root_the_cache_is_filled_once(server, tmp_path, monkeypatch):
     for _ in range(2):
         assert find(None, "file.bin", server.url + "/") == tmp_path / "set" / "file.bin"
     assert server.ranges == [None]
+
+
+def test_what_cannot_be_fetched_is_told_where_to_put(tmp_path, monkeypatch):
+    monkeypatch.delenv("METAZOO_DATA", raising=False)
+    monkeypatch.setenv("METAZOO_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="cannot download") as caught:
+        find(None, "file.bin", "nonsense")
+    for what in ("file.bin", MD5, str(tmp_path / "set"), "--data-root"):
+        assert what in caught.value.hint
 
 
 def test_where_the_cache_is(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from metazoo import runs, zoo
+from metazoo.cards import read_card
 from metazoo.cli import run
 from metazoo.errors import CheckpointError, UnknownNameError
 from metazoo.evaluate import Protocol
@@ -80,6 +81,7 @@ def test_a_card_says_all_that_a_reader_must_know(exported: Path, protonet_run: P
     weights = (exported / card["weights"]).read_bytes()
     assert weights == (protonet_run / runs.BEST).read_bytes()
     assert card["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert card["bytes"] == len(weights)
     assert (card["name"], card["summary"]) == (NAME, "a tiny one")
     assert (card["algorithm"], card["backbone"], card["dataset"]) == ("protonet", "conv4", "glyphs")
     assert card["licence"] == "CC0-1.0"
@@ -257,7 +259,7 @@ def test_the_zoo_ships_what_it_promises() -> None:
 
 @pytest.mark.slow
 def test_the_sinusoid_model_answers_as_its_card_says(capsys: pytest.CaptureFixture[str]) -> None:
-    card = zoo.read_card(Path(registry().card("maml.sinusoid").value))
+    card = read_card(Path(registry().card("maml.sinusoid").value))
     assert run(["eval", "maml.sinusoid", "--shots", "10,5", "--json"]) == 0
     now = json.loads(capsys.readouterr().out)["results"]
     for ours, its in zip(now, card["results"]):
@@ -271,7 +273,7 @@ def test_the_sinusoid_model_answers_as_its_card_says(capsys: pytest.CaptureFixtu
 )
 @pytest.mark.parametrize("name", ["protonet.omniglot_5w1s", "matching.omniglot_5w1s"])
 def test_the_omniglot_models_answer_as_their_cards_say(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    results = zoo.read_card(Path(registry().card(name).value))["results"]
+    results = read_card(Path(registry().card(name).value))["results"]
     card = next(result for result in results if result.get("protocol") == "one-shot-challenge")
     assert run(["eval", name, "--protocol", "one-shot-challenge", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["mean"] == pytest.approx(card["mean"], abs=0.01)
@@ -281,7 +283,7 @@ def test_the_omniglot_models_answer_as_their_cards_say(name: str, capsys: pytest
 @pytest.mark.parametrize("name", [entry.name for entry in registry().pretrained])
 def test_every_shipped_card_is_true_of_its_weights(name: str) -> None:
     source = zoo.find(name)  # checks the sha256
-    card = zoo.read_card(Path(registry().card(name).value))
+    card = read_card(Path(registry().card(name).value))
     assert card["name"] == name
     assert name.startswith(card["algorithm"] + ".")
     assert card["parameters"] == sum(p.numel() for p in source.model().parameters())

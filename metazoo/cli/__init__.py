@@ -18,6 +18,7 @@ BUILT_IN = {
     "eval": "metazoo.cli.evaluation:eval_",
     "predict": "metazoo.cli.prediction:predict",
     "export": "metazoo.cli.exporting:export",
+    "push": "metazoo.cli.pushing:push",
     "plugins": "metazoo.cli.listing:plugins",
     "info": "metazoo.cli.listing:info",
 }

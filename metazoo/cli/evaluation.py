@@ -96,7 +96,7 @@ def eval_(
     episodes: int | None, seed: int | None, split: str | None, protocol: str | None, dataset: str | None,
     changes: tuple[str, ...], device: str, as_json: bool, dataset_options: dict[str, Any] | None = None,
 ) -> int | None:  # fmt: skip
-    """Evaluate models: run folders, .safetensors files or names of the zoo.
+    """Evaluate models: run folders, .safetensors files, names of the zoo or addresses (https://.../NAME.json, hf://user/repo).
 
     Models of the same data are given the same tasks, and the difference of each to the first is reported with its
     interval. The --data-... options are those of the first model's data set.

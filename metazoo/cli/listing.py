@@ -127,7 +127,7 @@ def _kernel_lines(found: dict[str, Any]) -> dict[str, str]:
 def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
     item = {"name": entry.name, "summary": "", "from": entry.plugin.owner}
     if kind == "pretrained":
-        from metazoo.zoo import read_card
+        from metazoo.cards import read_card
 
         try:
             result = read_card(entry.value)["results"][0]

@@ -16,7 +16,10 @@ from metazoo.datasets.folder import query_images, support_images
 
 @click.command()
 @click.option(
-    "--model", default="protonet.omniglot_5w1s", show_default=True, help="name of the zoo, run folder or .safetensors file"
+    "--model",
+    default="protonet.omniglot_5w1s",
+    show_default=True,
+    help="name of the zoo, run folder, .safetensors file or address",
 )
 @click.option("--support", required=True, type=click.Path(path_type=Path), help="folder with one folder of images a class")
 @click.option("--query", required=True, type=click.Path(path_type=Path), help="image, or folder of images, to classify")
