@@ -33,6 +33,7 @@ class MAML(metazoo.Algorithm):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         inner_lr: Annotated[float | None, "inner step size  [default: 0.4, in regression 0.01]", Range(0)] = None
+        head_lr: Annotated[float | None, "inner step size of the head  [default: inner_lr]", Range(0)] = None
         inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
         eval_inner_steps: Annotated[int | None, "inner steps at evaluation  [default: as in training]", Range(0)] = None
         first_order: Annotated[bool, "leave out second derivatives"] = False
@@ -74,13 +75,15 @@ class MAML(metazoo.Algorithm):
         lr = self.config.inner_lr
         if lr is None:
             lr = 0.01 if spec.regression else 0.4
+        head_lr = lr if self.config.head_lr is None else self.config.head_lr
         sizes = [p.numel() for p in self._start().values()]
+        each = torch.tensor([head_lr if name.startswith("head.") else lr for name in self._start()])  # tensor's rate
         self.sizes: Tensor
         self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
         rates = {
-            "none": torch.tensor(lr),
-            "per-parameter": torch.full((sum(sizes),), lr),
-            "per-step": torch.full((self.config.inner_steps, len(sizes)), lr),
+            "none": torch.tensor(lr) if head_lr == lr else each.unsqueeze(0),
+            "per-parameter": each.repeat_interleave(torch.tensor(sizes)),
+            "per-step": each.repeat(self.config.inner_steps, 1),
         }[self.config.learned_rates]
         self.rates: Tensor
         if self.config.learned_rates == "none":
@@ -166,7 +169,8 @@ class MAML(metazoo.Algorithm):
         return torch.stack(predictions, 1)
 
     def _rate(self, step: int) -> Tensor:
-        if self.config.learned_rates != "per-step":
+        """Return the rates of an inner step: one for all, or one a parameter (P,)."""
+        if self.rates.dim() < 2:
             return self.rates
         # Steps beyond those of training go on with the last step's rates.
         return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=int(self.sizes.sum()))
