@@ -48,7 +48,7 @@ def line_model(**config: object) -> MAML:
 # --- a naive MAML: autograd with create_graph, parameters in a list, one task after another --------------------------
 
 
-def naive_forward(weights: list[Tensor], x: Tensor) -> Tensor:
+def naive_forward(weights: list[Tensor], x: Tensor, center: bool = False) -> Tensor:
     """Conv4 or MLP with a linear head, written out."""
     weights = list(weights)
     if x.dim() == 4:
@@ -63,18 +63,19 @@ def naive_forward(weights: list[Tensor], x: Tensor) -> Tensor:
         for _ in range(2):
             x = F.relu(x @ weights.pop(0).T + weights.pop(0))
     head_w, head_b = weights
+    x = x - x.sum(0) / len(x) if center else x
     return x @ head_w.T + head_b
 
 
 def naive_loss(
     weights: list[Tensor], rates: list[list[Tensor]], episode: metazoo.Episode, second_order: bool, step_weights: list[float],
-    adapted: list[bool],
+    adapted: list[bool], center: bool = False,
 ) -> Tensor:  # fmt: skip
     total = torch.zeros((), dtype=torch.float64)
     for sx, sy, qx, qy in zip(episode.support_x, episode.support_y, episode.query_x, episode.query_y):
         fast = list(weights)
         for step, weight in enumerate(step_weights):
-            prediction = naive_forward(fast, sx)
+            prediction = naive_forward(fast, sx, center)
             if sy.is_floating_point():
                 inner = (prediction - sy).pow(2).mean()
             else:
@@ -82,7 +83,7 @@ def naive_loss(
             chosen = [w for w, yes in zip(fast, adapted) if yes]
             gradients = iter(torch.autograd.grad(inner, chosen, create_graph=second_order, retain_graph=True))
             fast = [w - r * next(gradients) if yes else w for w, r, yes in zip(fast, rates[step], adapted)]
-            prediction = naive_forward(fast, qx)
+            prediction = naive_forward(fast, qx, center)
             outer = F.mse_loss(prediction, qy) if qy.is_floating_point() else F.cross_entropy(prediction, qy)
             total = total + weight * outer
     return total / len(episode)
@@ -94,9 +95,11 @@ def compare(model: MAML, episode: metazoo.Episode, step_weights: list[float] | N
     ours = model.loss(episode)
     ours.backward()
 
-    names = [name for name, _ in model.named_parameters() if name != "rates"]
+    names = [name for name, _ in model.named_parameters() if name != "rates" and not name.startswith("norm_offsets")]
     weights = [dict(model.named_parameters())[name] for name in names]
-    adapted = [name.startswith("head") or not head_only for name in names]
+    norms = {f"backbone.{name}" for name, p in model.backbone.named_parameters() if model.config.per_step_norm and p.dim() == 1}
+    norms -= {name for name in norms if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv2d)}
+    adapted = [name.startswith("head") or not (head_only or name in norms) for name in names]
     kind, steps = model.config.learned_rates, model.config.inner_steps
     leaves = model.rates.detach().clone().requires_grad_(kind != "none")
     if kind == "per-parameter":
@@ -106,9 +109,11 @@ def compare(model: MAML, episode: metazoo.Episode, step_weights: list[float] | N
     elif kind == "per-step":
         rates = [list(leaves[step]) for step in range(steps)]
     else:
-        rates = [[leaves] * len(weights)] * steps
+        head_lr = leaves if model.config.head_lr is None else torch.tensor(model.config.head_lr)
+        lr = torch.tensor(model.config.inner_lr)
+        rates = [[head_lr if name.startswith("head") else lr for name in names]] * steps
     weighting = step_weights or [0.0] * (steps - 1) + [1.0]
-    theirs = naive_loss(weights, rates, episode, not model.config.first_order, weighting, adapted)
+    theirs = naive_loss(weights, rates, episode, not model.config.first_order, weighting, adapted, model.config.center)
     wanted = torch.autograd.grad(theirs, [*weights, *([leaves] if kind != "none" else [])], allow_unused=True)
 
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -139,6 +144,63 @@ def test_head_only_adaptation_is_anil(tasks: str) -> None:
     compare(image_model(adapt="head", inner_steps=2, tasks=tasks), images(), head_only=True)
 
 
+@pytest.mark.parametrize("tasks", ["loop", "vmap"])
+@pytest.mark.parametrize("options", [{"head_lr": 0.7}, {"center": True}, {"per_step_norm": True}], ids=str)
+def test_what_is_added_to_the_paper_gets_the_naive_gradient(tasks: str, options: dict[str, object]) -> None:
+    compare(image_model(tasks=tasks, inner_steps=2, **options), images())
+    assert any(not torch.equal(a, b) for a, b in zip(_gradients(image_model(**options)), _gradients(image_model())))
+
+
+def _gradients(model: MAML) -> list[Tensor]:
+    model.loss(images()).backward()
+    return [p.grad for name, p in model.named_parameters() if name.startswith("head")]  # type: ignore[misc]
+
+
+def test_every_inner_step_has_norms_of_its_own() -> None:
+    model, episode = image_model(per_step_norm=True, inner_steps=3, eval_inner_steps=5), images()
+    model.loss(episode).backward()
+    assert all(
+        offsets.grad is not None and (offsets.grad.flatten(1).norm(dim=1) > 1e-6).all() for offsets in model.norm_offsets
+    )
+    # The first step alone changes where only its offsets do; what comes after the last step goes on with the last one's.
+    task = (episode.support_x, episode.support_y, episode.query_x)
+    before = {steps: _after(model, task, steps) for steps in (1, 2, 5)}
+    with torch.no_grad():
+        for offsets in model.norm_offsets:
+            offsets[2] += 0.5
+    changed = {steps: not torch.allclose(_after(model, task, steps), value) for steps, value in before.items()}
+    assert changed == {1: False, 2: False, 5: True}
+
+
+def _after(model: MAML, task: tuple[Tensor, Tensor, Tensor], steps: int) -> Tensor:
+    return model._solve(*task, steps, [steps]).detach()
+
+
+def test_a_beginning_of_first_order() -> None:
+    episode = images()
+    gradients = {}
+    for name, config, done in (
+        ("annealing, early", {"first_order_steps": 2}, 1),
+        ("annealing, late", {"first_order_steps": 2}, 2),
+        ("first", {"first_order": True}, 0),
+        ("second", {}, 0),
+    ):
+        model = image_model(inner_steps=2, **config)
+        model.outer_steps += done
+        model.loss(episode).backward()
+        gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(gradients["annealing, early"], gradients["first"])
+    torch.testing.assert_close(gradients["annealing, late"], gradients["second"])
+    assert not torch.allclose(gradients["first"], gradients["second"])
+
+
+def test_a_head_of_zeros_favours_nothing() -> None:
+    episode = images()
+    task = (episode.support_x, episode.support_y, episode.query_x)
+    assert not _after(image_model(zero_head=True), task, 0).any()
+    assert _after(image_model(), task, 0).any()
+
+
 def test_multi_step_loss_weighs_every_step() -> None:
     model = image_model(multi_step_loss=10, inner_steps=4)
     model.outer_steps += 5
@@ -161,7 +223,7 @@ def test_second_order_differs_from_first_order() -> None:
 @pytest.mark.parametrize("make", [image_model, line_model])
 def test_meta_gradient_equals_finite_differences(make: object) -> None:
     # Cross-entropy through ReLU and max-pooling is smooth almost everywhere; a step of 1e-6 in float64 stays within a piece.
-    model = make(inner_steps=2, learned_rates="per-step")  # type: ignore[operator]
+    model = make(inner_steps=2, learned_rates="per-step", per_step_norm=True)  # type: ignore[operator]
     episode = images() if make is image_model else sinusoids()
     model.loss(episode).backward()
     generator = torch.Generator().manual_seed(3)
@@ -221,10 +283,11 @@ def test_adapts_under_no_grad_and_changes_no_weight() -> None:
 
 
 @pytest.mark.parametrize(("adapt", "tasks"), [*itertools.product(["all", "head"], ["loop", "vmap"])])
-def test_support_statistics_make_it_inductive(adapt: str, tasks: str) -> None:
+@pytest.mark.parametrize("center", [False, True])
+def test_support_statistics_make_it_inductive(adapt: str, tasks: str, center: bool) -> None:
     episode = images(queries=4)
     for batch_norm in ("support", "batch"):
-        model = image_model(batch_norm=batch_norm, adapt=adapt, tasks=tasks).eval()
+        model = image_model(batch_norm=batch_norm, adapt=adapt, tasks=tasks, center=center).eval()
         whole = model(episode.support_x, episode.support_y, episode.query_x)
         part = model(episode.support_x, episode.support_y, episode.query_x[:, :1])
         assert torch.allclose(whole[:, :1], part) == (batch_norm == "support")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from metazoo.errors import CheckpointError, DataError, OptionError
 from metazoo.evaluate import NotANumber, evaluate
 from metazoo.plan import plan
 from metazoo.train import TrainingFailed, Watcher, find_device, learning_rate, train
+from metazoo.zoo import start_from
 
 TINY: dict[str, Any] = {
     "ways": 3,
@@ -318,3 +321,82 @@ def test_learns_omniglot(tmp_path: Path) -> None:
     runs.create(tmp_path / "run", blueprint)
     result = train(blueprint, data, tmp_path / "run", Watcher())
     assert result["mean"] > 0.75  # an untrained network has 0.56
+
+
+def test_a_run_starts_from_another_models_backbone(protonet_run: Path, tmp_path: Path) -> None:
+    theirs = load_model(protonet_run / runs.BEST)[0].backbone.state_dict()
+    blueprint, data = plan(
+        "maml", "glyphs", {}, GLYPHS, {"width": 4}, {**TINY, "init": str(protonet_run), "lr": 0.0, "steps": 1}
+    )
+    runs.create(tmp_path / "run", blueprint)
+    result = train(blueprint, data, tmp_path / "run", Watcher())
+    ours = load_model(tmp_path / "run" / runs.BEST)[0].backbone.state_dict()
+    assert ours
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert result["init_sha256"] == hashlib.sha256((protonet_run / runs.BEST).read_bytes()).hexdigest()
+    # The path is this machine's own; a name of the zoo is everybody's.
+    assert blueprint.recipe["init"] == str(protonet_run)
+    assert load_model(tmp_path / "run" / runs.BEST)[1].recipe["init"] == protonet_run.name
+
+
+def test_a_resumed_run_does_not_start_over_from_the_other_model(protonet_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(protonet_run, tmp_path / "other")
+    blueprint, data = tiny("protonet", init=str(tmp_path / "other"))
+    for name in ("whole", "broken"):
+        runs.create(tmp_path / name, blueprint)
+    train(blueprint, data, tmp_path / "whole", Watcher())
+    with pytest.raises(Crash):
+        train(blueprint, data, tmp_path / "broken", CrashAt(7, False))
+    shutil.rmtree(tmp_path / "other")
+    train(blueprint, data, tmp_path / "broken", Watcher())
+    same_ending(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_backbone_that_does_not_fit_is_refused(protonet_run: Path, maml_run: Path) -> None:
+    wide = plan("protonet", "glyphs", {}, GLYPHS, {"width": 8}, TINY)[0].model()
+    with pytest.raises(OptionError, match=r"does not fit: 'blocks\.0\.weight' must be \(8, 1, 3, 3\), it has \(4, 1, 3, 3\)"):
+        start_from(str(protonet_run), wide)
+    # MAML keeps no running statistics, which a ProtoNet needs.
+    with pytest.raises(OptionError, match=r"'blocks\.1\.running_mean' must be \(4,\), which it has not"):
+        start_from(str(maml_run), tiny("protonet")[0].model())
+
+
+def test_augmentation_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    blueprint, data = tiny("protonet", augment="drawing")
+    for name in ("whole", "broken", "plain"):
+        runs.create(tmp_path / name, tiny("protonet")[0] if name == "plain" else blueprint)
+    train(blueprint, data, tmp_path / "whole", Watcher())
+    with pytest.raises(Crash):
+        train(blueprint, data, tmp_path / "broken", CrashAt(5, False))
+    train(blueprint, data, tmp_path / "broken", Watcher())
+    same_ending(tmp_path / "broken", tmp_path / "whole")
+    plain, data = tiny("protonet")
+    train(plain, data, tmp_path / "plain", Watcher())
+    assert (tmp_path / "plain" / runs.BEST).read_bytes() != (tmp_path / "whole" / runs.BEST).read_bytes()
+
+
+def test_only_images_are_augmented() -> None:
+    with pytest.raises(OptionError, match="the examples of data set 'sinusoid' are no images to augment"):
+        plan("maml", "sinusoid", {}, {}, {}, {**TINY, "augment": "photo"})
+
+
+def test_a_result_names_the_commit_of_its_code(protonet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = json.loads((protonet_run / runs.RESULT).read_text())
+    assert result["commit"] == runs.commit()
+
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", *words]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    file = tmp_path / "metazoo" / "runs.py"
+    file.parent.mkdir()
+    file.write_text("first")
+    monkeypatch.setattr(runs, "__file__", str(file))
+    assert runs.commit() is None  # no repository
+    git("init", "-q")
+    assert runs.commit() is None  # somebody else's: the file is not in it
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert runs.commit() == git("rev-parse", "HEAD")
+    file.write_text("second")
+    assert runs.commit() == git("rev-parse", "HEAD") + "-dirty"
