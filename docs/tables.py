@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,27 +22,63 @@ def cards() -> list[dict[str, Any]]:
 
 
 def results() -> str:
-    """Return the table of the pretrained models that come with metazoo."""
-    classifiers = [card for card in cards() if card["results"][0]["metric"] == "accuracy"]
-    tasks = list(dict.fromkeys(task_text(r) for card in classifiers for r in card["results"]))
+    """Return the tables of the pretrained models that come with metazoo."""
+    parts = []
+    for split, title in SPLITS.items():
+        chosen = [c for c in cards() if c["dataset"] == "omniglot" and c["dataset_options"]["split"] in split]
+        parts += [f"**Omniglot, {title}**", omniglot_table(chosen)]
+    rows = [
+        (c["name"], task_text(r), mode_text(r), value_text(r), r)
+        for c in cards()
+        if c["dataset"] != "omniglot"
+        for r in c["results"]
+    ]
+    parts += [
+        "**Sinusoids**",
+        *[
+            "\n".join(
+                [
+                    "| model | task | inner steps | MSE |",
+                    "|---|---|---|---|",
+                    *(
+                        f"| `{name}` | {task} | {r.get('options', {}).get('eval_inner_steps', 'as trained')} | {value} |"
+                        for name, task, _, value, r in rows
+                    ),
+                ]
+            )
+        ],
+    ]
+    return "\n\n".join(parts)
+
+
+SPLITS = {
+    ("vinyals",): "Vinyals' split (423 test characters, with rotations 1,692 classes)",
+    ("lake", "small1", "small2"): "Lake's evaluation alphabets (659 test characters, with rotations 2,636 classes)",
+}
+
+
+def omniglot_table(chosen: list[dict[str, Any]]) -> str:
+    """Return a table with a row for each family of models (`name_5w1s`, `name_20w1s`, ... are one) and mode of evaluation."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for card in chosen:
+        family = re.sub(r"_\d+w\d+s$", "_*", card["name"])
+        for result in card["results"]:
+            cell = value_text(result).removesuffix(" %")
+            rows.setdefault((family, mode_text(result)), {})[task_text(result)] = cell
+    tasks = sorted({task for row in rows.values() for task in row}, key=lambda t: (not t[0].isdigit(), len(t), t))
     lines = ["| model | " + " | ".join(tasks) + " | |", "|---|" + "---|" * (len(tasks) + 1)]
-    for card in classifiers:
-        found = {task_text(r): value_text(r).removesuffix(" %") for r in card["results"]}
-        cells = [found.get(task, "") for task in tasks]
-        lines.append(f"| `{card['name']}` | {' | '.join(cells)} | {mode_text(card['results'][0])} |")
-    for card in cards():
-        if card not in classifiers:
-            values = ", ".join(f"{value_text(r)} ({task_text(r)})" for r in card["results"])
-            lines += ["", f"`{card['name']}`: {card['results'][0]['metric'].upper()} {values}."]
+    for (family, mode), row in rows.items():
+        lines.append(f"| `{family}` | {' | '.join(row.get(task, '') for task in tasks)} | {mode} |")
     return "\n".join(lines)
 
 
 def commands() -> str:
     """Return how each of these models was trained."""
-    lines = ["| model | command | best step | time | machine |", "|---|---|---|---|---|"]
+    lines = ["| model | command | best step | time | machine | commit |", "|---|---|---|---|---|---|"]
     for card in cards():
         t = card["training"]
-        lines.append(f"| `{card['name']}` | `{t['command']}` | {t['best_step']} | {t['seconds']:.0f} s | {t['machine']} |")
+        where = f"{t['seconds']:.0f} s | {t['machine']} | {t['commit'][:10]}"
+        lines.append(f"| `{card['name']}` | `{t['command']}` | {t['best_step']} | {where} |")
     return "\n".join(lines)
 
 

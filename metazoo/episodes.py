@@ -170,8 +170,11 @@ class EpisodeSampler:
         each = self.shots + self.queries
         words = iter(random_words(self.seed, i, self.ways * (1 + each)).tolist())
         classes = distinct(words, self.ways, len(self.examples.counts))
-        rows = [[self._starts[c] + e for e in distinct(words, each, self.examples.counts[c])] for c in classes]
-        return classes, rows
+        return classes, [self.rows_of(c, distinct(words, each, self.examples.counts[c])) for c in classes]
+
+    def rows_of(self, c: int, chosen: list[int]) -> list[int]:
+        """Return the rows of a class's chosen examples."""
+        return [self._starts[c] + e for e in chosen]
 
     def take(self, rows: Tensor) -> Tensor:
         """Return what stands for the examples in these rows."""

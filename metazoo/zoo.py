@@ -147,6 +147,7 @@ def export(
         "algorithm": blueprint.algorithm,
         "backbone": blueprint.backbone,
         "dataset": blueprint.dataset,
+        "dataset_options": blueprint.portable().dataset_options,
         "licence": licence,
         "data_licence": data.licence,
         "split_sha256": data.split_sha256() if isinstance(data, ClassDataset) else None,

@@ -290,3 +290,21 @@ def test_the_real_challenge_is_above_chance_by_pixels(real):
     nearest = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2)).argmin(-1)
     accuracy = (nearest == tasks.query_y).float().mean()
     assert 0.15 < accuracy < 0.6  # chance is 0.05; labels that were shifted by one would give that
+
+
+def test_tasks_within_an_alphabet(root):
+    data = Omniglot(Omniglot.Config(root=str(root), within_alphabet=True))
+    names = data.split("train").names
+    tasks = data.tasks("train", 2, 1, 2, 0)
+    seen = Counter()
+    for i in range(60):
+        classes, rows = tasks.classes_and_rows(i)
+        assert [[names[c]] * 3 for c in classes] == [[names[row // 20] for row in each] for each in rows]
+        assert len({row for each in rows for row in each}) == 6
+        (group,) = {(names[c].partition("/")[0], names[c].partition("rot")[2]) for c in classes}
+        seen[group] += 1
+    # Greek, three characters in four turns, is the only training alphabet of more than one character.
+    assert set(seen) == {("Greek", turn) for turn in ("", "090", "180", "270")}
+    assert tasks.draw(0, 2).support_x.shape == (2, 2, 1, 28, 28)
+    with pytest.raises(DataError, match="no alphabet of .* has 4 characters; the largest has 3"):
+        data.tasks("train", 4, 1, 2, 0)

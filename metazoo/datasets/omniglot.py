@@ -16,7 +16,7 @@ from metazoo import options
 from metazoo.datasets.archives import Parts, Tree, digest, open_tree
 from metazoo.datasets.cache import remember
 from metazoo.datasets.download import find_or_fetch
-from metazoo.episodes import ClassDataset, Dataset, Episode, Examples, TaskSource
+from metazoo.episodes import ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource, distinct, random_words
 from metazoo.errors import DataError
 from metazoo.hookspecs import hookimpl
 from metazoo.images import decode
@@ -94,6 +94,9 @@ class Omniglot(ClassDataset):
         split: Annotated[Literal["lake", "vinyals", "small1", "small2"], "which characters are for what"] = "lake"
         size: Annotated[int, "height and width in pixels", options.Range(8, 105)] = 28
         rotations: Annotated[bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"] = True
+        within_alphabet: Annotated[
+            bool, "draw the classes of a task from one alphabet, turned one way, as the challenge does"
+        ] = False
         url: Annotated[str, "where to download from"] = "https://github.com/brendenlake/omniglot/raw/master/python"
 
     local_options = ("root", "url")
@@ -114,6 +117,10 @@ class Omniglot(ClassDataset):
             for name in ("train", "val", "test")
         }
 
+    def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> EpisodeSampler:
+        sampler = _WithinAlphabet if self.config.within_alphabet else EpisodeSampler
+        return sampler(self.split(split), ways, shots, queries, seed)
+
     def protocols(self) -> Mapping[str, Callable[[], tuple[TaskSource, int]]]:
         """Return the one-shot challenge: 20 runs of 20-way 1-shot within an alphabet, 20 queries each (Lake et al. 2015)."""
         return {"one-shot-challenge": self._challenge}
@@ -131,6 +138,30 @@ class Omniglot(ClassDataset):
             files = {parts[-3:]: parts for parts in tree.files}
             runs = [_read_run(tree, files, f"run{run:02}", self.config.size) for run in range(1, RUNS + 1)]
         return _FixedTasks(Episode(*(torch.stack(tensors) for tensors in zip(*runs)))), RUNS
+
+
+class _WithinAlphabet(EpisodeSampler):
+    """Draws an alphabet (turned one way) that has enough characters, each as likely, and then as its parent does, from it."""
+
+    def __init__(self, examples: Examples, ways: int, shots: int, queries: int, seed: int = 0):
+        super().__init__(examples, ways, shots, queries, seed)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for c, name in enumerate(examples.names):
+            alphabet, _, rest = name.partition("/")
+            groups.setdefault((alphabet, rest.partition("/")[2]), []).append(c)
+        self._groups = [group for group in groups.values() if len(group) >= ways]
+        if not self._groups:
+            largest = max(len(group) for group in groups.values())
+            raise DataError(
+                f"no alphabet of {examples.title} has {ways} characters; the largest has {largest}", "ask for fewer ways"
+            )
+
+    def classes_and_rows(self, i: int) -> tuple[list[int], list[list[int]]]:
+        each = self.shots + self.queries
+        words = iter(random_words(self.seed, i, 1 + self.ways * (1 + each)).tolist())
+        group = self._groups[next(words) % len(self._groups)]
+        classes = [group[c] for c in distinct(words, self.ways, len(group))]
+        return classes, [self.rows_of(c, distinct(words, each, self.examples.counts[c])) for c in classes]
 
 
 class _FixedTasks:

@@ -1,0 +1,100 @@
+"""Every algorithm on the reduced Caltech-101, one protocol for all: `python -m benchmarks.caltech --data FILE --out FOLDER`.
+
+FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on images of the same
+number (passes over the network, that is), with the same augmentation; the checkpoint is chosen on the validation classes. What
+episodes train is trained for each number of shots; the baselines, once. FOLDER keeps the runs: started again, it goes on.
+The result is FOLDER/caltech-BACKBONE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from metazoo.runs import RESULT, commit, machine
+
+SHOTS = (1, 5)
+QUERIES = 15
+VALIDATIONS = 10
+# Options of each, and the ways and queries of its training tasks (None: it draws batches).
+ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
+    "baseline": ("baseline", [], None),
+    "baseline++": ("baseline++", [], None),
+    "matching": ("matching", [], (10, 10)),
+    "protonet": ("protonet", [], (10, 10)),
+    "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
+}
+BATCH = 64
+
+
+def metazoo(*words: str, output: bool = False) -> str:
+    """Run the command line, and return what it printed."""
+    command = [sys.executable, "-m", "metazoo", *words]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if output else None)
+    return done.stdout or ""
+
+
+def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
+    """Train an algorithm, or go on with it, and return its run folder."""
+    algorithm, options, task = ALGORITHMS[name]
+    folder = arguments.out / f"{name}-{arguments.backbone}" / ("batches" if task is None else f"{shots}-shot")
+    if (folder / RESULT).exists():
+        return folder
+    if (folder / "config.json").exists():
+        metazoo("train", "--resume", str(folder), "--progress", "lines")
+        return folder
+    drawn = ["--batch-size", str(BATCH)] if task is None else ["--train-ways", str(task[0]), "--train-queries", str(task[1])]
+    images = BATCH if task is None else task[0] * (shots + task[1])
+    steps = max(VALIDATIONS, arguments.images // images)
+    metazoo(
+        "train", algorithm, *options, "--dataset", "folder", "--data-root", str(arguments.data), "--data-size", "32",
+        "--backbone", arguments.backbone, "--augment", "photo", "--shots", str(shots), "--queries", str(QUERIES), *drawn,
+        "--meta-batch", "1", "--steps", str(steps), "--validate-every", str(-(-steps // VALIDATIONS)),
+        "--test-episodes", "100", "--out", str(folder), "--progress", "lines",
+    )  # fmt: skip
+    return folder
+
+
+def measure(folder: Path, shots: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the test of a run on the tasks that all are tested on."""
+    printed = metazoo(
+        "eval", str(folder), "--shots", str(shots), "--queries", str(QUERIES), "--episodes", str(arguments.episodes),
+        "--data-root", str(arguments.data), "--json", output=True,
+    )  # fmt: skip
+    return json.loads(printed)["results"][0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backbone", default="conv4", choices=("conv4", "resnet12"))
+    parser.add_argument("--images", type=int, default=120_000, help="training images that each run sees")
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    arguments = parser.parse_args()
+    path = arguments.out / f"caltech-{arguments.backbone}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    for name in arguments.only:
+        for shots in SHOTS:
+            folder = train(name, SHOTS[-1] if ALGORITHMS[name][2] is None else shots, arguments)
+            told = json.loads((folder / RESULT).read_text())
+            row = {
+                "algorithm": name, "shots": shots, **measure(folder, shots, arguments), "model": f"{name}.{arguments.backbone}",
+                **{key: told[key] for key in ("validation", "best_step", "steps", "seconds", "commit")},
+            }  # fmt: skip
+            rows = [r for r in rows if (r["algorithm"], r["shots"]) != (name, shots)] + [row]
+            result = {
+                "command": f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} "
+                f"--images {arguments.images}",
+                "machine": machine(), "commit": commit(), "images": arguments.images, "rows": rows,
+            }  # fmt: skip
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
