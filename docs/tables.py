@@ -24,31 +24,15 @@ def cards() -> list[dict[str, Any]]:
 def results() -> str:
     """Return the tables of the pretrained models that come with metazoo."""
     parts = []
-    for split, title in SPLITS.items():
-        chosen = [c for c in cards() if c["dataset"] == "omniglot" and c["dataset_options"]["split"] in split]
+    for splits, title in SPLITS.items():
+        chosen = [c for c in cards() if c["dataset"] == "omniglot" and c["dataset_options"]["split"] in splits]
         parts += [f"**Omniglot, {title}**", omniglot_table(chosen)]
-    rows = [
-        (c["name"], task_text(r), mode_text(r), value_text(r), r)
-        for c in cards()
-        if c["dataset"] != "omniglot"
-        for r in c["results"]
-    ]
-    parts += [
-        "**Sinusoids**",
-        *[
-            "\n".join(
-                [
-                    "| model | task | inner steps | MSE |",
-                    "|---|---|---|---|",
-                    *(
-                        f"| `{name}` | {task} | {r.get('options', {}).get('eval_inner_steps', 'as trained')} | {value} |"
-                        for name, task, _, value, r in rows
-                    ),
-                ]
-            )
-        ],
-    ]
-    return "\n\n".join(parts)
+    lines = ["| model | task | inner steps | MSE |", "|---|---|---|---|"]
+    for card in cards():
+        for result in card["results"] if card["dataset"] == "sinusoid" else []:
+            steps = result.get("options", {}).get("eval_inner_steps", "as trained")
+            lines.append(f"| `{card['name']}` | {task_text(result)} | {steps} | {value_text(result)} |")
+    return "\n\n".join([*parts, "**Sinusoids**", "\n".join(lines)])
 
 
 SPLITS = {
@@ -57,18 +41,46 @@ SPLITS = {
 }
 
 
-def omniglot_table(chosen: list[dict[str, Any]]) -> str:
-    """Return a table with a row for each family of models (`name_5w1s`, `name_20w1s`, ... are one) and mode of evaluation."""
+def omniglot_rows(chosen: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, str]]:
+    """Return cells by task, for each family (`name_5w1s`, `name_20w1s`, ... are one) and mode of evaluation."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for card in chosen:
         family = re.sub(r"_\d+w\d+s$", "_*", card["name"])
+        within = " in an alphabet" if card["dataset_options"].get("within_alphabet") else ""
         for result in card["results"]:
-            cell = value_text(result).removesuffix(" %")
-            rows.setdefault((family, mode_text(result)), {})[task_text(result)] = cell
+            task = task_text(result) + ("" if "protocol" in result else within)
+            rows.setdefault((family, mode_text(result)), {})[task] = value_text(result).removesuffix(" %")
+    return rows
+
+
+def omniglot_table(chosen: list[dict[str, Any]]) -> str:
+    """Return these cards' results, a row for each family and mode."""
+    rows = omniglot_rows(chosen)
     tasks = sorted({task for row in rows.values() for task in row}, key=lambda t: (not t[0].isdigit(), len(t), t))
     lines = ["| model | " + " | ".join(tasks) + " | |", "|---|" + "---|" * (len(tasks) + 1)]
     for (family, mode), row in rows.items():
         lines.append(f"| `{family}` | {' | '.join(row.get(task, '') for task in tasks)} | {mode} |")
+    return "\n".join(lines)
+
+
+# Mean accuracies of papers in the order of COLUMNS, and the family of ours that stands beside them.
+PUBLISHED = [
+    ("protonet", "Snell et al. 2017", (98.8, 99.7, 96.0, 98.9), "protonet.omniglot", "inductive"),
+    ("matching", "Vinyals et al. 2016", (98.1, 98.9, 93.8, 98.5), "matching.omniglot", "inductive"),
+    ("maml", "Finn et al. 2017", (98.7, 99.9, 95.8, 98.9), "maml.omniglot_*", "transductive"),
+    ("MAML++", "Antoniou et al. 2019", (99.5, 99.9, 97.7, 99.3), "maml.omniglot_*", "transductive"),
+]
+COLUMNS = ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
+
+
+def against_papers() -> str:
+    """Return what papers report beside what the models on Vinyals' split reach."""
+    ours = omniglot_rows([c for c in cards() if c["dataset"] == "omniglot" and c["dataset_options"]["split"] == "vinyals"])
+    lines = [f"| | {' | '.join(COLUMNS)} | |", "|---|---|---|---|---|---|"]
+    for name, paper, figures, family, mode in PUBLISHED:
+        lines.append(f"| {name}, {paper} | {' | '.join(map(str, figures))} | {mode} |")
+        row = ours.get((family, mode), {})
+        lines.append(f"| `{family}` | {' | '.join(row.get(task, '') for task in COLUMNS)} | {mode} |")
     return "\n".join(lines)
 
 
@@ -119,9 +131,9 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def filled(path: Path, name: str, table: str) -> str:
+def filled(document: str, name: str, table: str) -> str:
     """Return a document with a table between its markers."""
-    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    before, start, rest = document.partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     return before + start + table + "\n" + end + after
 
@@ -129,8 +141,12 @@ def filled(path: Path, name: str, table: str) -> str:
 def documents() -> dict[Path, str]:
     """Return what every document with tables should hold."""
     return {
-        ROOT / "README.md": filled(ROOT / "README.md", "results", results()),
-        ROOT / "docs" / "results.md": filled(ROOT / "docs" / "results.md", "commands", commands()),
+        ROOT / "README.md": filled((ROOT / "README.md").read_text(encoding="utf-8"), "results", results()),
+        ROOT / "docs" / "results.md": filled(
+            filled((ROOT / "docs" / "results.md").read_text(encoding="utf-8"), "papers", against_papers()),
+            "commands",
+            commands(),
+        ),
         ROOT / "docs" / "algorithms.md": reference(),
     }
 

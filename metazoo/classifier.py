@@ -31,7 +31,7 @@ class FewShotClassifier:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] = "protonet.omniglot_5w1s", *, device: str = "auto", invert: bool | None = None,
+        self, model: str | os.PathLike[str] = "protonet.omniglot", *, device: str = "auto", invert: bool | None = None,
         **options: Any,
     ):  # fmt: skip
         self.source = find(model)

@@ -306,5 +306,5 @@ def test_tasks_within_an_alphabet(root):
     # Greek, three characters in four turns, is the only training alphabet of more than one character.
     assert set(seen) == {("Greek", turn) for turn in ("", "090", "180", "270")}
     assert tasks.draw(0, 2).support_x.shape == (2, 2, 1, 28, 28)
-    with pytest.raises(DataError, match="no alphabet of .* has 4 characters; the largest has 3"):
+    with pytest.raises(DataError, match=r"no alphabet of .* has 4 characters; the largest has 3"):
         data.tasks("train", 4, 1, 2, 0)

@@ -17,7 +17,7 @@ from metazoo.datasets.folder import query_images, support_images
 @click.command()
 @click.option(
     "--model",
-    default="protonet.omniglot_5w1s",
+    default="protonet.omniglot",
     show_default=True,
     help="name of the zoo, run folder, .safetensors file or address",
 )
