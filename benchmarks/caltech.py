@@ -54,7 +54,7 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
         "train", algorithm, *options, "--dataset", "folder", "--data-root", str(arguments.data), "--data-size", "32",
         "--backbone", arguments.backbone, "--augment", "photo", "--shots", str(shots), "--queries", str(QUERIES), *drawn,
         "--meta-batch", "1", "--steps", str(steps), "--validate-every", str(-(-steps // VALIDATIONS)),
-        "--test-episodes", "100", "--out", str(folder), "--progress", "lines",
+        "--validation-episodes", "60", "--test-episodes", "20", "--out", str(folder), "--progress", "lines",
     )  # fmt: skip
     return folder
 
