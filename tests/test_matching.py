@@ -71,7 +71,7 @@ def naive_probabilities(model: MatchingNet, support: Tensor, labels: Tensor, que
             c = -sum((a - b) ** 2 for a, b in zip(query, example))
         else:
             c = query @ example / math.sqrt(query @ query) / math.sqrt(example @ example)
-            c = c * (model.log_scale.exp() if model.log_scale is not None else 1.0)
+            c = c * (model.log_scale.exp() if model.log_scale is not None else 1 / model.config.temperature)
         attention.append(math.exp(c))
     y = torch.zeros(3, dtype=torch.float64)
     for a, label in zip(attention, labels):
@@ -82,7 +82,12 @@ def naive_probabilities(model: MatchingNet, support: Tensor, labels: Tensor, que
 @pytest.mark.parametrize("fce", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{"similarity": "cosine"}, {"similarity": "cosine", "learn_temperature": False}, {"similarity": "euclidean"}],
+    [
+        {"similarity": "cosine"},
+        {"similarity": "cosine", "learn_temperature": False, "temperature": 0.5},
+        {"similarity": "cosine", "temperature": 0.02},
+        {"similarity": "euclidean"},
+    ],
     ids=str,
 )
 @torch.no_grad()

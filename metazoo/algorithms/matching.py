@@ -25,9 +25,10 @@ class MatchingNet(metazoo.FeatureLearner):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         similarity: Annotated[Literal["cosine", "euclidean"], "cosine, or negative squared Euclidean distance"] = "cosine"
-        learn_temperature: Annotated[
-            bool, "learn the temperature of the cosines' softmax, from 0.1; without, it is the paper's 1, which hardly trains"
-        ] = True
+        temperature: Annotated[
+            float, "of the cosines' softmax, at the start; the paper's is 1, which hardly trains", Range(1e-4)
+        ] = 0.1
+        learn_temperature: Annotated[bool, "learn it; the paper does not"] = True
         fce: Annotated[bool, "full-context embeddings"] = False
         fce_steps: Annotated[int, "times that a query reads the support, with fce", Range(1)] = 5
 
@@ -36,7 +37,7 @@ class MatchingNet(metazoo.FeatureLearner):
     def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
         super().__init__(backbone, spec, config)
         learned = self.config.similarity == "cosine" and self.config.learn_temperature
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log()) if learned else None
+        self.log_scale = nn.Parameter(-torch.tensor(self.config.temperature).log()) if learned else None
         if self.config.fce:
             self.context = FullContext(backbone.out_features, self.config.fce_steps)
 
@@ -54,7 +55,7 @@ class MatchingNet(metazoo.FeatureLearner):
         if self.config.similarity == "euclidean":
             return -ops.pairwise_sqdist(query_z, support_z)
         cosines = ops.cosine_similarity(query_z, support_z)
-        return cosines if self.log_scale is None else self.log_scale.exp() * cosines
+        return cosines / self.config.temperature if self.log_scale is None else self.log_scale.exp() * cosines
 
 
 class FullContext(nn.Module):
