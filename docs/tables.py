@@ -12,6 +12,7 @@ from metazoo import options
 from metazoo.algorithm import Recipe
 from metazoo.cli.tables import mode_text, task_text, value_text
 from metazoo.plugins import registry
+from metazoo.zoo import find
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +31,8 @@ def results() -> str:
     lines = ["| model | task | inner steps | MSE |", "|---|---|---|---|"]
     for card in cards():
         for result in card["results"] if card["dataset"] == "sinusoid" else []:
-            steps = result.get("options", {}).get("eval_inner_steps", "as trained")
+            used = {**find(card["name"]).blueprint.algorithm_options, **result.get("options", {})}
+            steps = used["eval_inner_steps"]
             lines.append(f"| `{card['name']}` | {task_text(result)} | {steps} | {value_text(result)} |")
     return "\n\n".join([*parts, "**Sinusoids**", "\n".join(lines)])
 
