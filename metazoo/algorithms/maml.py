@@ -77,13 +77,13 @@ class MAML(metazoo.Algorithm):
             lr = 0.01 if spec.regression else 0.4
         head_lr = lr if self.config.head_lr is None else self.config.head_lr
         sizes = [p.numel() for p in self._start().values()]
-        each = torch.tensor([head_lr if name.startswith("head.") else lr for name in self._start()])  # tensor's rate
+        each = [head_lr if name.startswith("head.") else lr for name in self._start()]  # tensor's rate
         self.sizes: Tensor
         self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
         rates = {
-            "none": torch.tensor(lr) if head_lr == lr else each.unsqueeze(0),
-            "per-parameter": each.repeat_interleave(torch.tensor(sizes)),
-            "per-step": each.repeat(self.config.inner_steps, 1),
+            "none": torch.tensor(lr) if head_lr == lr else torch.tensor([each]),
+            "per-parameter": torch.cat([torch.full((size,), rate) for size, rate in zip(sizes, each)]),
+            "per-step": torch.tensor([each] * self.config.inner_steps),
         }[self.config.learned_rates]
         self.rates: Tensor
         if self.config.learned_rates == "none":
