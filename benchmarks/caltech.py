@@ -1,9 +1,8 @@
 """Every algorithm on the reduced Caltech-101, one protocol for all: `python -m benchmarks.caltech --data FILE --out FOLDER`.
 
-FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on images of the same
-number (passes over the network, that is), with the same augmentation; the checkpoint is chosen on the validation classes. What
-episodes train is trained for each number of shots; the baselines, once. FOLDER keeps the runs: started again, it goes on.
-The result is FOLDER/caltech-BACKBONE.json.
+FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on the same number of
+images, with the same augmentation; the checkpoint is chosen on the validation classes. What episodes train is trained for each
+number of shots; the baselines, once. FOLDER keeps the runs: started again, it goes on. The result: FOLDER/caltech-BACKBONE.json.
 """
 
 from __future__ import annotations
@@ -41,7 +40,9 @@ def metazoo(*words: str, output: bool = False) -> str:
 def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
     """Train an algorithm, or go on with it, and return its run folder."""
     algorithm, options, task = ALGORITHMS[name]
-    folder = arguments.out / f"{name}-{arguments.backbone}" / ("batches" if task is None else f"{shots}-shot")
+    folder = (
+        arguments.out / f"{name}-{arguments.backbone}-{arguments.images}" / ("batches" if task is None else f"{shots}-shot")
+    )
     if (folder / RESULT).exists():
         return folder
     if (folder / "config.json").exists():

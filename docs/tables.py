@@ -130,7 +130,7 @@ def commands() -> str:
     lines = ["| model | command | best step | time | machine | commit |", "|---|---|---|---|---|---|"]
     for card in cards():
         t = card["training"]
-        where = f"{t['seconds']:.0f} s | {t['machine']} | {t['commit'][:10]}"
+        where = f"{t['seconds']:.0f} s | {t['machine']} | {(t['commit'] or 'not known')[:10]}"
         lines.append(f"| `{card['name']}` | `{t['command']}` | {t['best_step']} | {where} |")
     return "\n".join(lines)
 

@@ -24,7 +24,9 @@ class Recipe(options.Config):
     ways: Annotated[int, "classes in a task, at validation and test", Range(2)] = 5
     shots: Annotated[int, "support examples a class, at validation and test", Range(1)] = 1
     queries: Annotated[int, "query examples a class, at validation and test", Range(1)] = 15
-    init: Annotated[str | None, "model (of the zoo, a run, a file) whose backbone to start from  [default: random]"] = None
+    init: Annotated[
+        str | None, "model (a name of the zoo, run, file or address) whose backbone to start from  [default: random]"
+    ] = None
     augment: Annotated[Literal["none", "drawing", "photo"], "how training images are varied"] = "none"
     train_ways: Annotated[int | None, "classes in a training task  [default: ways]", Range(2)] = None
     train_shots: Annotated[int | None, "support examples a class in training  [default: shots]", Range(1)] = None

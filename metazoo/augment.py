@@ -51,7 +51,7 @@ def photo(x: Tensor) -> Tensor:
     mirror, zoom, shift_x, shift_y, *jitter = _uniform(x, 7)
     zoom = 0.9 + 0.1 * zoom
     nothing = torch.zeros_like(zoom)
-    grid = _grid(x, nothing, nothing, zoom * mirror.sign(), zoom, shift_x * (1 - zoom), shift_y * (1 - zoom))
+    grid = _grid(x, nothing, nothing, torch.where(mirror < 0, -zoom, zoom), zoom, shift_x * (1 - zoom), shift_y * (1 - zoom))
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     brightness, contrast, saturation = (1 + 0.4 * factor.view(-1, 1, 1, 1) for factor in jitter)
     x = x * brightness

@@ -19,7 +19,7 @@ from .zoo import find
 
 @dataclass(frozen=True)
 class Recheck:
-    """A result of a card and, unless there is a `problem`, the same one measured now."""
+    """A result of a card (empty where the card cannot be read) and, unless there is a `problem`, the same measured now."""
 
     model: str
     card: dict[str, Any]
@@ -41,7 +41,11 @@ def recheck(
 
     `root` is the folder of the data, where the data set takes one. What cannot be measured is yielded with its problem.
     """
-    card = read_card(Path(registry().card(name).value))
+    try:
+        card = read_card(Path(registry().card(name).value))
+    except MetazooError as error:
+        yield Recheck(name, {}, problem=error.message)
+        return
     try:
         source = find(name)
         takes_root = "root" in registry().dataset(source.blueprint.dataset).value.local_options

@@ -115,7 +115,9 @@ def commit() -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    return subprocess.run(
+        ["git", "--no-optional-locks", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=30
+    ).stdout.strip()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

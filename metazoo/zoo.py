@@ -160,8 +160,8 @@ def export(
             "seconds": result["seconds"],
             "machine": result["machine"],
             "metazoo": result["metazoo"],
-            "commit": result["commit"],
-            "init_sha256": result["init_sha256"],
+            "commit": result.get("commit"),
+            "init_sha256": result.get("init_sha256"),
         },
         "results": results,
     }

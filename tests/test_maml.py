@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -170,6 +171,16 @@ def test_every_inner_step_has_norms_of_its_own() -> None:
             offsets[2] += 0.5
     changed = {steps: not torch.allclose(_after(model, task, steps), value) for steps, value in before.items()}
     assert changed == {1: False, 2: False, 5: True}
+
+
+def test_a_model_can_be_copied_after_training_and_answers_the_same_twice() -> None:
+    model, episode = image_model(per_step_norm=True, inner_steps=2), images()
+    model.loss(episode).backward()
+    task = (episode.support_x, episode.support_y, episode.query_x)
+    assert torch.equal(copy.deepcopy(model).eval()(*task), model.eval()(*task))
+    assert torch.equal(model(*task), model(*task))
+    with pytest.raises(metazoo.OptionError, match="adapt=head never runs it again"):
+        image_model(per_step_norm=True, adapt="head")
 
 
 def _after(model: MAML, task: tuple[Tensor, Tensor, Tensor], steps: int) -> Tensor:

@@ -89,6 +89,8 @@ def test_what_cannot_be_pushed(exported: Path, protonet_run: Path, tmp_path: Pat
     assert "there is no card" in failure(capsys, str(tmp_path / "nothing.json"), out)
     assert "metazoo export" in failure(capsys, str(protonet_run), out)
     assert "cannot be pushed to" in failure(capsys, card, "https://host/folder")
+    assert "is no address" in failure(capsys, card, "file://[x")
+    assert "another machine" in failure(capsys, card, "file://host/folder")
     assert "more than a repository" in failure(capsys, card, f"hf://us/zoo/{NAME}")
     assert "--private" in failure(capsys, card, out, "--private")
     shutil.copytree(exported, tmp_path / "bad")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -100,6 +101,24 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_others(card: Path, capsys
     told = json.loads(capsys.readouterr().out)
     assert [one["agrees"] for one in told] == [None] * 4
     assert "another sha256" in told[0]["problem"]
+
+
+def test_a_card_that_is_none_does_not_stop_the_others(
+    folder: Path, card: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = registry()._kinds
+    (entry,) = kinds["pretrained model"][NAME]
+    broken = card.with_name("broken.json")
+    broken.write_text("{}")
+    both = {"maml.a": [dataclasses.replace(entry, name="maml.a", value=broken)], NAME: [entry]}
+    monkeypatch.setattr(registry(), "_kinds", {**kinds, "pretrained model": both})
+    assert run(["eval", "--all", "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert "not measured" in lines[1]
+    assert "is not a model card" in lines[1]
+    assert [line.split()[-1] for line in lines[2:]] == ["agrees"] * 4
+    assert "4 agree, 0 differ, 1 were not measured" in err
 
 
 def test_all_is_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,11 @@ class MAML(metazoo.Algorithm):
 
     def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
         super().__init__(backbone, spec, config)
+        if self.config.per_step_norm and self.config.adapt == "head":
+            raise metazoo.OptionError(
+                "per_step_norm gives the backbone something to change in every inner step, but adapt=head never runs it again",
+                "leave out one of them",
+            )
         self.norms = _use_batch_statistics(backbone)
         steps = self.config.inner_steps if self.config.per_step_norm else 0
         # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
@@ -151,7 +156,8 @@ class MAML(metazoo.Algorithm):
 
         # One row that all tasks start from, then a row for each.
         flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
-        first_order = self.config.first_order or (self.training and int(self.outer_steps) < self.config.first_order_steps)
+        early = self.training and self.config.first_order_steps > 0 and int(self.outer_steps) < self.config.first_order_steps
+        first_order = self.config.first_order or early
         predictions: list[Tensor] = []
         for step in range(steps + 1):
             if step in judged:
@@ -166,6 +172,8 @@ class MAML(metazoo.Algorithm):
                     gradient = each(grad(inner_loss), self._pieces(flat), support_x, support_y)
                 take = ops.sgd_update if torch.is_grad_enabled() or step == 0 else ops.sgd_update_
                 flat = take(flat.expand(len(support_x), -1), gradient, self._rate(step))  # (B, P)
+        for norm in self.norms:
+            norm.offset = None  # it is part of a graph, which a copy of the model must not carry along
         return torch.stack(predictions, 1)
 
     def _rate(self, step: int) -> Tensor:

@@ -26,7 +26,9 @@ class MatchingNet(metazoo.FeatureLearner):
     class Config(metazoo.Config):
         similarity: Annotated[Literal["cosine", "euclidean"], "cosine, or negative squared Euclidean distance"] = "cosine"
         temperature: Annotated[
-            float, "of the cosines' softmax, at the start; the paper's is 1, which hardly trains", Range(1e-4)
+            float,
+            "of the softmax of cosines, where it is learned its start; the paper's is 1, which hardly trains",
+            Range(1e-4),
         ] = 0.1
         learn_temperature: Annotated[bool, "learn it; the paper does not"] = True
         fce: Annotated[bool, "full-context embeddings"] = False

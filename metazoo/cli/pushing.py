@@ -54,13 +54,23 @@ def push(model: str, destination: str, private: bool, as_json: bool) -> None:
     else:
         if private:
             raise OptionError("--private means nothing for a folder", "leave it out, or push to hf://user/repo")
-        folder = Path(url2pathname(urlsplit(destination).path) if colon else destination).expanduser().absolute()
+        folder = (_folder(destination) if colon else Path(destination)).expanduser().absolute()
         _write(folder, name, files)
         where, address = str(folder), f"{(folder / f'{name}.json').as_uri()}{pin}"
     if as_json:
         echo_json({"name": name, "where": where, "address": address, "sha256": card["sha256"]})
     else:
         click.echo(f'{name} is in {where}\nmetazoo.load("{address}")')
+
+
+def _folder(url: str) -> Path:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise OptionError(f"'{url}' is no address: {error}", "push to a folder, file:///FOLDER or hf://user/repo") from error
+    if parts.netloc not in ("", "localhost"):
+        raise OptionError(f"'{url}' is a folder of another machine", "push to a folder, file:///FOLDER or hf://user/repo")
+    return Path(url2pathname(parts.path))
 
 
 def _packed(model: str) -> tuple[dict[str, Any], bytes]:

@@ -35,9 +35,7 @@ def recheck_all(root: str | None, episodes: int | None, device: torch.device, as
         rows = [
             (
                 one.model,
-                task_text(one.card),
-                mode_text(one.card),
-                value_text(one.card),
+                *([text(one.card) for text in (task_text, mode_text, value_text)] if one.card else "---"),
                 value_text(one.now) if one.now else "-",
                 {True: "agrees", False: "DIFFERS", None: f"not measured: {one.problem}"}[one.agrees],
             )
