@@ -2,7 +2,7 @@
 
 FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on the same number of
 images, with the same augmentation; the checkpoint is chosen on the validation classes. What episodes train is trained for each
-number of shots; the baselines, once. FOLDER keeps the runs: started again, it goes on. The result: FOLDER/caltech-BACKBONE.json.
+number of shots; the baselines, once. FOLDER keeps the runs: started again, it goes on. Results: FOLDER/caltech-BACKBONE.json.
 """
 
 from __future__ import annotations

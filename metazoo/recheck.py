@@ -46,6 +46,9 @@ def recheck(
     except MetazooError as error:
         yield Recheck(name, {}, problem=error.message)
         return
+    if not all(_is_whole(result) for result in card["results"]):
+        yield Recheck(name, {}, problem="a result of its card lacks mean, interval, tasks or what they were measured on")
+        return
     try:
         source = find(name)
         takes_root = "root" in registry().dataset(source.blueprint.dataset).value.local_options
@@ -66,3 +69,12 @@ def recheck(
             yield Recheck(name, result, problem=error.message)
         else:
             yield Recheck(name, result, now)
+
+
+def _is_whole(result: Any) -> bool:
+    numbers = [result.get(key) for key in ("mean", "interval", "tasks")] if isinstance(result, dict) else [None]
+    return (
+        all(type(number) in (int, float) for number in numbers)
+        and ("protocol" in result or "shots" in result)
+        and {"metric", "transductive"} <= set(result)
+    )

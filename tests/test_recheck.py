@@ -103,6 +103,15 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_others(card: Path, capsys
     assert "another sha256" in told[0]["problem"]
 
 
+@pytest.mark.parametrize("results", [[{}], [5], [{"metric": "accuracy", "mean": "high", "interval": 1, "tasks": 5}]])
+def test_odd_results_are_a_problem_of_their_model(
+    card: Path, results: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(card, results=results)
+    assert run(["eval", "--all", "--device", "cpu"]) == 1
+    assert "not measured: a result of its card lacks mean" in capsys.readouterr().out
+
+
 def test_a_card_that_is_none_does_not_stop_the_others(
     folder: Path, card: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
