@@ -283,3 +283,15 @@ def test_every_shipped_card_is_true_of_its_weights(name: str) -> None:
     assert card["results"]
     assert all({"mean", "interval", "tasks", "transductive"} <= set(result) for result in card["results"])
     assert card["licence"]
+
+
+def test_export_measures_variants_and_other_queries(maml_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", str(maml_run), "--name", "maml.tiny", "--out", str(tmp_path), "--episodes", "4", "--device", "cpu"]
+    assert run([*words, "--queries", "2", "--variant", "batch_norm=support,inner_lr=0.1", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["results"]
+    assert (first["queries"], first["transductive"], "options" in first) == (2, True, False)
+    assert (second["queries"], second["transductive"]) == (2, False)
+    assert second["options"] == {"batch_norm": "support", "inner_lr": 0.1}
+    for variant, what in (("batch_norm", "not of the form NAME=VALUE"), ("nothing=1", "has no option 'nothing'")):
+        assert run([*words, "--variant", variant]) == 2
+        assert what in capsys.readouterr().err
