@@ -125,6 +125,17 @@ def sinusoids() -> str:
     return "\n".join(lines)
 
 
+def digits() -> str:
+    """Return the models of Omniglot on MNIST, from what `metazoo eval --json` printed."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "mnist-2026-11-24.json").read_text(encoding="utf-8"))["results"]
+    tasks = list(dict.fromkeys(task_text(row) for row in rows))
+    lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = [value_text(row).removesuffix(" %") for row in rows if row["model"] == model]
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def commands() -> str:
     """Return how each of these models was trained."""
     lines = ["| model | command | best step | time | machine | commit |", "|---|---|---|---|---|---|"]
@@ -182,7 +193,7 @@ def filled(document: str, name: str, table: str) -> str:
 def documents() -> dict[Path, str]:
     """Return what every document with tables should hold."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for table in (against_papers, challenge, sinusoids, commands):
+    for table in (against_papers, challenge, sinusoids, digits, commands):
         page = filled(page, table.__name__, table())
     return {
         ROOT / "README.md": filled((ROOT / "README.md").read_text(encoding="utf-8"), "results", results()),
