@@ -92,7 +92,7 @@ def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) 
         state = load_state(folder / runs.LAST, model, optimizer)
         # A run that other code went on with was made by both.
         if (now := runs.commit()) not in (None, state.commit):
-            state.commit = f"{state.commit}, {now}"
+            state.commit = ", ".join(filter(None, [state.commit, now]))
     else:
         state = State(commit=runs.commit(), init_sha256=zoo.start_from(recipe.init, model) if recipe.init else None)
     if isinstance(data, ClassDataset):
