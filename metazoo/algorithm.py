@@ -41,6 +41,9 @@ class Recipe(options.Config):
         Literal["constant", "cosine", "linear", "halving"], "outer learning rate over the run (cosine and linear end at 0)"
     ] = "cosine"
     halve_every: Annotated[int, "outer steps after which `halving` halves", Range(1)] = 2000
+    precision: Annotated[
+        Literal["float32", "bf16"], "arithmetic of the backbone in training; bf16 is faster where the processor has it"
+    ] = "float32"
     clip_grad: Annotated[float | None, "largest norm of the outer gradient  [default: none]", Range(1e-9)] = None
     validate_every: Annotated[int, "outer steps between validations (and checkpoints)", Range(1)] = 100
     validation_episodes: Annotated[int, "tasks in a validation", Range(2)] = 200
@@ -73,6 +76,11 @@ class Algorithm(nn.Module):
     @property
     def transductive(self) -> bool:
         """Whether the answer for one query may depend on the other queries."""
+        return False
+
+    @property
+    def needs_float32(self) -> bool:
+        """Whether training goes wrong where the backbone computes in bf16, as second derivatives through it do."""
         return False
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:

@@ -91,6 +91,11 @@ def plan(
         model = blueprint.model().eval()
     except (RuntimeError, MemoryError) as error:
         raise OptionError(f"the network cannot be made: {str(error).splitlines()[0]}", "make it smaller") from error
+    if training.precision != "float32" and model.needs_float32:
+        raise OptionError(
+            f"algorithm '{algorithm}' trains wrongly in {training.precision}: second derivatives are far off",
+            "leave out --precision, or second derivatives",
+        )
     with torch.no_grad():
         model(trial.support_x, trial.support_y, trial.query_x)
     return blueprint, data

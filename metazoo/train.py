@@ -30,6 +30,7 @@ from .plan import training_tasks
 from .version import VERSION
 
 LOG_EVERY = 10
+LOW_PRECISION = {"float32": None, "bf16": torch.bfloat16}
 STEP_STREAM = 2**62  # tasks are numbered from 0: no step has the random numbers of a task
 
 
@@ -152,7 +153,11 @@ def outer_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     task: Episode | Batch = source.draw(step * recipe.meta_batch, recipe.meta_batch).to(device)
-    loss = model.loss(augmented(task, recipe.augment))
+    model.backbone.low_precision = LOW_PRECISION[recipe.precision]
+    try:
+        loss = model.loss(augmented(task, recipe.augment))
+    finally:
+        model.backbone.low_precision = None  # validation and test compute in float32
     optimizer.zero_grad()
     loss.backward()
     if recipe.clip_grad is not None:

@@ -93,3 +93,24 @@ def test_gradients_reach_every_parameter(build: type[metazoo.Backbone]) -> None:
     backbone = build((1, 16, 16))
     backbone(torch.randn(4, 1, 16, 16)).square().sum().backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("backbone", [Conv4((1, 28, 28)), ResNet12((1, 28, 28), ResNet12.Config(scale=0.1)), MLP((1, 28, 28))])
+def test_low_precision_gives_float32_features_near_those_of_float32_and_much_the_same_gradient(
+    backbone: metazoo.Backbone,
+) -> None:
+    torch.manual_seed(0)
+    x, direction = torch.rand(32, 1, 28, 28), torch.randn(32, backbone.out_features)
+    found = []
+    for dtype in (None, torch.bfloat16):
+        backbone.low_precision = dtype
+        backbone.zero_grad()
+        z = backbone(x)
+        (z * direction).mean().backward()
+        found.append((z.detach(), torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])))
+    backbone.low_precision = None
+    (exact, exact_gradient), (near, near_gradient) = found
+    assert near.dtype == near_gradient.dtype == torch.float32
+    assert 1e-5 < (near - exact).norm() / exact.norm() < 0.03  # not the same: bf16 has 8 bits
+    # Where pooling or ReLU decides otherwise, a gradient jumps: of one batch it keeps its direction, no more.
+    assert F.cosine_similarity(exact_gradient, near_gradient, dim=0) > 0.9

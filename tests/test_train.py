@@ -105,6 +105,35 @@ def test_a_broken_run_resumes_to_the_same_weights(algorithm: str, tmp_path: Path
         same_ending(folder, tmp_path / "whole")
 
 
+def test_bf16_computes_the_backbone_of_training_alone(tmp_path: Path) -> None:
+    """It trains otherwise than float32, though hardly, and leaves float32 weights that are validated in float32."""
+    endings = []
+    for precision in ("float32", "bf16"):
+        folder = tmp_path / precision
+        blueprint, data = tiny("protonet", precision=precision, optimizer="sgd", lr=1e-2)
+        runs.create(folder, blueprint)
+        train(blueprint, data, folder, Watcher())
+        endings.append(state_of(folder))
+        model = load_model(folder / runs.BEST)[0]
+        assert model.backbone.low_precision is None
+        best = max(m["validation_accuracy"] for m in runs.read_metrics(folder) if "validation_accuracy" in m)
+        again = evaluate(model, data.tasks("val", 3, 1, 2, 0), 4).double().mean().item()
+        assert again == best
+    assert all(value.dtype in (torch.float32, torch.int64) for value in endings[1].values())
+    weights = [name for name in endings[0] if name.startswith("model.") and name.endswith("weight")]
+    assert any(not torch.equal(endings[0][name], endings[1][name]) for name in weights)
+    losses = [m["loss"] for p in ("float32", "bf16") for m in runs.read_metrics(tmp_path / p) if "loss" in m]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_second_derivatives_are_refused_in_bf16() -> None:
+    with pytest.raises(OptionError, match="second derivatives") as caught:
+        plan("maml", "glyphs", {}, GLYPHS, {"width": 4}, {**TINY, "precision": "bf16"})
+    assert "leave out --precision" in (caught.value.hint or "")
+    for allowed in ({"first_order": True}, {"adapt": "head"}):
+        plan("maml", "glyphs", allowed, GLYPHS, {"width": 4}, {**TINY, "precision": "bf16"})
+
+
 COMMAND = [sys.executable, "-m", "metazoo", "train"]
 SINUSOIDS = ["maml", "--dataset", "sinusoid", "--learned-rates", "per-step", "--meta-batch", "4", "--steps", "400"]
 OFTEN = ["--validate-every", "20", "--validation-episodes", "10", "--test-episodes", "10", "--device", "cpu"]

@@ -102,6 +102,10 @@ class MAML(metazoo.Algorithm):
     def transductive(self) -> bool:
         return self.config.batch_norm == "batch" and (len(self.norms) > 0 or self.config.center)
 
+    @property
+    def needs_float32(self) -> bool:
+        return self.config.adapt == "all" and not self.config.first_order
+
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         steps = self.config.inner_steps
         if not self.training and self.config.eval_inner_steps is not None:
