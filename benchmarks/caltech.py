@@ -41,7 +41,9 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
     """Train an algorithm, or go on with it, and return its run folder."""
     algorithm, options, task = ALGORITHMS[name]
     folder = (
-        arguments.out / f"{name}-{arguments.backbone}-{arguments.images}" / ("batches" if task is None else f"{shots}-shot")
+        arguments.out
+        / f"{name}-{arguments.backbone}-{arguments.images}-{arguments.precision}"
+        / ("batches" if task is None else f"{shots}-shot")
     )
     if (folder / RESULT).exists():
         return folder
@@ -53,7 +55,8 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
     steps = max(VALIDATIONS, arguments.images // images)
     metazoo(
         "train", algorithm, *options, "--dataset", "folder", "--data-root", str(arguments.data), "--data-size", "32",
-        "--backbone", arguments.backbone, "--augment", "photo", "--shots", str(shots), "--queries", str(QUERIES), *drawn,
+        "--backbone", arguments.backbone, "--augment", "photo", "--precision", arguments.precision,
+        "--shots", str(shots), "--queries", str(QUERIES), *drawn,
         "--meta-batch", "1", "--steps", str(steps), "--validate-every", str(-(-steps // VALIDATIONS)),
         "--validation-episodes", "60", "--test-episodes", "20", "--out", str(folder), "--progress", "lines",
     )  # fmt: skip
@@ -75,6 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="conv4", choices=("conv4", "resnet12"))
     parser.add_argument("--images", type=int, default=120_000, help="training images that each run sees")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bf16"), help="arithmetic of training")
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     arguments = parser.parse_args()
@@ -91,7 +95,7 @@ def main() -> None:
             rows = [r for r in rows if (r["algorithm"], r["shots"]) != (name, shots)] + [row]
             result = {
                 "command": f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} "
-                f"--images {arguments.images}",
+                f"--images {arguments.images} --precision {arguments.precision}",
                 "machine": machine(), "commit": commit(), "images": arguments.images, "rows": rows,
             }  # fmt: skip
             path.write_text(json.dumps(result, indent=1) + "\n")
