@@ -7,6 +7,7 @@ from . import images, ops
 from .algorithm import Algorithm, FeatureLearner, Recipe, class_means, task_loss
 from .backbones import Backbone
 from .classifier import FewShotClassifier
+from .drawing import random_words, uniform
 from .episodes import (
     Batch,
     ClassDataset,
@@ -16,8 +17,6 @@ from .episodes import (
     Examples,
     TaskSource,
     TaskSpec,
-    random_words,
-    uniform,
     ways_of,
 )
 from .errors import CheckpointError, DataError, MetazooError, OptionError, PluginError, UnknownNameError

@@ -1,14 +1,10 @@
-"""Tasks, and how they are drawn: task i is a pure function of (seed, i).
-
-Random numbers come as raw 64-bit words from Philox (Salmon et al. 2011), keyed by (seed, i), and are turned into choices here:
-the words are fixed by the algorithm's definition, whereas numpy's higher functions may change between releases.
-"""
+"""Tasks, and how they are drawn: task i is a pure function of (seed, i)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import options
+from .drawing import distinct, random_rows, random_words
 from .errors import DataError, did_you_mean
 
 
@@ -80,30 +77,6 @@ def ways_of(support_y: Tensor) -> int:
     return int(support_y.max()) + 1
 
 
-def random_words(seed: int, i: int, count: int) -> np.ndarray:
-    """Return `count` uniform 64-bit words, a pure function of (seed, i)."""
-    return np.random.Philox(key=np.array([seed, i], dtype=np.uint64)).random_raw(count)
-
-
-def uniform(words: np.ndarray) -> np.ndarray:
-    """Return uniform doubles in [0, 1) with 53 bits, one a word."""
-    return (words >> np.uint64(11)) * 2.0**-53
-
-
-def distinct(words: Iterator[int], k: int, n: int) -> list[int]:
-    """Return k different numbers of range(n), in random order, from k words (Fisher-Yates, keeping only what moved).
-
-    Costs O(k) whatever n is. The bias of `word % n` is below n / 2**64.
-    """
-    moved: dict[int, int] = {}
-    chosen = []
-    for j in range(k):
-        r = j + next(words) % (n - j)
-        chosen.append(moved.get(r, r))
-        moved[r] = moved.get(j, j)
-    return chosen
-
-
 @dataclass(frozen=True)
 class Examples:
     """Examples grouped by class, held as one tensor.
@@ -134,12 +107,17 @@ class Examples:
 
     def take(self, rows: Tensor) -> Tensor:
         """Return the examples in these rows, shape (*rows.shape, *), ready for a network."""
-        x = self.x[rows.to(self.x.device)]
-        return x.float() / 255 if x.dtype == torch.uint8 else x
+        rows = rows.to(self.x.device)
+        # index_select copies whole examples; the brackets would go through them element by element, ten times slower.
+        x = self.x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        return x.float().div_(255) if x.dtype == torch.uint8 else x
 
     def merge(self, other: Examples, title: str) -> Examples:
         """Return these classes followed by the other's."""
         return Examples(torch.cat([self.x, other.x]), self.counts + other.counts, self.names + other.names, title)
+
+
+BLOCK = 64  # tasks that are chosen together, whichever of them is asked for: one alone costs a third of them all
 
 
 class EpisodeSampler:
@@ -163,18 +141,37 @@ class EpisodeSampler:
                     "ask for fewer shots or queries, or add examples to that class",
                 )
         self.examples, self.ways, self.shots, self.queries, self.seed = examples, ways, shots, queries, seed
-        self._starts = [0, *np.cumsum(examples.counts).tolist()]
+        self._counts = np.array(examples.counts)
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._block: tuple[int, np.ndarray] | None = None
 
-    def classes_and_rows(self, i: int) -> tuple[list[int], list[list[int]]]:
-        """Return the classes of task i in the order of their labels, and the rows of each one's examples, support first."""
+    def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what tasks first, ..., first + count - 1 are made of, from their numbers alone.
+
+        Classes in the order of their labels, int64 (count, ways), and the rows of each one's examples, support first, int64
+        (count, ways, shots + queries). A subclass that draws in another way overrides this.
+        """
+        words = random_rows(self.seed, first, count, self.ways * (1 + self.shots + self.queries))
+        classes = distinct(words[:, : self.ways], len(self._counts))
+        return classes, self.choose_examples(words[:, self.ways :], classes)
+
+    def choose_examples(self, words: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return rows of examples of classes (B, ways), int64 (B, ways, shots + queries), from as many words for each task."""
         each = self.shots + self.queries
-        words = iter(random_words(self.seed, i, self.ways * (1 + each)).tolist())
-        classes = distinct(words, self.ways, len(self.examples.counts))
-        return classes, [self.rows_of(c, distinct(words, each, self.examples.counts[c])) for c in classes]
+        chosen = distinct(words.reshape(-1, each), self._counts[classes.flatten()])
+        return self._starts[classes][:, :, None] + chosen.reshape(*classes.shape, each)
 
-    def rows_of(self, c: int, chosen: list[int]) -> list[int]:
-        """Return the rows of a class's chosen examples."""
-        return [self._starts[c] + e for e in chosen]
+    def rows(self, first: int, count: int) -> Tensor:
+        """Return the rows of `choose`, kept from one call to the next where tasks follow each other."""
+        blocks = range(first // BLOCK, -(-(first + count) // BLOCK))
+        start = first - BLOCK * blocks.start
+        rows = np.concatenate([self._rows_of_block(block) for block in blocks])[start : start + count]
+        return torch.from_numpy(rows)
+
+    def _rows_of_block(self, block: int) -> np.ndarray:
+        if self._block is None or self._block[0] != block:
+            self._block = block, self.choose(BLOCK * block, BLOCK)[1]
+        return self._block[1]
 
     def take(self, rows: Tensor) -> Tensor:
         """Return what stands for the examples in these rows."""
@@ -182,7 +179,7 @@ class EpisodeSampler:
 
     def draw(self, first: int, count: int) -> Episode:
         """Return the tasks first, ..., first + count - 1; supports and queries lie class by class, labels ascending."""
-        rows = torch.tensor([self.classes_and_rows(i)[1] for i in range(first, first + count)])  # (B, ways, shots + queries)
+        rows = self.rows(first, count)  # (B, ways, shots + queries)
         labels = torch.arange(self.ways, device=self.examples.x.device)
         return Episode(
             self.take(rows[:, :, : self.shots].flatten(1)),

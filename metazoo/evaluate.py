@@ -146,21 +146,28 @@ def evaluate(
 
 
 def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: torch.device | str) -> EpisodeSampler:
-    """Return the same tasks over features, with every example that the first `count` of them use embedded once."""
-    rows = torch.tensor([tasks.classes_and_rows(i)[1] for i in range(count)]).unique()
-    features = torch.cat([model.embed(tasks.examples.take(part).to(device)) for part in rows.split(EXAMPLES_AT_ONCE)])
-    return _Embedded(tasks, rows, features)
+    """Return the first `count` tasks over features, with every example that they use embedded once."""
+    rows = tasks.rows(0, count)
+    used = torch.zeros(len(tasks.examples.x), dtype=torch.bool)
+    used[rows.flatten()] = True
+    parts = used.nonzero().squeeze(1).split(EXAMPLES_AT_ONCE)
+    features = torch.cat([model.embed(tasks.examples.take(part).to(device)) for part in parts])
+    places = used.cumsum(0) - 1
+    return _Embedded(tasks, places[rows], features)
 
 
 class _Embedded(EpisodeSampler):
-    """The tasks of another sampler over features of the examples in some of its rows (ascending)."""
+    """The tasks of another sampler over features, from where each task's features are, (tasks, ways, shots + queries)."""
 
-    def __init__(self, tasks: EpisodeSampler, rows: Tensor, features: Tensor):
+    def __init__(self, tasks: EpisodeSampler, places: Tensor, features: Tensor):
         super().__init__(tasks.examples, tasks.ways, tasks.shots, tasks.queries, tasks.seed)
-        self.rows, self.features = rows, features
+        self.places, self.features = places, features
+
+    def rows(self, first: int, count: int) -> Tensor:
+        return self.places[first : first + count]
 
     def take(self, rows: Tensor) -> Tensor:
-        return self.features[torch.searchsorted(self.rows, rows.contiguous()).to(self.features.device)]
+        return self.features.index_select(0, rows.flatten().to(self.features.device)).unflatten(0, rows.shape)
 
 
 def score(prediction: Tensor, target: Tensor) -> Tensor:

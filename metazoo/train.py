@@ -23,7 +23,8 @@ from . import runs, zoo
 from .algorithm import Algorithm, Recipe
 from .augment import augmented
 from .checkpoint import Blueprint, load_model, load_tensors, save_model, save_tensors, write_json
-from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskSource, random_words
+from .drawing import random_words
+from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskSource
 from .errors import CheckpointError, MetazooError, OptionError
 from .evaluate import Protocol, Score, evaluate, measure, metric
 from .plan import training_tasks

@@ -27,7 +27,7 @@ MODULES = {
 ORDER = [
     ["version", "errors", "files", "download"],
     ["kernels.**"],
-    ["options", "hookspecs"],
+    ["options", "hookspecs", "drawing"],
     ["episodes", "ops", "images"],
     ["backbones", "augment"],
     ["algorithm", "datasets.**"],

@@ -13,15 +13,13 @@ import pytest
 import torch
 
 from metazoo.datasets.sinusoid import Sinusoid
+from metazoo.drawing import random_words
 from metazoo.episodes import (
     BatchSampler,
     ClassDataset,
     Episode,
     EpisodeSampler,
     Examples,
-    distinct,
-    random_words,
-    uniform,
     ways_of,
 )
 from metazoo.errors import DataError
@@ -35,6 +33,12 @@ def numbered(*counts: int) -> Examples:
 
 def sampler(seed: int = 0) -> EpisodeSampler:
     return EpisodeSampler(numbered(4, 9, 5, 7, 4, 6), ways=3, shots=2, queries=2, seed=seed)
+
+
+def chosen(tasks: EpisodeSampler, i: int) -> tuple[list[int], list[list[int]]]:
+    """The classes and rows of one task."""
+    classes, rows = tasks.choose(i, 1)
+    return classes[0].tolist(), rows[0].tolist()
 
 
 def join(episodes: list[Episode]) -> Episode:
@@ -60,7 +64,7 @@ def draw_tasks(numbers: list[int]) -> list[list[list[float]]]:
 )
 def test_no_release_changes_the_tasks(seed: int, i: int, classes: list[int], rows: list[list[int]]) -> None:
     tasks = EpisodeSampler(numbered(*[10] * 10), ways=5, shots=1, queries=2, seed=seed)
-    assert tasks.classes_and_rows(i) == (classes, rows)
+    assert chosen(tasks, i) == (classes, rows)
     episode = tasks.draw(i, 1)
     assert episode.support_x.flatten().tolist() == [row[0] for row in rows]
     assert episode.query_x.flatten().tolist() == [number for row in rows for number in row[1:]]
@@ -90,7 +94,7 @@ def test_tasks_do_not_depend_on_batching_or_order() -> None:
 
 
 def test_tasks_differ_from_one_to_the_next_and_with_the_seed() -> None:
-    drawn = {tuple(map(tuple, sampler(seed).classes_and_rows(i)[1])) for seed in range(5) for i in range(50)}
+    drawn = {tuple(map(tuple, chosen(sampler(seed), i)[1])) for seed in range(5) for i in range(50)}
     assert len(drawn) == 250
 
 
@@ -108,7 +112,7 @@ def test_support_and_query_never_share_an_example_and_classes_keep_their_own() -
     counts = (4, 9, 5, 7, 4, 6)
     owner = np.repeat(np.arange(len(counts)), counts)
     for seed, i in itertools.product(range(60), range(10)):
-        classes, rows = sampler(seed).classes_and_rows(i)
+        classes, rows = chosen(sampler(seed), i)
         assert len(set(classes)) == 3
         flat = [row for each in rows for row in each]
         assert len(set(flat)) == len(flat) == 3 * 4
@@ -139,7 +143,7 @@ def test_every_class_gets_every_label_and_every_example_every_place_equally_ofte
     labels, places = np.zeros((10, 5)), np.zeros((60, 3))
     count = 6000
     for i in range(count):
-        classes, rows = tasks.classes_and_rows(i)
+        classes, rows = chosen(tasks, i)
         labels[classes, np.arange(5)] += 1
         for place in range(3):
             places[[each[place] for each in rows], place] += 1
@@ -148,23 +152,6 @@ def test_every_class_gets_every_label_and_every_example_every_place_equally_ofte
         expected = counts.sum() / counts.size
         chi2 = ((counts - expected) ** 2 / expected).sum()
         assert chi2 < counts.size + 6 * (2 * counts.size) ** 0.5
-
-
-def test_distinct_numbers_are_a_uniform_choice_without_repetition() -> None:
-    words = iter(random_words(1, 2, 40_000).tolist())
-    seen: dict[tuple[int, ...], int] = {}
-    for _ in range(12_000):
-        chosen = tuple(distinct(words, 3, 4))
-        seen[chosen] = seen.get(chosen, 0) + 1
-    assert set(seen) == set(itertools.permutations(range(4), 3))
-    assert all(abs(count - 500) < 6 * 500**0.5 for count in seen.values())
-    assert sorted(distinct(iter(random_words(0, 0, 50).tolist()), 50, 50)) == list(range(50))
-
-
-def test_uniform_numbers_lie_in_the_unit_interval() -> None:
-    assert uniform(np.array([0, 2**64 - 1], dtype=np.uint64)).tolist() == [0.0, 1 - 2**-53]
-    values = uniform(random_words(0, 0, 10_000))
-    assert abs(values.mean() - 0.5) < 0.02
 
 
 def test_too_few_classes_or_examples_are_named() -> None:
@@ -208,8 +195,7 @@ def test_the_cost_of_a_task_does_not_grow_with_the_number_of_classes() -> None:
         seconds = []
         for _ in range(15):
             began = time.perf_counter()
-            for i in range(20):
-                tasks.classes_and_rows(i)
+            tasks.choose(0, 64)
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 

@@ -7,6 +7,7 @@ import random
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -75,15 +76,14 @@ def test_with_the_cache_every_example_is_embedded_once_and_others_never() -> Non
     seen: list[int] = []
     learner.backbone.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     evaluate(learner, tasks(), 3)
-    drawn = {row for i in range(3) for rows in tasks().classes_and_rows(i)[1] for row in rows}
+    drawn = set(tasks().rows(0, 3).flatten().tolist())
     assert sum(seen) == len(drawn) < 72
 
 
 def test_a_sampler_that_draws_in_its_own_way_is_not_replaced() -> None:
     class Swapped(EpisodeSampler):
-        def classes_and_rows(self, i: int) -> tuple[list[int], list[list[int]]]:
-            classes, rows = super().classes_and_rows(i + 100)
-            return classes, rows
+        def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            return super().choose(first + 100, count)
 
     base = tasks()
     own = Swapped(base.examples, base.ways, base.shots, base.queries, base.seed)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from metazoo import options
-from metazoo.episodes import ClassDataset, Dataset, Examples, random_words, uniform
+from metazoo.drawing import random_words, uniform
+from metazoo.episodes import ClassDataset, Dataset, Examples
 from metazoo.hookspecs import hookimpl
 from metazoo.options import Range
 

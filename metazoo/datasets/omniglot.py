@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from metazoo import options
 from metazoo.datasets.archives import Parts, Tree, digest, open_tree
 from metazoo.datasets.cache import remember
 from metazoo.datasets.download import find_or_fetch
-from metazoo.episodes import ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource, distinct, random_words
+from metazoo.drawing import distinct, random_rows
+from metazoo.episodes import ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource
 from metazoo.errors import DataError
 from metazoo.hookspecs import hookimpl
 from metazoo.images import decode
@@ -156,12 +158,12 @@ class _WithinAlphabet(EpisodeSampler):
                 f"no alphabet of {examples.title} has {ways} characters; the largest has {largest}", "ask for fewer ways"
             )
 
-    def classes_and_rows(self, i: int) -> tuple[list[int], list[list[int]]]:
-        each = self.shots + self.queries
-        words = iter(random_words(self.seed, i, 1 + self.ways * (1 + each)).tolist())
-        group = self._groups[next(words) % len(self._groups)]
-        classes = [group[c] for c in distinct(words, self.ways, len(group))]
-        return classes, [self.rows_of(c, distinct(words, each, self.examples.counts[c])) for c in classes]
+    def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        words = random_rows(self.seed, first, count, 1 + self.ways * (1 + self.shots + self.queries))
+        groups = [self._groups[word % len(self._groups)] for word in words[:, 0].tolist()]
+        chosen = distinct(words[:, 1 : 1 + self.ways], np.array([len(group) for group in groups]))
+        classes = np.stack([np.array(group)[c] for group, c in zip(groups, chosen)])
+        return classes, self.choose_examples(words[:, 1 + self.ways :], classes)
 
 
 class _FixedTasks:

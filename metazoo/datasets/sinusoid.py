@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from metazoo import options
-from metazoo.episodes import Dataset, Episode, random_words, uniform
+from metazoo.drawing import random_words, uniform
+from metazoo.episodes import Dataset, Episode
 from metazoo.errors import DataError
 from metazoo.hookspecs import hookimpl
 
