@@ -47,6 +47,10 @@ class Episode:
     def __len__(self) -> int:
         return len(self.support_x)
 
+    def __getitem__(self, tasks: slice) -> Episode:
+        """Return some of the tasks."""
+        return Episode(self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks])
+
     def to(self, device: torch.device | str) -> Episode:
         """Return the same tasks on a device."""
         return Episode(*(t.to(device, non_blocking=True) for t in (self.support_x, self.support_y, self.query_x, self.query_y)))

@@ -177,8 +177,7 @@ class _FixedTasks:
             raise DataError(
                 f"the protocol has {len(self.tasks)} tasks; there is no task {first + count - 1}", "ask for fewer episodes"
             )
-        t, part = self.tasks, slice(first, first + count)
-        return Episode(t.support_x[part], t.support_y[part], t.query_x[part], t.query_y[part])
+        return self.tasks[first : first + count]
 
 
 def _alphabet_and_number(character: str) -> tuple[str, int]:
