@@ -6,7 +6,7 @@ import functools
 import mmap
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from metazoo.examples import Examples
 from metazoo.hookspecs import hookimpl
 
 RESIDENT = 128 * 2**20  # bytes of a data file that may count to this process, about
+_ADVISED = hasattr(mmap, "MADV_WILLNEED")  # not on Windows
 _AROUND = 2**16  # bytes that Linux maps around one that is touched, where they are in memory already
 
 
@@ -74,31 +75,41 @@ class Packed(ClassDataset):
 class Mapped(Examples):
     """Examples in a file that is mapped into memory: taking some reads the pages that they lie on, and no others."""
 
-    pages: Pages | None = None
+    pages: Pages = field(kw_only=True)
+
+    def to(self, device: torch.device | str) -> Examples:
+        return self if torch.device(device).type == "cpu" else self.over(self.x.to(device))
+
+    def over(self, x: Tensor) -> Examples:
+        return Examples(x, self.counts, self.names, self.title)
 
     def take(self, rows: Tensor) -> Tensor:
-        x = super().take(rows)
-        if self.pages is not None:
-            self.pages.touched(rows.numel())
-        return x
+        self.pages.expect(rows)
+        return super().take(rows)
 
 
 class Pages:
-    """The pages of a mapped file, given back when about RESIDENT bytes of them count to this process."""
+    """The pages of a mapped file: asked for before they are touched, given back when RESIDENT bytes of them may be held."""
 
     def __init__(self, file: mmap.mmap, example_bytes: int):
-        self._file, self._each, self._resident = file, example_bytes + _AROUND, 0
-        if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        self._file, self._example_bytes, self._resident = file, example_bytes, 0
+        if _ADVISED:
             # Else a page that is read brings those behind it, which are of other classes.
             file.madvise(mmap.MADV_RANDOM)
 
-    def touched(self, examples: int) -> None:
-        """Count examples that were read."""
-        self._resident += examples * self._each
-        if self._resident > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+    def expect(self, rows: Tensor) -> None:
+        """Prepare for these rows of examples to be read."""
+        if not _ADVISED:
+            return
+        if self._resident > RESIDENT:
             # They stay in the system's cache for as long as it has room: touching them again reads no disk.
             self._file.madvise(mmap.MADV_DONTNEED)
             self._resident = 0
+        self._resident += rows.numel() * (self._example_bytes + _AROUND)
+        # All at once: a page that is read when it is touched keeps the next one waiting.
+        length = self._example_bytes + mmap.PAGESIZE
+        for start in (rows.flatten() * self._example_bytes & -mmap.PAGESIZE).tolist():
+            self._file.madvise(mmap.MADV_WILLNEED, start, length)
 
 
 def _mapped(path: Path, split: Split, title: str) -> Examples:
@@ -113,7 +124,7 @@ def _mapped(path: Path, split: Split, title: str) -> Examples:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it cannot be written is what is wanted
         x = torch.frombuffer(pages, dtype=split.dtype).view(-1, *split.shape)
-    return Mapped(x, split.counts, split.names, title, Pages(pages, split.example_bytes))
+    return Mapped(x, split.counts, split.names, title, pages=Pages(pages, split.example_bytes))
 
 
 @hookimpl

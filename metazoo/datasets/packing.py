@@ -31,7 +31,7 @@ from metazoo.examples import Stream, as_bytes
 from metazoo.files import locked, write_atomically
 from metazoo.version import VERSION
 
-SHARD = 64 * 2**20  # bytes of a shard, about: what a packing that is killed may have to do again
+SHARD = 64 * 2**20  # bytes of a shard, about: what a packing that is killed may have to do again; fixed with FORMAT
 PIECE = 4 * 2**20  # bytes of examples that are in memory at a time, about
 
 
