@@ -36,16 +36,14 @@ PIECE = 4 * 2**20  # bytes of examples that are in memory at a time, about
 
 
 @dataclass(frozen=True)
-class Packed:
+class Outcome:
     """What a folder holds after packing, and how many examples were in it before."""
 
     index: Index
     found: int
 
 
-def pack(
-    data: Dataset, name: str, folder: Path, watch: Callable[[int, int], None] = lambda done, total: None
-) -> Packed:  # fmt: skip
+def pack(data: Dataset, name: str, folder: Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
     """Write a data set, called `name`, into a folder for the data set `packed`, or go on where that was stopped.
 
     Whatever stops it, a folder that has an index is whole, and the next call goes on from the last whole shard. Examples
@@ -73,7 +71,8 @@ def pack(
         except OSError as error:
             where = error.filename or folder
             raise DataError(
-                f"cannot write {where}: {error.strerror}", "mend that (the disk may be full), and start again: it goes on"
+                f"cannot write {where}: {error.strerror or error}",
+                "mend that (the disk may be full), and start again: it goes on",
             ) from error
 
 
@@ -119,14 +118,14 @@ def _outline(stream: Stream) -> dict[str, Any]:
     }
 
 
-def _pack(plan: dict[str, Any], streams: Mapping[str, Stream], folder: Path, watch: Callable[[int, int], None]) -> Packed:
+def _pack(plan: dict[str, Any], streams: Mapping[str, Stream], folder: Path, watch: Callable[[int, int], None]) -> Outcome:
     splits = {name: _split(values) for name, values in plan["splits"].items()}
     total = sum(split.examples for split in splits.values())
     if (folder / INDEX).exists():
         index = read_index(folder)
         _check_same(plan, load_json(folder / INDEX), f"{folder} holds packed data")
         (folder / JOURNAL).unlink(missing_ok=True)
-        return Packed(index, total)
+        return Outcome(index, total)
     for leftover in [*folder.glob(f".{INDEX}.*"), *folder.glob(f".{JOURNAL}.*")]:
         leftover.unlink()
     done = _resume(plan, splits, folder)
@@ -150,7 +149,7 @@ def _pack(plan: dict[str, Any], streams: Mapping[str, Stream], folder: Path, wat
     whole = {name: {**values, "sha256": done[name]} for name, values in plan["splits"].items()}
     write_atomically(folder / INDEX, json.dumps({**plan, "splits": whole}).encode() + b"\n")
     (folder / JOURNAL).unlink()
-    return Packed(read_index(folder), found)
+    return Outcome(read_index(folder), found)
 
 
 def _split(values: Mapping[str, Any]) -> Split:
