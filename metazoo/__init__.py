@@ -14,12 +14,12 @@ from .episodes import (
     Dataset,
     Episode,
     EpisodeSampler,
-    Examples,
     TaskSource,
     TaskSpec,
     ways_of,
 )
 from .errors import CheckpointError, DataError, MetazooError, OptionError, PluginError, UnknownNameError
+from .examples import Examples, Stream
 from .hookspecs import hookimpl
 from .normalization import BatchStatistics, use_batch_statistics
 from .options import Config, Range
@@ -49,6 +49,7 @@ __all__ = [
     "PluginError",
     "Range",
     "Recipe",
+    "Stream",
     "TaskSource",
     "TaskSpec",
     "UnknownNameError",

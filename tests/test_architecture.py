@@ -27,7 +27,7 @@ MODULES = {
 ORDER = [
     ["version", "errors", "files", "download", "taskwise", "normalization"],
     ["kernels.**"],
-    ["options", "hookspecs", "drawing"],
+    ["options", "hookspecs", "drawing", "examples"],
     ["episodes", "ops", "images"],
     ["backbones", "augment"],
     ["algorithm", "datasets.**"],

@@ -106,3 +106,15 @@ def test_says_that_there_is_no_gpu(module: str) -> None:
     assert done.stderr.startswith("error: there is no CUDA device")
     assert "\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_packed_data_are_compared_with_memory(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = run("benchmarks.packed", "--out", tmp_path / "data", "--images", 2000, "--tasks", 20, "--json", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(out.read_text())
+    assert record["megabytes"] == 2000 * 784 / 1e6
+    assert record["ratio"] > 0.01
+    assert str(tmp_path) not in out.read_text()
