@@ -147,7 +147,9 @@ def test_what_is_computed_again_has_the_same_derivatives_and_random_numbers(drop
     net, x = network(dropout), data()[0]
 
     def step(scale: Tensor) -> Tensor:
-        slopes = torch.autograd.grad(net(x).square().mean(), list(net.parameters()), create_graph=torch.is_grad_enabled())
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(net(x).square().mean(), list(net.parameters()), create_graph=recorded)
         return scale * torch.cat([s.flatten() for s in slopes])
 
     results = []
