@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import distributed
 from .algorithm import Algorithm, FeatureLearner
 from .episodes import Dataset, EpisodeSampler, TaskSource
 from .errors import MetazooError, UnknownNameError, did_you_mean
@@ -121,7 +122,8 @@ def evaluate(
     """Return the score of each of tasks 0, ..., count - 1, shape (count,): accuracy, or mean squared error in regression.
 
     With `cache`, a FeatureLearner embeds each example that the tasks use once, and the tasks are drawn from the features:
-    the same answers, sooner. `watch` is told how many tasks are done. The model is left in the mode that it was in.
+    the same answers, sooner. `watch` is told how many tasks are done. The model is left in the mode that it was in. Processes
+    that torchrun started share out the work, and all return all scores.
     """
     was_training = model.training
     model.eval()
@@ -132,15 +134,17 @@ def evaluate(
             answer = model.classify
         else:
             answer = model
+        one = tasks.draw(0, 1)
+        at_once = max(1, EXAMPLES_AT_ONCE // (one.support_x.shape[1] + one.query_x.shape[1]))
         scores: list[Tensor] = []
-        first, size = 0, 1
-        while first < count:
-            episode = tasks.draw(first, min(size, count - first)).to(device)
-            scores.append(score(answer(episode.support_x, episode.support_y, episode.query_x), episode.query_y))
-            first += len(episode)
-            watch(first)
-            size = max(1, EXAMPLES_AT_ONCE // (episode.support_x.shape[1] + episode.query_x.shape[1]))
-        return torch.cat(scores).cpu()
+        for first in distributed.own(range(0, count, at_once)):
+            episode = tasks.draw(first, min(at_once, count - first)).to(device)
+            scores.append(score(answer(episode.support_x, episode.support_y, episode.query_x), episode.query_y).cpu())
+            if first + len(episode) < count:
+                watch(first + len(episode))
+        values = torch.cat(distributed.together(scores))
+        watch(count)
+        return values
     finally:
         model.train(was_training)
 
@@ -150,8 +154,8 @@ def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: t
     rows = tasks.rows(0, count)
     used = torch.zeros(len(tasks.examples.x), dtype=torch.bool)
     used[rows.flatten()] = True
-    parts = used.nonzero().squeeze(1).split(EXAMPLES_AT_ONCE)
-    features = torch.cat([model.embed(tasks.examples.take(part).to(device)) for part in parts])
+    parts = distributed.own(used.nonzero().squeeze(1).split(EXAMPLES_AT_ONCE))
+    features = torch.cat(distributed.together([model.embed(tasks.examples.take(part).to(device)) for part in parts]))
     places = used.cumsum(0) - 1
     return _Embedded(tasks, places[rows], features)
 

@@ -1,33 +1,34 @@
 """Meta-training: one loop for every algorithm.
 
 Step i is a function of the weights before it and of (seed, i) alone: its tasks and its random numbers are drawn from these.
-So a run that is stopped, or killed, and resumed from its last checkpoint ends with the same weights, bit for bit.
+So a run that is stopped, or killed, and resumed from its last checkpoint ends with the same weights, bit for bit; and several
+processes, which share out the tasks of a step, end with those of one, but for rounding.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import runs, zoo
+from . import distributed, runs, zoo
 from .algorithm import Algorithm, Recipe
 from .augment import augmented
-from .checkpoint import Blueprint, load_model, load_tensors, save_model, save_tensors, write_json
+from .checkpoint import Blueprint, load_model, save_model, write_json
 from .drawing import random_words
 from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskSource
-from .errors import CheckpointError, MetazooError, OptionError
+from .errors import MetazooError, OptionError
 from .evaluate import Protocol, Score, evaluate, measure, metric
 from .plan import training_tasks
+from .state import State, load_state, save_state
 from .version import VERSION
 
 LOG_EVERY = 10
@@ -60,27 +61,12 @@ class Watcher:
         """So many tasks of the test are done."""
 
 
-@dataclass
-class State:
-    """How far a run is; with the weights and the optimizer, all that resuming needs. Scores are better when higher."""
-
-    step: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-    stale: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    commit: str | None = None
-    init_sha256: str | None = None
-
-
 def train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -> dict[str, Any]:
     """Train in a run folder, from its last checkpoint if it has one, and return the test's result.
 
     Raises Interrupted on Ctrl-C (or SIGTERM), after saving, and TrainingFailed where the loss is not finite.
     """
-    with runs.claimed(folder):
+    with runs.claimed(folder) if distributed.first() else contextlib.nullcontext():
         return _train(blueprint, data, folder, watcher)
 
 
@@ -99,11 +85,12 @@ def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) 
         state = State(commit=runs.commit(), init_sha256=zoo.start_from(recipe.init, model) if recipe.init else None)
     if isinstance(data, ClassDataset):
         data.move(device)
-    source = _training_source(data, recipe, model)
+    source = _training_source(data, blueprint, model)
     validation = data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
 
     began = time.monotonic() - state.seconds
-    with runs.RunLog(folder, state.step) as log, Stopper() as stopper:
+    first = distributed.first()
+    with runs.RunLog(folder, state.step) if first else _NoLog() as log, Stopper() as stopper:
         while state.step < recipe.steps and not (recipe.patience and state.stale >= recipe.patience):
             loss = outer_step(model, optimizer, source, recipe, state.step, device)
             state.step += 1
@@ -118,7 +105,7 @@ def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) 
                 mean_loss, lr = state.loss_sum / state.loss_count, learning_rate(recipe, state.step - 1)
                 log.write(state.step, loss=mean_loss, lr=lr, seconds=round(state.seconds, 3))
                 state.loss_sum, state.loss_count = 0.0, 0
-            asked = stopper.asked  # read once: between two looks a signal may come
+            asked = distributed.anyone(stopper.asked)  # read once: between two looks a signal may come
             if state.step % recipe.validate_every == 0 or state.step == recipe.steps:
                 value = Score.of(evaluate(model, validation, recipe.validation_episodes, device)).mean
                 # The best model is written before the state that speaks of it: a kill in between only means doing this again.
@@ -126,15 +113,18 @@ def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) 
                 improved = merit > state.best
                 if improved:
                     state.best, state.best_step, state.stale = merit, state.step, 0
-                    save_model(folder / runs.BEST, model, blueprint)
+                    if first:
+                        save_model(folder / runs.BEST, model, blueprint)
                 else:
                     state.stale += 1
                 state.seconds = time.monotonic() - began
                 log.write(state.step, **{f"validation_{metric(data)}": value}, seconds=round(state.seconds, 3))
                 watcher.validation(state.step, value, improved)
-                save_state(folder / runs.LAST, model, optimizer, state)
             elif asked:
                 state.seconds = time.monotonic() - began
+            else:
+                continue
+            if first:
                 save_state(folder / runs.LAST, model, optimizer, state)
             if asked:
                 raise Interrupted(
@@ -148,23 +138,36 @@ def outer_step(
     model: Algorithm, optimizer: torch.optim.Optimizer, source: TaskSource | BatchSampler, recipe: Recipe, step: int,
     device: torch.device,
 ) -> float:  # fmt: skip
-    """Take outer step `step` and return its loss."""
+    """Take outer step `step` and return its loss.
+
+    Every process draws and varies all tasks of the step, which costs little, and learns from its share of them.
+    """
     model.train()
-    torch.manual_seed(int(random_words(recipe.seed, STEP_STREAM + step, 1)[0] >> 1))
+    seeds = (random_words(recipe.seed, STEP_STREAM + step, 1 + distributed.size()) >> 1).tolist()
+    torch.manual_seed(seeds[0])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     task: Episode | Batch = source.draw(step * recipe.meta_batch, recipe.meta_batch).to(device)
+    task, weight = augmented(task, recipe.augment), 1.0
+    if distributed.size() > 1:
+        assert isinstance(task, Episode)
+        share = task[distributed.share(len(task))]
+        task, weight = share, len(share) / len(task)
+        torch.manual_seed(seeds[1 + distributed.rank()])
+    statistics = distributed.RunningStatistics(model)
     model.backbone.low_precision = LOW_PRECISION[recipe.precision]
     try:
-        loss = model.loss(augmented(task, recipe.augment))
+        loss = model.loss(task) * weight
     finally:
         model.backbone.low_precision = None  # validation and test compute in float32
     optimizer.zero_grad()
     loss.backward()
+    total = distributed.add_up(model, loss)
+    statistics.merge()
     if recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
     optimizer.step()
-    return loss.item()
+    return total
 
 
 def test(
@@ -172,6 +175,7 @@ def test(
 ) -> dict[str, Any]:
     """Test the best model on the test split; write the result into the run folder and return it."""
     recipe = blueprint.training()
+    distributed.wait()  # until the first process has written the best model
     model = load_model(folder / runs.BEST)[0].to(device)
     protocol = Protocol("test", recipe.ways, recipe.shots, recipe.queries, recipe.seed, recipe.test_episodes)
     result = {
@@ -185,14 +189,15 @@ def test(
         "commit": state.commit,
         "init_sha256": state.init_sha256,
     }
-    write_json(folder / runs.RESULT, result)
+    if distributed.first():
+        write_json(folder / runs.RESULT, result)
     return result
 
 
 def find_device(name: str) -> torch.device:
     """Return the device of that name ("auto" is a GPU where there is one), or raise OptionError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type == "meta":
@@ -231,35 +236,6 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write weights, optimizer and state as one file."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
-    save_tensors(path, tensors, dataclasses.asdict(state))
-
-
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Put the weights and the optimizer of a file in place and return its state, or raise CheckpointError."""
-    tensors, metadata = load_tensors(path)
-    optimizer_state: dict[int, dict[str, Tensor]] = {}
-    weights = {}
-    try:
-        state = State(**metadata)
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if part == "model":
-                weights[name] = value
-            else:
-                index, _, name = name.partition(".")
-                optimizer_state.setdefault(int(index), {})[name] = value
-        model.load_state_dict(weights)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
-    return state
-
-
 class Stopper:
     """While it lasts, the first Ctrl-C or SIGTERM only sets `asked`; a second one acts as usual."""
 
@@ -281,8 +257,32 @@ class Stopper:
             signal.signal(number, handler)
 
 
-def _training_source(data: Dataset, recipe: Recipe, model: Algorithm) -> TaskSource | BatchSampler:
+class _NoLog:
+    """What a process that is not the first keeps of a run."""
+
+    def __enter__(self) -> _NoLog:
+        return self
+
+    def write(self, step: int, **values: float) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+def _training_source(data: Dataset, blueprint: Blueprint, model: Algorithm) -> TaskSource | BatchSampler:
+    recipe, processes = blueprint.training(), distributed.size()
     if model.draws == "episodes":
+        if recipe.meta_batch < processes:
+            raise OptionError(
+                f"{processes} processes cannot share out a meta-batch of {recipe.meta_batch}",
+                f"--meta-batch {processes}, or a multiple of it",
+            )
         return training_tasks(data, recipe)
+    if processes > 1:
+        raise OptionError(
+            f"algorithm '{blueprint.algorithm}' trains on batches, and only tasks are shared out among processes",
+            "train it without torchrun; PyTorch uses all cores of one process",
+        )
     assert isinstance(data, ClassDataset)
     return BatchSampler(data.split("train"), recipe.batch_size, recipe.seed)

@@ -25,7 +25,7 @@ MODULES = {
 
 # From the lowest up: a module imports what stands on earlier lines, or on its own line, never what stands below.
 ORDER = [
-    ["version", "errors", "files", "download", "taskwise", "normalization"],
+    ["version", "errors", "files", "download", "taskwise", "normalization", "distributed"],
     ["kernels.**"],
     ["options", "hookspecs", "drawing", "examples"],
     ["episodes", "ops", "images"],
@@ -35,7 +35,7 @@ ORDER = [
     ["plugins"],
     ["checkpoint", "evaluate", "runs", "trials", "curve", "cards", "hub", "remote"],
     ["plan"],
-    ["conformance", "recheck", "train", "zoo"],
+    ["conformance", "recheck", "state", "train", "zoo"],
     ["testing", "classifier"],
     ["cli.**", "__main__"],
 ]

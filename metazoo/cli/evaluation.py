@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from metazoo import options
+from metazoo import distributed, options
 from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
@@ -91,6 +91,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("-o", "--option", "changes", multiple=True, metavar="NAME=VALUE", help="set an option of the algorithm otherwise")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
+@distributed.joined()
 def eval_(
     models: tuple[str, ...], every: bool, ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, queries: int | None,
     episodes: int | None, seed: int | None, split: str | None, protocol: str | None, dataset: str | None,

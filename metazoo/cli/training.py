@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from metazoo import curve, runs
+from metazoo import curve, distributed, runs
 from metazoo.algorithm import Recipe
-from metazoo.checkpoint import read_json
+from metazoo.checkpoint import Blueprint, read_json
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
@@ -73,6 +74,14 @@ def _find_algorithm(arguments: Sequence[str]) -> str | None:
     return next((argument for argument in arguments if argument in known and argument not in taken), None)
 
 
+def _make(out: Path | None, name: str, blueprint: Blueprint) -> Path:
+    """Make a run folder and return it."""
+    if out is None:
+        return runs.create_numbered(Path("runs"), name, blueprint)
+    runs.create(out, blueprint)
+    return out
+
+
 @click.command(cls=TrainCommand)
 @click.argument("algorithm", required=False)
 @click.option("--dataset", help=f"data set to train on  [default: {DEFAULT_DATASET}]")
@@ -85,6 +94,7 @@ def _find_algorithm(arguments: Sequence[str]) -> str | None:
     help="auto: a bar on a terminal, else none",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@distributed.joined()
 def train(
     algorithm: str | None, dataset: str | None, out: Path | None, resume: Path | None, progress: str, as_json: bool,
     algorithm_options: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
@@ -93,11 +103,14 @@ def train(
     """Train ALGORITHM on a data set, in a run folder, and test it on classes it never trained on.
 
     `metazoo train ALGORITHM --dataset NAME --help` shows the options of both.
+    `torchrun --nproc-per-node N -m metazoo train ...` shares out the tasks of each step among N processes.
     """
     keep_freed_memory()
+    if resume is not None and (algorithm or dataset or out):
+        raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
+    if out is not None and distributed.restarted() and (out / runs.CONFIG).exists():
+        resume = out
     if resume is not None:
-        if algorithm or dataset or out:
-            raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
         folder = resume
         blueprint = runs.read_blueprint(folder)
         data = blueprint.data()
@@ -112,11 +125,9 @@ def train(
         find_device(training.device)  # before there is a folder to clear away
         if training.init is not None:
             start_from(training.init, blueprint.model())
-        if out is None:
-            folder = runs.create_numbered(Path("runs"), f"{algorithm}-{dataset}", blueprint)
-        else:
-            folder = out
-            runs.create(folder, blueprint)
+        if out is None and distributed.may_restart():
+            raise OptionError("processes that may be started again must find their run", "name its folder with --out")
+        folder = distributed.by_first(partial(_make, out, f"{algorithm}-{dataset}", blueprint))
     chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
     if resume is not None and (folder / runs.RESULT).exists():
@@ -124,15 +135,18 @@ def train(
         result = read_json(folder / runs.RESULT)
     else:
         try:
-            with shown(progress, title, chance) as watcher:
+            with shown(progress if distributed.first() else "none", title, chance) as watcher:
                 result = run_training(blueprint, data, folder, watcher)
         except (MetazooError, KeyboardInterrupt) as stop:
             # A picture that cannot be drawn must not hide what happened.
             with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
-                curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
+                if distributed.first():
+                    curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
             if isinstance(stop, MetazooError):
                 raise
             raise Interrupted("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
+        if not distributed.first():
+            return
         curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
     if progress != "none" and (progress != "auto" or sys.stderr.isatty()):
         name, points = curve.validations(runs.read_metrics(folder))
