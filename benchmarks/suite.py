@@ -8,11 +8,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from metazoo.episodes import Episode
 
 from .kernels import measure
 from .kernels.measure import Way
@@ -80,15 +82,13 @@ class Result:
 
     def race(
         self, part: str, ways: Mapping[str, Way], options: Options, *, per: float = 1, counts: Mapping[str, float] | None = None,
-        settings: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None, rounds: int = 7,
     ) -> None:  # fmt: skip
-        """Time the ways in interleaved rounds and add their rows, in seconds over `per`.
+        """Time the ways in interleaved rounds, after a call of each that does not count, and add their rows: `per` a second.
 
         `counts` says how much of the work a call of a way does, where that is not all of it.
         """
-        for way in ways.values():
-            way()
-        times = measure.race(measure.Scope(torch.device("cpu"), options.quick), ways, options.pick(7, 1))
+        times = measure.race(measure.Scope(torch.device("cpu")), ways, options.pick(rounds, 1))
         scale = {name: 1e-6 * per / (counts or {}).get(name, 1) for name in ways}
         self.add(
             part, {name: [row[key] * scale[name] for key in ("us", "low", "high")] for name, row in times.items()}, settings or {}
@@ -96,7 +96,8 @@ class Result:
 
     def add(self, part: str, values: Mapping[str, list[float]], settings: Mapping[str, str]) -> None:
         """Add rows of what each way took, the median of its values and their extremes."""
-        ours = statistics.median(values[OURS]) if OURS in values else None
+        before = [row.median for row in self.rows if (row.part, row.way) == (part, OURS)]
+        ours = statistics.median(values.get(OURS, before) or [0])
         for name, taken in values.items():
             median = statistics.median(taken)
             ratio = None if name == OURS or not ours else rounded(median / ours)
@@ -141,6 +142,11 @@ def quickest(ways: Mapping[str, Way]) -> tuple[str, Way]:
 def closeness(values: list[Tensor], references: list[Tensor]) -> float:
     """Return how far some tensors are from others, as a fraction of the largest value, the worst of them."""
     return measure.overall(values, [reference.double() for reference in references])
+
+
+def in_float64(tasks: Episode) -> Episode:
+    """Return tasks whose examples are float64, to compare ways where rounding tells them apart less than mistakes would."""
+    return replace(tasks, support_x=tasks.support_x.double(), query_x=tasks.query_x.double())
 
 
 def fresh(module: str, *words: str, environment: Mapping[str, str] | None = None) -> Any:
