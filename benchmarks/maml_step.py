@@ -21,7 +21,8 @@ from . import rivals
 from .kernels.measure import Way
 from .suite import OURS, Options, Result, Unavailable, closeness, in_float64, quickest
 
-WAYS, META_BATCH, INNER_LR = 5, 16, 0.4
+WAYS, META_BATCH = 5, 16
+INNER_LR = torch.tensor(0.4).item()  # the rate as metazoo holds it, for the comparison in float64
 HIGHER, LOOP, VMAP = "higher", "torch.func, a task at a time", "torch.func, vmap over tasks"
 Loss = Callable[[nn.Module, Episode], Tensor]
 

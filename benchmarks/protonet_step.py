@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,11 +57,17 @@ def ours(model: ProtoNet, episode: Episode, precision: str) -> Way:
     return lambda: outer_step(model, optimizer, source, recipe, 0, torch.device("cpu"))
 
 
-def plain_loss(network: nn.Module, episode: Episode) -> Tensor:
-    """Return the loss as one writes it down."""
-    z = network(torch.cat([episode.support_x[0], episode.query_x[0]]))
+def plain_loss(network: nn.Module, task: Sequence[Tensor]) -> Tensor:
+    """Return the loss of support images, labels, query images and labels as one writes it down."""
+    support_x, _, query_x, query_y = task
+    z = network(torch.cat([support_x, query_x]))
     prototypes = z[:WAYS].view(WAYS, 1, -1).mean(1)
-    return F.cross_entropy(-torch.cdist(z[WAYS:], prototypes).square(), episode.query_y[0])
+    return F.cross_entropy(-torch.cdist(z[WAYS:], prototypes).square(), query_y)
+
+
+def alone(episode: Episode) -> list[Tensor]:
+    """Return the tensors of an episode's only task."""
+    return [tensor[0] for tensor in vars(episode).values()]
 
 
 def easyfsl_loss(classifier: Any, episode: Episode) -> Tensor:
@@ -101,12 +108,12 @@ def run(options: Options) -> Result:
     own_loss.backward()
     for order in rivals.ORDERS:
         network = rivals.ordered(plain, order).double()
-        loss = plain_loss(network, exact)
+        loss = plain_loss(network, alone(exact))
         loss.backward()
         error = max(abs(loss.item() / own_loss.item() - 1), closeness([gradient(network)], [gradient(own)]))
         result.checked(f"{PLAIN}, {order}: in float64 loss and gradient, to a millionth of the largest value", error < 1e-6)
         trained = rivals.ordered(plain, order)
-        ways[f"{PLAIN}, {order}"] = stepping(trained, lambda network=trained: plain_loss(network, episode))
+        ways[f"{PLAIN}, {order}"] = stepping(trained, lambda network=trained: plain_loss(network, alone(episode)))
     try:
         library = rivals.easyfsl()
     except Unavailable as error:
