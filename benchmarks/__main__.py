@@ -21,23 +21,27 @@ from .kernels.report import ROOT, command, write
 from .suite import Options, Unavailable, lines
 
 NAMES = ("drawing", "evaluation", "protonet_step", "maml_step", "to_98", "heads", "memory", "growth")
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}  [default: all]")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
         "--accuracy", action="store_true", help="protonet_step: also train in both precisions, and test (takes minutes)"
     )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    if arguments.quick and arguments.out == ROOT / "benchmarks" / "results":
+    if arguments.quick and arguments.out == RESULTS:
         parser.error("the results of a quick run are no results; give it another folder with --out")
     keep_freed_memory()  # for the rivals as well: without it large tensors measure the system's clearing of pages
-    options = Options(arguments.quick, arguments.accuracy)
+    images = ROOT / "docs" / "images" if arguments.out == RESULTS else arguments.out
+    options = Options(images, arguments.quick, arguments.accuracy)
     for name in arguments.names or NAMES:
         print(f"running {name}", file=sys.stderr, flush=True)
         try:
@@ -66,7 +70,11 @@ def main() -> int:
 def processor() -> str:
     """Return the processor's name, and which units for bf16 it has, where the system tells."""
     path = Path("/proc/cpuinfo")
-    told = dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line) if path.exists() else {}
+    told = (
+        dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        if path.exists()
+        else {}
+    )
     fields = {key.strip(): value.strip() for key, value in told.items()}
     units = [unit for unit in ("avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
     return " ".join([fields.get("model name", "unknown"), *units])

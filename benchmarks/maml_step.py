@@ -62,7 +62,10 @@ def higher_loss(library: Any, steps: int) -> Loss:
         optimizer = torch.optim.SGD(network.parameters(), lr=INNER_LR)
         losses = []
         for sx, sy, qx, qy in zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y):
-            with library.innerloop_ctx(network, optimizer, copy_initial_weights=False, track_higher_grads=True) as (fast, inner):
+            with library.innerloop_ctx(network, optimizer, copy_initial_weights=False, track_higher_grads=True) as (
+                fast,
+                inner,
+            ):
                 for _ in range(steps):
                     inner.step(inner_loss(fast(sx), sy))
                 losses.append(F.cross_entropy(fast(qx), qy))
@@ -111,7 +114,8 @@ def exactly(network: nn.Module, loss: Loss, tasks: Episode) -> Tensor:
 def run(options: Options) -> Result:
     count = options.pick(META_BATCH, 2)
     result = Result(
-        f"the second-order gradient of MAML with Conv4, {count} tasks of 5 ways, 1 shot and 1 query a class as in the paper", "ms"
+        f"the second-order gradient of MAML with Conv4, {count} tasks of 5 ways, 1 shot and 1 query a class as in the paper",
+        "ms",
     )
     tasks = Glyphs(Glyphs.Config(alphabets=6)).tasks("train", WAYS, 1, 1, 0).draw(0, count)
     for steps in (1, 5):

@@ -30,7 +30,8 @@ from .suite import Unavailable
 INSTALL = "`make bench` installs it"
 # What easyfsl imports when it is imported, and none of what is measured here calls.
 UNUSED = (
-    "torchvision", "torchvision.datasets", "torchvision.models", "torchvision.models.resnet", "torchvision.transforms", "pandas",
+    "torchvision", "torchvision.datasets", "torchvision.models", "torchvision.models.resnet", "torchvision.transforms",
+    "pandas",
 )  # fmt: skip
 WIDTH = 64
 # How an ordinary network's weights and activations may lie; which is quicker depends on the processor.

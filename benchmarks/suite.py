@@ -7,8 +7,9 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks of a benchmark."""
+    """What the command line asks of a benchmark; `images` is the folder for its plots."""
 
+    images: Path
     quick: bool = False
     accuracy: bool = False
 
@@ -81,8 +83,8 @@ class Result:
         self.same.append(fact)
 
     def race(
-        self, part: str, ways: Mapping[str, Way], options: Options, *, per: float = 1, counts: Mapping[str, float] | None = None,
-        settings: Mapping[str, str] | None = None, rounds: int = 7,
+        self, part: str, ways: Mapping[str, Way], options: Options, *, per: float = 1,
+        counts: Mapping[str, float] | None = None, settings: Mapping[str, str] | None = None, rounds: int = 7,
     ) -> None:  # fmt: skip
         """Time the ways in interleaved rounds, after a call of each that does not count, and add their rows: `per` a second.
 
@@ -91,7 +93,9 @@ class Result:
         times = measure.race(measure.Scope(torch.device("cpu")), ways, options.pick(rounds, 1))
         scale = {name: 1e-6 * per / (counts or {}).get(name, 1) for name in ways}
         self.add(
-            part, {name: [row[key] * scale[name] for key in ("us", "low", "high")] for name, row in times.items()}, settings or {}
+            part,
+            {name: [row[key] * scale[name] for key in ("us", "low", "high")] for name, row in times.items()},
+            settings or {},
         )
 
     def add(self, part: str, values: Mapping[str, list[float]], settings: Mapping[str, str]) -> None:
@@ -173,6 +177,3 @@ def lines(name: str, result: Result) -> str:
     text += [f"  note: {note}" for note in result.notes]
     text += [f"  left out: {way}: {reason}" for way, reason in result.left_out.items()]
     return "\n".join(text)
-
-
-Run = Callable[[Options], Result]

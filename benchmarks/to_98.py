@@ -128,7 +128,7 @@ def main() -> None:
 def run(options: Options) -> Result:
     target = options.pick(0.98, 0.4)
     result = Result(
-        f"from nothing to {target:.0%} validation accuracy, 5-way 1-shot Omniglot, Vinyals' split: protonet, Conv4, tasks of 60 ways",
+        f"from nothing to {target:.0%} in validation, 5-way 1-shot Omniglot, Vinyals' split: protonet, Conv4, tasks of 60 ways",
         "s",
     )
     splits = rivals.omniglot(rotations=True).splits
