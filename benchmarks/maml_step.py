@@ -129,7 +129,7 @@ def run(options: Options) -> Result:
             losses[HIGHER] = higher_loss(rivals.higher(), steps), False
         except Unavailable as error:
             result.leave_out(HIGHER, error)
-        ways, settings = {OURS: own}, {OURS: "the default, a task at a time on a CPU"}
+        ways, settings = {OURS: own}, {OURS: "the default"}
         for name, (loss, written_out) in losses.items():
             network = plain_network(model, written_out=written_out)
             ordered = {order: rivals.ordered(network, order) for order in rivals.ORDERS}

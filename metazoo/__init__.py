@@ -14,14 +14,16 @@ from .episodes import (
     Dataset,
     Episode,
     EpisodeSampler,
-    Examples,
     TaskSource,
     TaskSpec,
     ways_of,
 )
 from .errors import CheckpointError, DataError, MetazooError, OptionError, PluginError, UnknownNameError
+from .examples import Examples, Stream
 from .hookspecs import hookimpl
+from .normalization import BatchStatistics, use_batch_statistics
 from .options import Config, Range
+from .taskwise import for_each_task, mean_over_tasks, recomputed
 from .version import VERSION
 from .zoo import load
 
@@ -31,6 +33,7 @@ __all__ = [
     "Algorithm",
     "Backbone",
     "Batch",
+    "BatchStatistics",
     "CheckpointError",
     "ClassDataset",
     "Config",
@@ -46,16 +49,21 @@ __all__ = [
     "PluginError",
     "Range",
     "Recipe",
+    "Stream",
     "TaskSource",
     "TaskSpec",
     "UnknownNameError",
     "class_means",
+    "for_each_task",
     "hookimpl",
     "images",
     "load",
+    "mean_over_tasks",
     "ops",
     "random_words",
+    "recomputed",
     "task_loss",
     "uniform",
+    "use_batch_statistics",
     "ways_of",
 ]

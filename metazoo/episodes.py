@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from . import options
 from .drawing import distinct, random_rows, random_words
 from .errors import DataError, did_you_mean
+from .examples import Examples, Stream
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Episode:
     def __len__(self) -> int:
         return len(self.support_x)
 
+    def __getitem__(self, tasks: slice) -> Episode:
+        """Return some of the tasks."""
+        return Episode(self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks])
+
     def to(self, device: torch.device | str) -> Episode:
         """Return the same tasks on a device."""
         return Episode(*(t.to(device, non_blocking=True) for t in (self.support_x, self.support_y, self.query_x, self.query_y)))
@@ -75,46 +81,6 @@ class TaskSource(Protocol):
 def ways_of(support_y: Tensor) -> int:
     """Return the number of classes in a batch of tasks, from its support labels (B, S)."""
     return int(support_y.max()) + 1
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples grouped by class, held as one tensor.
-
-    `x` has shape (M, *), the examples of class 0 first, then those of class 1, ...; `counts` says how many each class
-    has, `names` what it is called. uint8 examples are images and are drawn as float32 in [0, 1]; others are drawn as they are.
-    """
-
-    x: Tensor
-    counts: tuple[int, ...]
-    names: tuple[str, ...]
-    title: str = "the data"
-
-    def __post_init__(self) -> None:
-        if not (len(self.counts) == len(self.names) and sum(self.counts) == len(self.x)):
-            raise DataError(
-                f"{self.title}: {len(self.x)} examples, {len(self.counts)} counts of sum {sum(self.counts)} and "
-                f"{len(self.names)} names do not belong together"
-            )
-
-    def to(self, device: torch.device | str) -> Examples:
-        """Return the same examples on a device."""
-        return replace(self, x=self.x.to(device))
-
-    def over(self, x: Tensor) -> Examples:
-        """Return the same classes with other values (features, say) for the same examples."""
-        return replace(self, x=x)
-
-    def take(self, rows: Tensor) -> Tensor:
-        """Return the examples in these rows, shape (*rows.shape, *), ready for a network."""
-        rows = rows.to(self.x.device)
-        # index_select copies whole examples; the brackets would go through them element by element, ten times slower.
-        x = self.x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        return x.float().div_(255) if x.dtype == torch.uint8 else x
-
-    def merge(self, other: Examples, title: str) -> Examples:
-        """Return these classes followed by the other's."""
-        return Examples(torch.cat([self.x, other.x]), self.counts + other.counts, self.names + other.names, title)
 
 
 BLOCK = 64  # tasks that are chosen together, whichever of them is asked for: one alone costs a third of them all
@@ -249,7 +215,8 @@ class Dataset:
 class ClassDataset(Dataset):
     """A data set of examples grouped by class, its splits disjoint sets of classes.
 
-    A subclass implements `load`, which returns the examples of each split.
+    A subclass implements `load`, which returns the examples of each split. One whose data may be larger than memory
+    implements `streams`, too, and one that draws its tasks in its own way, `sampler`.
     """
 
     _splits: dict[str, Examples] | None = None
@@ -260,6 +227,16 @@ class ClassDataset(Dataset):
         `metazoo train` needs "train", "val" and "test"; data that are only evaluated on may lack any of them.
         """
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def streams(self) -> Iterator[dict[str, Stream]]:
+        """Give the examples of each split as streams, which can be read while it lasts."""
+        yield {name: examples.stream() for name, examples in self.splits.items()}
+
+    @property
+    def sampler(self) -> type[EpisodeSampler]:
+        """What draws the tasks."""
+        return EpisodeSampler
 
     @property
     def splits(self) -> dict[str, Examples]:
@@ -287,4 +264,4 @@ class ClassDataset(Dataset):
         self._splits = {name: examples.to(device) for name, examples in self.splits.items()}
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> EpisodeSampler:
-        return EpisodeSampler(self.split(split), ways, shots, queries, seed)
+        return self.sampler(self.split(split), ways, shots, queries, seed)

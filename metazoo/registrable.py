@@ -13,7 +13,7 @@ from .episodes import Dataset
 from .errors import OptionError, PluginError
 
 # The command line's own words (a test holds them to it): its commands, and the options of `train` beside the algorithm's.
-COMMANDS = {"list", "train", "eval", "predict", "export", "push", "plugins", "info"}
+COMMANDS = {"list", "train", "eval", "predict", "export", "push", "data", "plugins", "info"}
 FLAGS = {"dataset", "help", "json", "out", "progress", "resume"}
 PREFIXES = ("data_", "backbone_")
 

@@ -25,9 +25,9 @@ MODULES = {
 
 # From the lowest up: a module imports what stands on earlier lines, or on its own line, never what stands below.
 ORDER = [
-    ["version", "errors", "files", "download"],
+    ["version", "errors", "files", "download", "taskwise", "normalization"],
     ["kernels.**"],
-    ["options", "hookspecs", "drawing"],
+    ["options", "hookspecs", "drawing", "examples"],
     ["episodes", "ops", "images"],
     ["backbones", "augment"],
     ["algorithm", "datasets.**"],

@@ -218,7 +218,7 @@ def test_links_in_a_directory_are_followed_but_not_round_in_circles(tmp_path):
 
 
 def test_too_many_files_in_a_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(archives, "MAX_FILES", 2)
     for i in range(3):
         (tmp_path / f"{i}").touch()
     refused(tmp_path, "more than 2 files")

@@ -111,6 +111,18 @@ def test_says_that_there_is_no_gpu(module: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_packed_data_are_compared_with_memory(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = run("benchmarks.packed", "--out", tmp_path / "data", "--images", 2000, "--tasks", 20, "--json", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(out.read_text())
+    assert record["megabytes"] == 2000 * 784 / 1e6
+    assert record["ratio"] > 0.01
+    assert str(tmp_path) not in out.read_text()
+
+
 SUITE = ("drawing", "evaluation", "protonet_step", "maml_step", "to_98", "heads", "memory", "growth")
 RIVALS = [name for name in ("easyfsl", "higher") if importlib.util.find_spec(name) is None]
 needs_rivals = pytest.mark.skipif(bool(RIVALS), reason=f"{', '.join(RIVALS)} not installed (`make bench` does)")
@@ -155,7 +167,6 @@ def test_a_benchmark_of_the_suite_writes_a_whole_record(name: str, tmp_path: Pat
 
 @pytest.mark.slow
 def test_what_cannot_be_measured_here_is_left_out_with_the_reason(tmp_path: Path) -> None:
-    # -S would hide more; a finder that knows neither library hides these two alone.
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util\nfind = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name in ('easyfsl', 'higher') else find(name, *rest)\n"

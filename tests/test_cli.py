@@ -101,7 +101,7 @@ def test_list_shows_all_that_is_built_in(capsys: Capture) -> None:
     names = {kind: {item["name"] for item in items} for kind, items in found.items()}
     assert {"maml", "protonet", "matching", "baseline"} <= names["algorithms"]
     assert {"conv4", "resnet12", "mlp"} <= names["backbones"]
-    assert {"glyphs", "omniglot", "mnist", "folder", "sinusoid"} <= names["datasets"]
+    assert {"glyphs", "omniglot", "mnist", "folder", "packed", "sinusoid"} <= names["datasets"]
     assert all(item["summary"] and item["from"] for kind in found for item in found[kind])
     own = [item for kind in found for item in found[kind] if item["from"] == f"metazoo {metazoo.__version__}"]
     assert len(own) >= 12

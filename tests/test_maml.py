@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -133,6 +135,41 @@ def test_meta_gradient_equals_the_naive_one(tasks: str, first_order: bool, inner
     compare(line_model(**options), sinusoids())
 
 
+@pytest.mark.parametrize("tasks", ["loop", "vmap"])
+def test_steps_that_are_computed_again_give_the_naive_gradient(tasks: str) -> None:
+    options = {"tasks": tasks, "inner_steps": 3, "checkpoint_inner": True}
+    compare(image_model(**options), images())
+    compare(line_model(**options), sinusoids())
+    compare(image_model(**options, multi_step_loss=10), images(), step_weights=[1 / 3] * 3)
+    gradients = []
+    for again in (False, True):
+        model = image_model(**{**options, "checkpoint_inner": again}, learned_rates="per-step", per_step_norm=True)
+        model.loss(images()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_that_are_computed_again_are_not_kept() -> None:
+    class Saved:
+        def __init__(self, value: Tensor):
+            self.value = value
+
+    def kept(**options: object) -> int:
+        alive: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+        def pack(value: Tensor) -> Saved:
+            saved = Saved(value)
+            alive.add(saved)
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
+            loss = image_model(inner_steps=5, **options)._loss(images(tasks=1))
+        assert loss.requires_grad
+        return sum(saved.value.numel() for saved in alive)
+
+    assert kept(checkpoint_inner=True) < kept() / 2
+
+
 @pytest.mark.parametrize("learned_rates", ["per-parameter", "per-step"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_learned_rates_get_the_naive_gradient(learned_rates: str, first_order: bool) -> None:
@@ -184,7 +221,8 @@ def test_a_model_can_be_copied_after_training_and_answers_the_same_twice() -> No
 
 
 def _after(model: MAML, task: tuple[Tensor, Tensor, Tensor], steps: int) -> Tensor:
-    return model._solve(*task, steps, [steps]).detach()
+    model.config = dataclasses.replace(model.config, eval_inner_steps=steps)
+    return model.eval()(*task).detach()
 
 
 def test_a_beginning_of_first_order() -> None:

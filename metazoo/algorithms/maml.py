@@ -8,8 +8,10 @@ metazoo's default).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -57,7 +59,14 @@ class MAML(metazoo.Algorithm):
         per_step_norm: Annotated[
             bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
         ] = False
-        tasks: Annotated[Literal["auto", "loop", "vmap"], "how the tasks of a batch are run"] = "auto"
+        tasks: Annotated[
+            Literal["auto", "loop", "vmap"],
+            "how the tasks of a batch are run: one by one, on a CPU in threads; or all together",
+        ] = "auto"
+        checkpoint_inner: Annotated[
+            bool,
+            "keep only the weights of inner steps, and compute the steps again for second derivatives: less memory, more time",
+        ] = False
 
     regresses = True
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
@@ -69,7 +78,7 @@ class MAML(metazoo.Algorithm):
                 "per_step_norm gives the backbone something to change in every inner step, but adapt=head never runs it again",
                 "leave out one of them",
             )
-        self.norms = _use_batch_statistics(backbone)
+        self.norms = metazoo.use_batch_statistics(backbone)
         steps = self.config.inner_steps if self.config.per_step_norm else 0
         # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
         self.norm_offsets = nn.ParameterList(nn.Parameter(torch.zeros(steps, 2, n.features)) for n in self.norms if steps)
@@ -110,18 +119,41 @@ class MAML(metazoo.Algorithm):
         steps = self.config.inner_steps
         if not self.training and self.config.eval_inner_steps is not None:
             steps = self.config.eval_inner_steps
-        return self._solve(support_x, support_y, query_x, steps, [steps])[:, -1]
+
+        def solve(own: MAML, tasks: slice) -> Tensor:
+            return own._solve(support_x[tasks], support_y[tasks], query_x[tasks], steps, [steps])[:, -1]
+
+        if self._together(support_x):
+            return solve(self, slice(None))
+        if torch.is_grad_enabled():
+            return torch.cat([solve(self, slice(i, i + 1)) for i in range(len(support_x))])
+        return metazoo.for_each_task(self, lambda own, i: solve(own, slice(i, i + 1))[0], len(support_x))
 
     def loss(self, task: metazoo.Episode | metazoo.Batch) -> Tensor:
         assert isinstance(task, metazoo.Episode)
+        if self._together(task.support_x):
+            loss = self._loss(task)
+        else:
+            loss = metazoo.mean_over_tasks(self, lambda own, i: own._loss(task[i : i + 1]), len(task))
+        if self.training:
+            self.outer_steps += 1
+        return loss
+
+    def _loss(self, task: metazoo.Episode) -> Tensor:
         steps = self.config.inner_steps
         weights = self._step_weights(steps)
         judged = [step for step in range(1, steps + 1) if weights[step - 1] > 0]
         predictions = self._solve(task.support_x, task.support_y, task.query_x, steps, judged)  # (B, judged, Q, out)
-        if self.training:
-            self.outer_steps += 1
         losses = [metazoo.task_loss(predictions[:, i], task.query_y) for i in range(len(judged))]
         return torch.stack([weights[step - 1] * loss for step, loss in zip(judged, losses)]).sum()
+
+    def _together(self, support_x: Tensor) -> bool:
+        """Return whether tasks run under vmap."""
+        if self.config.tasks == "auto":
+            # Under vmap per-task convolution weights become grouped convolutions: slow on a CPU (docs/performance.md).
+            convolves = any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
+            return support_x.device.type != "cpu" or not convolves
+        return self.config.tasks == "vmap"
 
     def _step_weights(self, steps: int) -> list[float]:
         """Return the weight of the query loss after each inner step (MAML++, section 4, "Multi-Step Loss Optimization")."""
@@ -137,15 +169,10 @@ class MAML(metazoo.Algorithm):
                 f"this model's head has {self.spec.outputs} outputs, but the task has {outputs} classes",
                 f"train one with --ways {outputs} or more, or use protonet, which takes any number of classes",
             )
-        how = self.config.tasks
-        if how == "auto":
-            # Under vmap per-task convolution weights become grouped convolutions; for one inner step, the default, a CPU runs
-            # the loop as fast, and with the fused BatchNorm (docs/performance.md).
-            convolves = any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
-            how = "loop" if convolves and support_x.device.type == "cpu" else "vmap"
+        together = self._together(support_x)
         for norm in self.norms:
-            norm.fused = how == "loop"
-        each = _all_at_once if how == "vmap" else _one_by_one
+            norm.fused = not together
+        each = _all_at_once if together else _alone
         if self.config.adapt == "head":
             support_x, query_x = each(lambda fast, sx, qx: self._embed(sx, qx), (), support_x, query_x)
 
@@ -162,22 +189,29 @@ class MAML(metazoo.Algorithm):
         flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
         early = self.training and self.config.first_order_steps > 0 and int(self.outer_steps) < self.config.first_order_steps
         first_order = self.config.first_order or early
+        slope = grad(inner_loss) if together else _gradient(inner_loss, create_graph=not first_order)
+        in_place = not torch.is_grad_enabled()
+
+        def advance(flat: Tensor, step: int) -> Tensor:
+            with self._norms_of(step):
+                if first_order:
+                    fast, x = self._pieces(flat.detach()), support_x.detach()
+                    gradient = tuple(g.detach() for g in each(slope, fast, x, support_y))
+                else:
+                    gradient = each(slope, self._pieces(flat), support_x, support_y)
+                take = ops.sgd_update_ if in_place and step > 0 else ops.sgd_update
+                return take(flat.expand(len(support_x), -1), gradient, self._rate(step))  # (B, P)
+
         predictions: list[Tensor] = []
         for step in range(steps + 1):
             if step in judged:
-                self._enter(step - 1)
-                predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
-            if step < steps:
-                self._enter(step)
-                if first_order:
-                    fast, x = self._pieces(flat.detach()), support_x.detach()
-                    gradient = tuple(g.detach() for g in each(grad(inner_loss), fast, x, support_y))
-                else:
-                    gradient = each(grad(inner_loss), self._pieces(flat), support_x, support_y)
-                take = ops.sgd_update if torch.is_grad_enabled() or step == 0 else ops.sgd_update_
-                flat = take(flat.expand(len(support_x), -1), gradient, self._rate(step))  # (B, P)
-        for norm in self.norms:
-            norm.offset = None  # it is part of a graph, which a copy of the model must not carry along
+                with self._norms_of(step - 1):
+                    predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
+            # What the last step keeps would be the first to be computed again.
+            if self.config.checkpoint_inner and step < steps - 1 and not (first_order or in_place):
+                flat = metazoo.recomputed(self, partial(advance, step=step), flat)
+            elif step < steps:
+                flat = advance(flat, step)
         return torch.stack(predictions, 1)
 
     def _rate(self, step: int) -> Tensor:
@@ -187,10 +221,16 @@ class MAML(metazoo.Algorithm):
         # Steps beyond those of training go on with the last step's rates.
         return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=int(self.sizes.sum()))
 
-    def _enter(self, step: int) -> None:
-        """Give every norm its offsets of an inner step; steps beyond those of training go on with the last one's."""
+    @contextmanager
+    def _norms_of(self, step: int) -> Iterator[None]:
+        """While it lasts, every norm has its offsets of an inner step; steps beyond those of training have the last one's."""
         for norm, offsets in zip(self.norms, self.norm_offsets):
             norm.offset = offsets[min(max(step, 0), len(offsets) - 1)]
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.offset = None  # it is part of a graph, which a copy of the model must not carry along
 
     def _start(self) -> dict[str, Tensor]:
         """Return the parameters that inner steps change, as they are before the first."""
@@ -241,51 +281,22 @@ def _all_at_once(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor
     return vmap(function, (None if shared else 0, *[0] * len(data)), randomness="different")(fast, *data)
 
 
-def _one_by_one(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
-    """Return the same as `_all_at_once`, one task after another."""
-    rows = [piece.unbind(0) * (len(data[0]) if len(piece) == 1 else 1) for piece in fast]
-    tasks = [tuple(row[i] for row in rows) for i in range(len(data[0]))]
-    results = [function(task, *pieces) for task, *pieces in zip(tasks, *data)]
-    return tuple(torch.stack(parts) for parts in zip(*results))
+def _alone(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
+    """Return the same as `_all_at_once`, of the only task."""
+    return tuple(part.unsqueeze(0) for part in function(tuple(p.squeeze(0) for p in fast), *(d.squeeze(0) for d in data)))
 
 
-class BatchStatistics(nn.Module):
-    """BatchNorm that keeps no running statistics.
+def _gradient(function: Callable[..., Tensor], create_graph: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """Return what torch.func.grad returns, without the layer that it puts around every operation."""
 
-    It normalises by the statistics of the batch or, where `support` is a number, by those of the first `support` examples.
-    """
+    def gradient(fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
+        recorded = torch.is_grad_enabled() and create_graph
+        with torch.enable_grad():
+            if not (recorded and fast[0].requires_grad):
+                fast = tuple(p.detach().requires_grad_() for p in fast)
+            return torch.autograd.grad(function(fast, *data), fast, create_graph=recorded, materialize_grads=True)
 
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
-        super().__init__()
-        self.weight, self.bias, self.eps, self.features = norm.weight, norm.bias, norm.eps, norm.num_features
-        self.offset: Tensor | None = None  # (2, features): added to weight and bias
-        self.support: int | None = None
-        self.fused = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor | None = self.weight
-        bias: Tensor | None = self.bias
-        if self.offset is not None and weight is not None and bias is not None:
-            weight, bias = weight + self.offset[0], bias + self.offset[1]
-        # Under vmap the second derivatives of F.batch_norm are wrong (torch 2.13): with it tests/test_maml.py fails by a fifth.
-        if self.support is None and self.fused:
-            return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
-        axes = [0, *range(2, x.dim())]
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        variance, mean = torch.var_mean(x[: self.support], axes, correction=0, keepdim=True)
-        x = (x - mean) * (variance + self.eps).rsqrt()
-        return x if weight is None or bias is None else x * weight.view(shape) + bias.view(shape)
-
-
-def _use_batch_statistics(network: nn.Module) -> list[BatchStatistics]:
-    """Replace every BatchNorm of a network and return the replacements."""
-    replaced = []
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                replaced.append(BatchStatistics(child))
-                setattr(parent, name, replaced[-1])
-    return replaced
+    return gradient
 
 
 @metazoo.hookimpl

@@ -19,6 +19,7 @@ BUILT_IN = {
     "predict": "metazoo.cli.prediction:predict",
     "export": "metazoo.cli.exporting:export",
     "push": "metazoo.cli.pushing:push",
+    "data": "metazoo.cli.packing:data",
     "plugins": "metazoo.cli.listing:plugins",
     "info": "metazoo.cli.listing:info",
 }

@@ -5,10 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from metazoo.train import Watcher
 
@@ -35,6 +44,18 @@ def shown(how: str, title: str, chance: float | None) -> Iterator[Watcher]:
         )
         with Progress(*columns, console=console) as progress:
             yield Bar(progress, console, title, chance)
+
+
+@contextlib.contextmanager
+def counted(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal while it lasts, and nothing elsewhere; give what is told how much of how much is done."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as progress:
+        bar = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
 class Lines(Watcher):

@@ -14,7 +14,8 @@ from metazoo.errors import DataError
 
 Parts = tuple[str, ...]
 
-MAX_MEMBERS = 500_000
+MAX_FILES = 20_000_000  # below a directory: more are hardly the folder that was meant
+MAX_MEMBERS = 500_000  # of an archive
 MAX_TOTAL = 8 * 2**30  # bytes in all members together
 MAX_MEMBER = 256 * 2**20  # bytes in one member or file
 
@@ -46,6 +47,10 @@ class Tree:
 
     def read(self, parts: Parts) -> bytes:
         """Return the contents of a file, or raise DataError, naming it, where it is damaged or too large."""
+        raise NotImplementedError
+
+    def stamp(self, parts: Parts) -> str:
+        """Return a text that changes when a file does, without reading it: size and time, or checksum in an archive."""
         raise NotImplementedError
 
 
@@ -103,8 +108,8 @@ class _Directory(Tree):
                     raise DataError(f"{entry.path} is a link to nothing", "remove it, or mend what it points to")
                 if entry.is_file():
                     self.sizes[inner] = entry.stat().st_size
-                    if len(self.sizes) > MAX_MEMBERS:
-                        raise DataError(f"{path} lies in a tree of more than {MAX_MEMBERS} files", "is it the folder you mean?")
+                    if len(self.sizes) > MAX_FILES:
+                        raise DataError(f"{path} lies in a tree of more than {MAX_FILES} files", "is it the folder you mean?")
                 elif entry.is_dir():
                     real = os.path.realpath(entry.path)
                     if real in above:
@@ -122,6 +127,14 @@ class _Directory(Tree):
         if len(data) > MAX_MEMBER:
             raise DataError(f"{name} has more than {MAX_MEMBER} bytes", "is it part of the data set?")
         return data
+
+    def stamp(self, parts: Parts) -> str:
+        name = self.name(parts)
+        try:
+            found = os.stat(name)
+        except OSError as error:
+            raise DataError(f"cannot read {name}: {error.strerror}", "it was there a moment ago; start again") from error
+        return f"{found.st_size} {found.st_mtime_ns}"
 
 
 class _Zip(Tree):
@@ -183,3 +196,7 @@ class _Zip(Tree):
             limit = MAX_MEMBER if len(data) > MAX_MEMBER else MAX_TOTAL
             raise DataError(f"{self.name(parts)} exceeds the limit of {limit} bytes", _BOMB_HINT)
         return data
+
+    def stamp(self, parts: Parts) -> str:
+        info = self._members[parts]
+        return f"{info.file_size} {info.CRC}"

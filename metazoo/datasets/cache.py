@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from metazoo.episodes import Examples
+from metazoo.examples import Examples
 from metazoo.files import cache_directory, write_atomically
 
 # To be raised whenever the same key would give other examples than before: what `images.decode` gives has changed, say.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from metazoo import options
 from metazoo.datasets.archives import Parts, Tree, open_tree
-from metazoo.episodes import ClassDataset, Dataset, Examples
+from metazoo.episodes import ClassDataset, Dataset
 from metazoo.errors import DataError
+from metazoo.examples import Examples, Stream
 from metazoo.hookspecs import hookimpl
 from metazoo.images import SUFFIXES, decode, is_image
 
@@ -62,11 +65,16 @@ class Folder(ClassDataset):
         }
 
     def load(self) -> dict[str, Examples]:
+        with self.streams() as streams:
+            return {name: stream.examples() for name, stream in streams.items()}
+
+    @contextlib.contextmanager
+    def streams(self) -> Iterator[dict[str, Stream]]:
         if not self.config.root:
             raise DataError("the data set 'folder' needs to know which folder", "give it with --data-root")
         with open_tree(Path(self.config.root).expanduser()) as tree:
             splits = self._divide(_classes_by_split(tree))
-            return {name: self._examples(tree, name, splits[name]) for name in ("train", "val", "test") if name in splits}
+            yield {name: self._stream(tree, name, splits[name]) for name in ("train", "val", "test") if name in splits}
 
     def _divide(self, found: dict[str, Classes]) -> dict[str, Classes]:
         """Return the classes of each split: as they were found, or chosen where the tree leaves that to us."""
@@ -83,10 +91,20 @@ class Folder(ClassDataset):
         chosen = {"train": train, "val": val, "test": test}
         return {**found, **{split: {name: pool[name] for name in names} for split, names in chosen.items() if names}}
 
-    def _examples(self, tree: Tree, split: str, classes: Classes) -> Examples:
+    def _stream(self, tree: Tree, split: str, classes: Classes) -> Stream:
         files = [file for class_files in classes.values() for file in class_files]
-        x = torch.stack([decode(tree.read(file), **self.input_format, name=tree.name(file)) for file in files])
-        return Examples(x, tuple(map(len, classes.values())), tuple(classes), f"{tree.path} ({split})")
+
+        def read(first: int, last: int) -> Tensor:
+            decoded = (decode(tree.read(file), **self.input_format, name=tree.name(file)) for file in files[first:last])
+            return torch.stack(list(decoded))
+
+        def digest() -> str:
+            sha = hashlib.sha256()
+            for file in files:
+                sha.update(f"{'/'.join(file)}\0{tree.stamp(file)}\0".encode("utf-8", "surrogateescape"))
+            return sha.hexdigest()
+
+        return Stream(read, tuple(map(len, classes.values())), tuple(classes), f"{tree.path} ({split})", digest)
 
 
 def choose(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[list[str]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metazoo import options
 from metazoo.drawing import random_words, uniform
-from metazoo.episodes import ClassDataset, Dataset, Examples
+from metazoo.episodes import ClassDataset, Dataset
+from metazoo.examples import Examples
 from metazoo.hookspecs import hookimpl
 from metazoo.options import Range
 

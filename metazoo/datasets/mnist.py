@@ -16,8 +16,9 @@ from PIL import Image
 
 from metazoo import options
 from metazoo.datasets.download import find_or_fetch
-from metazoo.episodes import ClassDataset, Dataset, Examples
+from metazoo.episodes import ClassDataset, Dataset
 from metazoo.errors import DataError
+from metazoo.examples import Examples
 from metazoo.hookspecs import hookimpl
 from metazoo.images import decode
 

@@ -18,8 +18,9 @@ from metazoo.datasets.archives import Parts, Tree, digest, open_tree
 from metazoo.datasets.cache import remember
 from metazoo.datasets.download import find_or_fetch
 from metazoo.drawing import distinct, random_rows
-from metazoo.episodes import ClassDataset, Dataset, Episode, EpisodeSampler, Examples, TaskSource
+from metazoo.episodes import ClassDataset, Dataset, Episode, EpisodeSampler, TaskSource
 from metazoo.errors import DataError
+from metazoo.examples import Examples
 from metazoo.hookspecs import hookimpl
 from metazoo.images import decode
 
@@ -119,9 +120,9 @@ class Omniglot(ClassDataset):
             for name in ("train", "val", "test")
         }
 
-    def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> EpisodeSampler:
-        sampler = _WithinAlphabet if self.config.within_alphabet else EpisodeSampler
-        return sampler(self.split(split), ways, shots, queries, seed)
+    @property
+    def sampler(self) -> type[EpisodeSampler]:
+        return _WithinAlphabet if self.config.within_alphabet else EpisodeSampler
 
     def protocols(self) -> Mapping[str, Callable[[], tuple[TaskSource, int]]]:
         """Return the one-shot challenge: 20 runs of 20-way 1-shot within an alphabet, 20 queries each (Lake et al. 2015)."""
@@ -177,8 +178,7 @@ class _FixedTasks:
             raise DataError(
                 f"the protocol has {len(self.tasks)} tasks; there is no task {first + count - 1}", "ask for fewer episodes"
             )
-        t, part = self.tasks, slice(first, first + count)
-        return Episode(t.support_x[part], t.support_y[part], t.query_x[part], t.query_y[part])
+        return self.tasks[first : first + count]
 
 
 def _alphabet_and_number(character: str) -> tuple[str, int]:
