@@ -146,8 +146,8 @@ def benchmark(name: str) -> str:
     lines = [f"| | | {record['unit']} | low to high | of ours | |", "|---|---|---|---|---|---|"]
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}x"
-        spread = f"{row['low']:,.4g} to {row['high']:,.4g}"
-        lines.append(f"| {row['part']} | {row['way']} | {row['median']:,.4g} | {spread} | {ratio} | {row['settings']} |")
+        median, low, high = (f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}" for key in ("median", "low", "high"))
+        lines.append(f"| {row['part']} | {row['way']} | {median} | {low} to {high} | {ratio} | {row['settings']} |")
     if parts == 1:
         lines = ["|" + line.split("|", 2)[2] for line in lines]
     if all(row["ratio"] is None and not row["settings"] for row in rows):
@@ -159,7 +159,9 @@ def benchmark(name: str) -> str:
     where = f"{record['processor']}, {record['machine']}, {record['threads']} threads"
     blocks = [f"{record['work'][0].upper()}{record['work'][1:]}.", "\n".join(lines), "\n".join(f"- {fact}." for fact in facts)]
     blocks += [f"![{name}](images/{picture})" for picture in record["plots"]]
-    return "\n\n".join([*blocks, f"`{record['command']}`, {record['date']}, commit {record['commit'][:10]}; {where}."])
+    return "\n\n".join(
+        [*blocks, f"`{record['command']}`, {record['date']}, commit {(record['commit'] or 'not known')[:10]}; {where}."]
+    )
 
 
 def commands() -> str:
