@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A bar where a person watches, lines where a log does.
 PROGRESS := $(shell test -t 2 && echo bar || echo lines)
 
-.PHONY: demo test quick lint wheel clean bench-kernels gpu-test
+.PHONY: demo test quick lint wheel clean bench bench-kernels gpu-test
 
 demo: .venv/ready
 	@rm -rf runs/demo
@@ -25,6 +25,15 @@ lint: .venv/ready
 wheel: .venv/ready
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+# ARGS names benchmarks and adds options: make bench ARGS="drawing heads"
+bench: .venv/bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# The group `bench` of pyproject.toml. Without --no-deps easyfsl brings torchvision, and that a torch for CUDA in place of this one.
+.venv/bench: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps easyfsl higher tqdm
+	@touch $@
 
 # ARGS adds options: make bench-kernels ARGS="--device cpu --quick"
 bench-kernels: .venv/ready

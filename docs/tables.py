@@ -1,4 +1,4 @@
-"""Writes the tables of the docs from the code and the model cards: `python docs/tables.py`; with --check it only compares."""
+"""Writes the tables of the docs from code, model cards and results: `python docs/tables.py`; with --check it only compares."""
 
 from __future__ import annotations
 
@@ -136,6 +136,34 @@ def digits() -> str:
     return "\n".join(lines)
 
 
+def benchmark(name: str) -> str:
+    """Return what a benchmark of the suite found, or which command finds it."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        return f"Not measured yet: `make bench ARGS={name}`."
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows, parts = record["rows"], len({row["part"] for row in record["rows"]})
+    lines = [f"| | | {record['unit']} | low to high | of ours | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}x"
+        median, low, high = (f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}" for key in ("median", "low", "high"))
+        lines.append(f"| {row['part']} | {row['way']} | {median} | {low} to {high} | {ratio} | {row['settings']} |")
+    if parts == 1:
+        lines = ["|" + line.split("|", 2)[2] for line in lines]
+    if all(row["ratio"] is None and not row["settings"] for row in rows):
+        lines = [line.rsplit("|", 3)[0] + "|" for line in lines]
+    facts = [f"Goal {g['goal']:.3g}x, {g['against']}: **{g['reached']:.3g}x**" for g in record["goals"]]
+    facts += [f"The same: {fact}" for fact in record["same"]]
+    facts += [f"{note[0].upper()}{note[1:]}" for note in record["notes"]]
+    facts += [f"Left out: {way}, {reason}" for way, reason in record["left_out"].items()]
+    where = f"{record['processor']}, {record['machine']}, {record['threads']} threads"
+    blocks = [f"{record['work'][0].upper()}{record['work'][1:]}.", "\n".join(lines), "\n".join(f"- {fact}." for fact in facts)]
+    blocks += [f"![{name}](images/{picture})" for picture in record["plots"]]
+    return "\n\n".join(
+        [*blocks, f"`{record['command']}`, {record['date']}, commit {(record['commit'] or 'not known')[:10]}; {where}."]
+    )
+
+
 def commands() -> str:
     """Return how each of these models was trained."""
     lines = ["| model | command | best step | time | machine | commit |", "|---|---|---|---|---|---|"]
@@ -195,7 +223,11 @@ def documents() -> dict[Path, str]:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for table in (against_papers, challenge, sinusoids, digits, commands):
         page = filled(page, table.__name__, table())
+    performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name in re.findall(r"<!-- (\w+) -->", performance):
+        performance = filled(performance, name, benchmark(name))
     return {
+        ROOT / "docs" / "performance.md": performance,
         ROOT / "README.md": filled((ROOT / "README.md").read_text(encoding="utf-8"), "results", results()),
         ROOT / "docs" / "results.md": page,
         ROOT / "docs" / "algorithms.md": reference(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"rates", "distances", "head", "evaluation", "inner_loop", "maml"}
@@ -118,3 +121,72 @@ def test_packed_data_are_compared_with_memory(tmp_path: Path) -> None:
     assert record["megabytes"] == 2000 * 784 / 1e6
     assert record["ratio"] > 0.01
     assert str(tmp_path) not in out.read_text()
+
+
+SUITE = ("drawing", "evaluation", "protonet_step", "maml_step", "to_98", "heads", "memory", "growth")
+RIVALS = [name for name in ("easyfsl", "higher") if importlib.util.find_spec(name) is None]
+needs_rivals = pytest.mark.skipif(bool(RIVALS), reason=f"{', '.join(RIVALS)} not installed (`make bench` does)")
+needs_omniglot = pytest.mark.skipif(
+    not (Path(os.environ.get("METAZOO_DATA", "")) / "omniglot").is_dir(), reason="METAZOO_DATA names no folder with omniglot"
+)
+
+
+def quick(name: str, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = run("benchmarks", name, "--quick", "--out", out, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+@needs_rivals
+@needs_omniglot
+@pytest.mark.parametrize("name", SUITE)
+def test_a_benchmark_of_the_suite_writes_a_whole_record(name: str, tmp_path: Path) -> None:
+    done = quick(name, tmp_path)
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["quick"]
+    assert record["command"].startswith(f"python -m benchmarks {name}")
+    assert record["left_out"] == {}
+    assert record["torch"] == torch.__version__
+    for field in ("date", "machine", "processor", "threads", "work", "unit"):
+        assert record[field], field
+    for row in record["rows"]:
+        assert 0 < row["low"] <= row["median"] <= row["high"], row
+        assert row["way"] in done.stdout
+    if name == "growth":
+        assert [(tmp_path / picture).exists() for picture in record["plots"]] == [True]
+    else:
+        assert record["same"]
+        assert record["goals"]
+        own = {row["part"]: row["median"] for row in record["rows"] if row["way"] == "metazoo"}
+        for row in record["rows"]:
+            if row["way"] != "metazoo":
+                assert row["ratio"] == pytest.approx(row["median"] / own[row["part"]], rel=0.01)
+    assert str(tmp_path) not in (tmp_path / f"{name}.json").read_text()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_measured_here_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util\nfind = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name in ('easyfsl', 'higher') else find(name, *rest)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = quick("maml_step", tmp_path, PYTHONPATH=path)
+    assert "left out: higher: higher is not installed; `make bench` installs it" in done.stdout
+    record = json.loads((tmp_path / "maml_step.json").read_text())
+    assert set(record["left_out"]) == {"higher"}
+    done = quick("drawing", tmp_path, METAZOO_DATA="")
+    assert "drawing is left out: $METAZOO_DATA names no folder" in done.stderr
+    assert not (tmp_path / "drawing.json").exists()
+
+
+def test_every_benchmark_of_the_suite_has_its_place_in_the_docs() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"<!-- (\w+) -->", page)) == SUITE
+
+
+def test_a_quick_run_does_not_pass_for_a_result() -> None:
+    done = run("benchmarks", "growth", "--quick")
+    assert done.returncode == 2
+    assert "the results of a quick run are no results" in done.stderr

@@ -102,22 +102,23 @@ def reason(error: Exception) -> str:
     return f"{name}: {lines[0][:200]}"
 
 
-def race(scope: Scope, ways: Mapping[str, Way]) -> dict[str, Row]:
+def race(scope: Scope, ways: Mapping[str, Way], rounds: int | None = None) -> dict[str, Row]:
     """Return each way's times of a call in microseconds. Every round runs every way, so that what else happens hits all.
 
-    Each way has been called before: a first call may build something.
+    Each way has been called before: a first call may build something. Without a number of rounds it is `scope.rounds`, or 3
+    where a call takes long.
     """
     calls: dict[str, int] = {}
-    rounds = scope.rounds
+    usual = scope.rounds
     for name, way in ways.items():
         took = sample(scope, way, 1)
         calls[name] = max(1, min(100, int(2000 / max(took, 1))))
         if took > 1e5:
-            rounds = min(rounds, 3)
+            usual = min(usual, 3)
     warm: dict[str, list[float]] = {name: [] for name in ways}
     cold: dict[str, list[float]] = {name: [] for name in ways}
     flush = torch.empty(FLUSH_BYTES // 4, device=scope.device) if scope.cuda and ways else None
-    for _ in range(rounds):
+    for _ in range(rounds or usual):
         for name, way in ways.items():
             warm[name].append(sample(scope, way, calls[name]))
             if flush is not None:
