@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 import metazoo
 from metazoo.algorithms.protonet import ProtoNet
 from metazoo.episodes import EpisodeSampler, Examples
-from metazoo.evaluate import EXAMPLES_AT_ONCE, evaluate
+from metazoo.evaluate import evaluate
 
 from . import rivals
 from .drawing import Tasks
-from .features import Given, features_of, labels_of
+from .features import IMAGES_AT_ONCE, Given, features_of, labels_of
 from .kernels.measure import Way
 from .suite import OURS, Options, Result, Unavailable, quickest
 
@@ -42,7 +42,7 @@ def run(options: Options) -> Result:
     }
     counts = {OURS: 1.0, UNCACHED: few / tasks, PLAIN: few / tasks}
     settings = {
-        UNCACHED: f"{EXAMPLES_AT_ONCE} images at once, measured on {few} tasks",
+        UNCACHED: f"measured on {few} tasks",
         PLAIN: f"ordinary Conv4, {order} (the quicker), measured on {few} tasks",
     }
     expected = evaluate(model, sampler, few)
@@ -65,7 +65,7 @@ def run(options: Options) -> Result:
         result.checked(f"{EASYFSL}: the accuracy over the first {few} tasks, to 0.1 %", close)
         ways[EASYFSL] = lambda: easyfsl_accuracy(library, classifier, features_of(network, examples), tasks)
         given[EASYFSL] = lambda: easyfsl_accuracy(library, classifier, features, tasks)
-        settings[EASYFSL] = f"every image embedded once by the ordinary Conv4, {order}, {EXAMPLES_AT_ONCE} at a time"
+        settings[EASYFSL] = f"every image embedded once by the ordinary Conv4, {order}, {IMAGES_AT_ONCE} at a time"
     result.race(IMAGES, ways, options, counts=counts, settings=settings, rounds=3)
     result.race(FEATURES, given, options, rounds=3)
     result.aim(50, PLAIN, UNCACHED, part=IMAGES)

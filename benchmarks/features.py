@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from metazoo.backbones import Backbone
 from metazoo.episodes import Examples
-from metazoo.evaluate import EXAMPLES_AT_ONCE
+
+IMAGES_AT_ONCE = 256
 
 
 class Given(Backbone):
@@ -24,7 +25,7 @@ class Given(Backbone):
 @torch.no_grad()
 def features_of(network: nn.Module, examples: Examples) -> Examples:
     """Return the same examples as features of a network."""
-    parts = torch.arange(len(examples.x)).split(EXAMPLES_AT_ONCE)
+    parts = torch.arange(len(examples.x)).split(IMAGES_AT_ONCE)
     return examples.over(torch.cat([network(examples.take(part)) for part in parts]))
 
 

@@ -16,7 +16,9 @@ from .algorithm import Algorithm, FeatureLearner
 from .episodes import Dataset, EpisodeSampler, TaskSource
 from .errors import MetazooError, UnknownNameError, did_you_mean
 
-EXAMPLES_AT_ONCE = 2000
+# Numbers in the examples that a network, or tasks over features, are given at once: more are no faster, and need more memory.
+EMBEDDED_AT_ONCE = 2**18
+DRAWN_AT_ONCE = 2**21
 
 
 class NotANumber(MetazooError):
@@ -135,7 +137,7 @@ def evaluate(
         else:
             answer = model
         one = tasks.draw(0, 1)
-        at_once = max(1, EXAMPLES_AT_ONCE // (one.support_x.shape[1] + one.query_x.shape[1]))
+        at_once = max(1, DRAWN_AT_ONCE // (one.support_x.numel() + one.query_x.numel()))
         scores: list[Tensor] = []
         for first in distributed.own(range(0, count, at_once)):
             episode = tasks.draw(first, min(at_once, count - first)).to(device)
@@ -154,7 +156,8 @@ def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: t
     rows = tasks.rows(0, count)
     used = torch.zeros(len(tasks.examples.x), dtype=torch.bool)
     used[rows.flatten()] = True
-    parts = distributed.own(used.nonzero().squeeze(1).split(EXAMPLES_AT_ONCE))
+    at_once = max(1, EMBEDDED_AT_ONCE // tasks.examples.x[0].numel())
+    parts = distributed.own(used.nonzero().squeeze(1).split(at_once))
     features = torch.cat(distributed.together([model.embed(tasks.examples.take(part).to(device)) for part in parts]))
     places = used.cumsum(0) - 1
     return _Embedded(tasks, places[rows], features)

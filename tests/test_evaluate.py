@@ -97,8 +97,9 @@ def test_scores_do_not_depend_on_batching(cache: bool, monkeypatch: pytest.Monke
     learner = model("protonet")
     whole = evaluate(learner, tasks(), 23, cache=cache)
     assert torch.equal(whole[:9], evaluate(learner, tasks(), 9, cache=cache))
-    for size in (1, 50, 101):
-        monkeypatch.setattr(evaluation, "EXAMPLES_AT_ONCE", size)
+    for size in (1, 5_000, 20_000):
+        monkeypatch.setattr(evaluation, "EMBEDDED_AT_ONCE", size)
+        monkeypatch.setattr(evaluation, "DRAWN_AT_ONCE", size)
         assert torch.equal(whole, evaluate(learner, tasks(), 23, cache=cache))
 
 

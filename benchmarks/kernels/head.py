@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metazoo
 from metazoo import ops
-from metazoo.evaluate import EXAMPLES_AT_ONCE, score
+from metazoo.evaluate import DRAWN_AT_ONCE, score
 
 from .distances import STOCK, Formula, broadcast, cdist, points, too_much
 from .measure import Case, Row, Scope, Way, compare, compiled, marked, overall
@@ -120,7 +120,7 @@ def evaluation_rows(scope: Scope, features: int, episodes: int) -> list[Row]:
     """Return the rows of cached episodes: their accuracies, and their losses."""
     with torch.no_grad():
         cached = Cached(scope, episodes, features)
-        size = EXAMPLES_AT_ONCE // (WAYS * (SHOTS + QUERIES))
+        size = DRAWN_AT_ONCE // (WAYS * (SHOTS + QUERIES) * features)
         ways: dict[str, dict[str, Way | str]] = {"accuracy": {}, "loss": {}}
         for name, formula in {**STOCK, "ours": ops.pairwise_sqdist}.items():
             ways["accuracy"][name] = lambda formula=formula: cached.accuracy(formula, size)
