@@ -59,13 +59,11 @@ class MAML(metazoo.Algorithm):
         per_step_norm: Annotated[
             bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
         ] = False
-        tasks: Annotated[
-            Literal["auto", "loop", "vmap"],
-            "how the tasks of a batch are run: one by one, on a CPU in threads; or all together",
-        ] = "auto"
+        tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (on a CPU in threads), or all together"] = (
+            "auto"
+        )
         checkpoint_inner: Annotated[
-            bool,
-            "keep only the weights of inner steps, and compute the steps again for second derivatives: less memory, more time",
+            bool, "keep only weights of inner steps, and compute the steps again for derivatives: less memory, more time"
         ] = False
 
     regresses = True
