@@ -23,7 +23,7 @@ from .suite import OURS, Options, Result, Unavailable, fresh
 
 KEPT, AGAIN = "inner steps kept", OURS  # ours computes them again
 MEMORY, TIME = "memory, MiB", "time, s"
-INNER_STEPS, QUERIES = 5, 15
+INNER_STEPS, SHOTS, QUERIES = 5, 5, 5
 
 
 def most_held() -> float:
@@ -38,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
     config = MAML.Config(inner_steps=INNER_STEPS, checkpoint_inner=how == AGAIN)
     model = MAML(Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), 5), config).train()
-    episode = Glyphs(Glyphs.Config(alphabets=6)).tasks("train", 5, 1, QUERIES, 0).draw(0, tasks)
+    episode = Glyphs(Glyphs.Config(alphabets=6)).tasks("train", 5, SHOTS, QUERIES, 0).draw(0, tasks)
     before, losses, times = most_held(), [], []
     for step in range(1 + steps):
         began = time.perf_counter()
@@ -57,8 +57,8 @@ def run(options: Options) -> Result:
         raise Unavailable("only Linux tells how much memory a process has held")
     tasks, steps, rounds = options.pick(8, 1), options.pick(2, 1), options.pick(5, 1)
     result = Result(
-        f"a second-order step of MAML, Conv4, {INNER_STEPS} inner steps, {tasks} tasks of 5 ways, 1 shot and {QUERIES} queries "
-        "a class, each round in processes of its own",
+        f"a second-order step of MAML, Conv4, {INNER_STEPS} inner steps, {tasks} tasks of 5 ways, {SHOTS} shots and {QUERIES} "
+        "queries a class, each round in processes of its own",
         "MiB, s",
     )
     memory: dict[str, list[float]] = {AGAIN: [], KEPT: []}

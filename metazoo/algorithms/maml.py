@@ -62,9 +62,7 @@ class MAML(metazoo.Algorithm):
         tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (on a CPU in threads), or all together"] = (
             "auto"
         )
-        checkpoint_inner: Annotated[
-            bool, "keep only weights of inner steps, and compute the steps again for derivatives: less memory, more time"
-        ] = False
+        checkpoint_inner: Annotated[bool, "compute inner steps again instead of keeping them: less memory, more time"] = False
 
     regresses = True
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
