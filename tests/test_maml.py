@@ -108,7 +108,11 @@ def compare(model: MAML, episode: metazoo.Episode, step_weights: list[float] | N
     if kind == "per-parameter":
         sizes = [w.numel() for w, yes in zip(weights, adapted) if yes]
         pieces = iter(leaves.split(sizes))
-        rates = [[next(pieces).view(w.shape) if yes else leaves for w, yes in zip(weights, adapted)]] * steps
+        shaped = [next(pieces) if yes else leaves for yes in adapted]
+        # Those of a convolution lie channels last.
+        shapes = [w.permute(0, 2, 3, 1).shape if w.dim() == 4 else w.shape for w in weights]
+        shaped = [r.view(shape) if yes else r for r, shape, yes in zip(shaped, shapes, adapted)]
+        rates = [[r.permute(0, 3, 1, 2) if r.dim() == 4 else r for r in shaped]] * steps
     elif kind == "per-step":
         rates = [list(leaves[step]) for step in range(steps)]
     else:

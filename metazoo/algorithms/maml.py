@@ -183,8 +183,7 @@ class MAML(metazoo.Algorithm):
 
         # One row that all tasks start from, then a row for each.
         flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
-        early = self.training and self.config.first_order_steps > 0 and int(self.outer_steps) < self.config.first_order_steps
-        first_order = self.config.first_order or early
+        first_order = self.config.first_order or (self.training and int(self.outer_steps) < self.config.first_order_steps)
         slope = grad(inner_loss) if together else _gradient(inner_loss, create_graph=not first_order)
         in_place = not torch.is_grad_enabled()
 
@@ -198,12 +197,12 @@ class MAML(metazoo.Algorithm):
                 take = ops.sgd_update_ if in_place and step > 0 else ops.sgd_update
                 return take(flat.expand(len(support_x), -1), gradient, self._rate(step))  # (B, P)
 
-        predictions: list[Tensor] = []
+        predictions = []
         for step in range(steps + 1):
             if step in judged:
                 with self._norms_of(step - 1):
                     predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
-            # What the last step keeps would be the first to be computed again.
+            # Not the last step: what it keeps would be the first to be computed again.
             if self.config.checkpoint_inner and step < steps - 1 and not (first_order or in_place):
                 flat = metazoo.recomputed(self, partial(advance, step=step), flat)
             elif step < steps:
@@ -233,7 +232,8 @@ class MAML(metazoo.Algorithm):
         modules = {"head": self.head} if self.config.adapt == "head" else {"backbone": self.backbone, "head": self.head}
         fixed = {id(p) for norm in self.norms for p in norm.parameters()} if self.config.per_step_norm else set()
         named = {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters()}
-        return {name: p for name, p in named.items() if id(p) not in fixed}
+        # Weights of convolutions lie channels last in the flat parameters, too, for that is quicker on a CPU.
+        return {n: p.permute(0, 2, 3, 1) if p.dim() == 4 else p for n, p in named.items() if id(p) not in fixed}
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """Return parameters (B, P) in their own shapes, each (B, *)."""
@@ -243,12 +243,12 @@ class MAML(metazoo.Algorithm):
 
     def _predict(self, fast: tuple[Tensor, ...], x: Tensor, support: int | None) -> Tensor:
         """Return the network's outputs (N, out) with a task's parameters put in their places."""
-        named = dict(zip(self._start(), fast))
+        named = dict(zip(self._start(), (p.permute(0, 3, 1, 2) if p.dim() == 4 else p for p in fast)))
         if self.config.adapt == "all":
             for norm in self.norms:
                 norm.support = support
-            x = functional_call(self.backbone, {n[9:]: p for n, p in named.items() if n.startswith("backbone.")}, x)
-            x = self._centered(x, support)
+            own = {name[9:]: p for name, p in named.items() if name.startswith("backbone.")}
+            x = self._centered(functional_call(self.backbone, own, x), support)
         return F.linear(x, named["head.weight"], named["head.bias"])
 
     def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
