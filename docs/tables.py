@@ -136,6 +136,21 @@ def digits() -> str:
     return "\n".join(lines)
 
 
+def caltech() -> str:
+    """Return every algorithm on the reduced Caltech-101, a row for each with each backbone that was measured."""
+    lines = ["| backbone | algorithm | 5-way 1-shot | 5-way 5-shot | |", "|---|---|---|---|---|"]
+    commands = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("caltech-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        commands.append(f"`{record['command']}`, {record['machine']}, commit {record['commit'][:10]}.")
+        for name in dict.fromkeys(row["algorithm"] for row in record["rows"]):
+            rows = {row["shots"]: row for row in record["rows"] if row["algorithm"] == name}
+            cells = [value_text(rows[shots]).removesuffix(" %") if shots in rows else "" for shots in (1, 5)]
+            mode = mode_text(next(iter(rows.values())))
+            lines.append(f"| {path.stem.partition('-')[2]} | `{name}` | {' | '.join(cells)} | {mode} |")
+    return "\n".join(lines) + "\n\n" + "\n".join(commands)
+
+
 def benchmark(name: str) -> str:
     """Return what a benchmark of the suite found, or which command finds it."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -221,7 +236,7 @@ def filled(document: str, name: str, table: str) -> str:
 def documents() -> dict[Path, str]:
     """Return what every document with tables should hold."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for table in (against_papers, challenge, sinusoids, digits, commands):
+    for table in (against_papers, challenge, sinusoids, digits, caltech, commands):
         page = filled(page, table.__name__, table())
     performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     for name in re.findall(r"<!-- (\w+) -->", performance):
