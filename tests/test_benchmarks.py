@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"rates", "distances", "head", "evaluation", "inner_loop", "maml"}
@@ -109,6 +110,27 @@ def test_says_that_there_is_no_gpu(module: str) -> None:
     assert done.stderr.startswith("error: there is no CUDA device")
     assert "\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> None:
+    for split, classes in (("train", 11), ("val", 5), ("test", 5)):
+        for c in range(classes):
+            folder = tmp_path / "images" / split / f"{split}{c}"
+            folder.mkdir(parents=True)
+            for i in range(20):
+                Image.new("RGB", (32, 32), (20 * c, 255 - 20 * c, 10 * i)).save(folder / f"{i}.png")
+    options = ["--data", tmp_path / "images", "--out", tmp_path / "out", "--images", 500, "--episodes", 4, "--only"]
+    first = run("benchmarks.caltech", *options, "baseline")
+    assert first.returncode == 0, first.stderr
+    again = run("benchmarks.caltech", *options, "baseline", "protonet")
+    assert again.returncode == 0, again.stderr
+    assert "training baseline" not in again.stderr
+    record = json.loads((tmp_path / "out" / "caltech-conv4.json").read_text())
+    rows = [(row["algorithm"], row["shots"], row["transductive"]) for row in record["rows"]]
+    assert rows == [("baseline", 1, False), ("baseline", 5, False), ("protonet", 1, False), ("protonet", 5, False)]
+    assert all(row["tasks"] == 4 and 0 <= row["mean"] <= 1 for row in record["rows"])
+    assert "--images 500" in record["command"]
 
 
 @pytest.mark.slow
