@@ -41,7 +41,7 @@ bench-kernels: .venv/ready
 
 # On a machine with a GPU, offline: PYTHON has torch for CUDA, metazoo's dependencies and pytest (benchmarks/results/README.md).
 gpu-test:
-	$(PYTHON) -m benchmarks.gpu_test $(ARGS)
+	@PYTHON="$(PYTHON)" benchmarks/gpu.sh $(ARGS)
 
 .venv/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv

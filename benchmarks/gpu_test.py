@@ -1,14 +1,14 @@
 """Proves a checkout on a machine with a GPU, offline and in one command: `make gpu-test`, or
 
-    python3 -m benchmarks.gpu_test [--minutes 9] [--parts tests,memcheck,racecheck,benchmarks] [--out FILE]
+    benchmarks/gpu.sh [--minutes 9] [--parts tests,goals,memcheck,racecheck,benchmarks] [--out FILE]
 
 Needs Python 3.10 or later with torch for CUDA, what metazoo depends on, pytest and nvcc; metazoo itself need not be
 installed. In an environment of its own under build/gpu-test it installs the checkout, builds and loads the kernels, runs the
-tests marked gpu, compute-sanitizer over benchmarks/sanitize.py, and the benchmarks in the time that is left. All goes into
-one file, benchmarks/results/gpu-DEVICE-DATE.json, written anew after every part (and while the benchmarks run), so that being
-stopped loses only what was running. Where that file is there already, of the same sources, parts that are not run again are
-kept: a machine lent for minutes can be used twice. Ends with status 1 where a part fails. `--device cpu --quick` is a
-rehearsal.
+tests marked gpu, measures the goals (benchmarks/goals), and runs compute-sanitizer over benchmarks/sanitize.py, and the
+benchmarks in the time that is left. All goes into one file, benchmarks/results/gpu-DEVICE-DATE.json, written anew after every
+part (and while the benchmarks run), so that being stopped loses only what was running. Where that file is there already, of
+the same sources, parts that are not run again are kept: a machine lent for minutes can be used twice. Ends with status 1 where
+a part fails. `--device cpu --quick` is a rehearsal.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from typing import Any
 from .kernels.report import ROOT, command, commit, sources, write
 from .needs import Failure, device_name, missing, tool
 
-PARTS = ("tests", "memcheck", "racecheck", "benchmarks")
+PARTS = ("tests", "goals", "memcheck", "racecheck", "benchmarks")
 WORK = ROOT / "build" / "gpu-test"
 # Of the time that is left when a part begins, at most so much is its own.
-SHARES = {"install": 1.0, "kernels": 0.5, "tests": 0.4, "memcheck": 0.25, "racecheck": 0.25}
+SHARES = {"install": 1.0, "kernels": 0.5, "tests": 0.4, "goals": 0.6, "memcheck": 0.25, "racecheck": 0.25}
 TAIL = 4000
 LOAD_KERNELS = """
 import json, sys, torch
@@ -200,6 +200,15 @@ class Session:
                 result.update(outcome="failed", reason="no test ran")
             self.keep("tests", result)
 
+    def goals(self) -> None:
+        """Measure the goals, and keep what was found of them where the time was over."""
+        found = WORK / "goals.json"
+        command = [self.python, "-m", "benchmarks.goals", "--device", self.options.device, "--out", str(found)]
+        result = self.part("goals", [*command, *(["--quick"] if self.options.quick else [])])
+        if found.exists():
+            result["results"] = json.loads(found.read_text(encoding="utf-8"))
+            self.keep("goals", result)
+
     def sanitizer(self, name: str) -> None:
         """Run every kernel under a tool of compute-sanitizer; without a GPU, without it."""
         command = [self.python, "-m", "benchmarks.sanitize", "--device", self.options.device]
@@ -275,7 +284,7 @@ def main() -> int:
     try:
         name = device_name(options.device)
         if "tests" in options.parts and importlib.util.find_spec("pytest") is None:
-            raise Failure("there is no pytest for the tests", "install it, or --parts memcheck,racecheck,benchmarks")
+            raise Failure("there is no pytest for the tests", "install it, or --parts goals,memcheck,racecheck,benchmarks")
         return Session(options, name)()
     except Failure as failure:
         print(f"error: {failure.message}\nhint: {failure.hint}", file=sys.stderr)

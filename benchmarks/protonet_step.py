@@ -44,25 +44,26 @@ class Fixed:
         return self.task
 
 
-def task() -> Episode:
+def task(ways: int = WAYS) -> Episode:
     """Return a task of made-up characters, as large as those of Omniglot."""
-    return Glyphs(Glyphs.Config(alphabets=8)).tasks("train", WAYS, 1, QUERIES, 0).draw(0, 1)
+    return Glyphs(Glyphs.Config(alphabets=8)).tasks("train", ways, 1, QUERIES, 0).draw(0, 1)
 
 
 def ours(model: ProtoNet, episode: Episode, precision: str) -> Way:
     """Return metazoo's own step of training."""
     recipe = metazoo.Recipe(precision=precision, meta_batch=1)  # type: ignore[arg-type]
     optimizer = make_optimizer(recipe, model)
-    source = Fixed(episode)
-    return lambda: outer_step(model, optimizer, source, recipe, 0, torch.device("cpu"))
+    source, device = Fixed(episode), episode.support_x.device
+    return lambda: outer_step(model, optimizer, source, recipe, 0, device)
 
 
 def plain_loss(network: nn.Module, task: Sequence[Tensor]) -> Tensor:
     """Return the loss of support images, labels, query images and labels as one writes it down."""
     support_x, _, query_x, query_y = task
+    ways = len(support_x)
     z = network(torch.cat([support_x, query_x]))
-    prototypes = z[:WAYS].view(WAYS, 1, -1).mean(1)
-    return F.cross_entropy(-torch.cdist(z[WAYS:], prototypes).square(), query_y)
+    prototypes = z[:ways].view(ways, 1, -1).mean(1)
+    return F.cross_entropy(-torch.cdist(z[ways:], prototypes).square(), query_y)
 
 
 def alone(episode: Episode) -> list[Tensor]:
@@ -88,9 +89,9 @@ def stepping(network: nn.Module, loss: Any) -> Way:
     return step
 
 
-def new_model() -> ProtoNet:
+def new_model(ways: int = WAYS) -> ProtoNet:
     torch.manual_seed(0)
-    return ProtoNet(Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), WAYS)).train()
+    return ProtoNet(Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), ways)).train()
 
 
 def run(options: Options) -> Result:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import options
 from .drawing import distinct, random_rows, random_words
@@ -78,9 +79,23 @@ class TaskSource(Protocol):
         ...
 
 
+# What was read from labels that lie on a GPU, and which version of them it was.
+_ways_read: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
 def ways_of(support_y: Tensor) -> int:
-    """Return the number of classes in a batch of tasks, from its support labels (B, S)."""
-    return int(support_y.max()) + 1
+    """Return the number of classes in a batch of tasks, from its support labels (B, S).
+
+    Labels on a GPU are read once, for as long as they are not changed: reading waits for all that the GPU has still to do, and
+    cannot be part of a CUDA graph.
+    """
+    if not support_y.is_cuda or support_y.is_inference():
+        return int(support_y.max()) + 1
+    version, ways = _ways_read.get(support_y, (None, 0))
+    if version != support_y._version:
+        ways = int(support_y.max()) + 1
+        _ways_read[support_y] = support_y._version, ways
+    return ways
 
 
 BLOCK = 64  # tasks that are chosen together, whichever of them is asked for: one alone costs a third of them all

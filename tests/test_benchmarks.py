@@ -57,6 +57,30 @@ def check(record: dict[str, Any]) -> None:
     assert auto["error"] < 1e-4
 
 
+def check_goals(record: dict[str, Any]) -> None:
+    """Check the goals of a quick run on the CPU."""
+    assert record["finished"]
+    assert record["quick"]
+    assert record["problems"] == []
+    assert set(record["sections"]) == {"maml", "protonet", "cached"}
+    for name, section in record["sections"].items():
+        assert section["same"], name
+        assert section["goals"], name
+        rows = {row["way"]: row for row in section["rows"]}
+        for row in rows.values():
+            assert 0 < row["low"] <= row["us"] <= row["high"], (name, row)
+        graphs = [row for row in section["captured"] if row["way"].endswith("CUDA graph")]
+        assert {row["skipped"] for row in graphs} == ({"a CPU has no CUDA graphs"} if graphs else set())
+        for goal in section["goals"]:
+            assert goal["reached"] == (goal["value"] <= goal["limit"]) or "share" in goal["goal"]
+    maml, protonet = ({row["way"]: row for row in record["sections"][name]["rows"]} for name in ("maml", "protonet"))
+    assert maml["ours"]["error"] < 0.01 < maml["functorch's example as it stands"]["error"]
+    assert protonet["ours"]["error"] < 0.1
+    shares = {goal["way"]: goal["value"] for goal in record["sections"]["protonet"]["goals"]}
+    convolutions = min(protonet[f"convolutions alone, {order}"]["us"] for order in ("contiguous", "channels_last"))
+    assert shares["ours"] == pytest.approx(convolutions / protonet["ours"]["us"], rel=0.01)
+
+
 @pytest.mark.slow
 def test_what_the_time_does_not_reach_is_recorded(tmp_path: Path) -> None:
     done = run("benchmarks.kernels", "--device", "cpu", "--quick", "--minutes", 1e-6, "--out", tmp_path / "out.json")
@@ -82,23 +106,28 @@ def test_gpu_test_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> Non
     out = tmp_path / "out.json"
     # A proxy that is none: whoever asks the network for something fails.
     options = {"root": tmp_path / "checkout", "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    first = run("benchmarks.gpu_test", "--device", "cpu", "--quick", "--parts", "benchmarks", "--out", out, **options)
+    first = run("benchmarks.gpu_test", "--device", "cpu", "--quick", "--parts", "goals,benchmarks", "--out", out, **options)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "distances: microseconds a call" in first.stdout
     assert "how many times as fast as stock PyTorch" in first.stdout
-    done = run("benchmarks.gpu_test", "--device", "cpu", "--parts", "tests,memcheck,racecheck", "--out", out, **options)
+    script = [str(tmp_path / "checkout" / "benchmarks" / "gpu.sh"), "--device", "cpu", "--out", str(out)]
+    environment = {**os.environ, "PYTHON": sys.executable, **{k: v for k, v in options.items() if k != "root"}}
+    script += ["--parts", "tests,memcheck,racecheck"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(f"written to {out}\n")
     record = json.loads(out.read_text())
     assert record["finished"]
     parts = record["parts"]
     assert {name for name, part in parts.items() if part["outcome"] == "rehearsed"} == {"memcheck", "racecheck"}
     assert {part["outcome"] for part in parts.values()} == {"passed", "rehearsed"}
     assert record["rehearsal"]
-    assert set(parts) == {"install", "kernels", "tests", "memcheck", "racecheck", "benchmarks"}
+    assert set(parts) == {"install", "kernels", "tests", "goals", "memcheck", "racecheck", "benchmarks"}
     assert parts["tests"]["passed"] > 0
     assert parts["tests"]["failed"] == []
     assert len(parts["memcheck"]["checked"]) == 3
     check(parts["benchmarks"]["results"])
+    check_goals(parts["goals"]["results"])
     assert str(tmp_path) not in out.read_text()
 
 

@@ -138,6 +138,21 @@ def test_episodes_have_the_shapes_and_types_of_the_contract() -> None:
     assert ways_of(episode.support_y) == 2
 
 
+def test_labels_on_a_gpu_are_read_once_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    largest = torch.Tensor.max
+    monkeypatch.setattr(torch.Tensor, "max", lambda labels: reads.append(labels) or largest(labels))
+    labels = torch.tensor([[0, 0, 1, 1]])
+    assert [ways_of(labels), ways_of(labels), len(reads)] == [2, 2, 2]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    assert [ways_of(labels), ways_of(labels), len(reads)] == [2, 2, 3]
+    labels[0, 3] = 4
+    assert [ways_of(labels), ways_of(labels), len(reads)] == [5, 5, 4]
+    assert [ways_of(labels[:, :2]), len(reads)] == [1, 5]
+    with torch.inference_mode():
+        assert ways_of(labels.clone()) == 5
+
+
 def test_every_class_gets_every_label_and_every_example_every_place_equally_often() -> None:
     tasks = EpisodeSampler(numbered(*[6] * 10), ways=5, shots=1, queries=2, seed=0)
     labels, places = np.zeros((10, 5)), np.zeros((60, 3))

@@ -162,6 +162,30 @@ def test_a_cuda_graph_captures_and_replays_them() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("algorithm", "options"), [("maml", {"inner_steps": 2}), ("protonet", {})])
+def test_a_cuda_graph_captures_a_gradient(algorithm: str, options: dict[str, object]) -> None:
+    blueprint, data = plan(algorithm, "glyphs", options, {"alphabets": 6}, {"width": 8}, RECIPE)
+    torch.manual_seed(0)
+    model = blueprint.model().double().to("cuda").train()
+    task = EpisodeSampler(data.split("train"), 3, 1, 3).draw(0, 2).to("cuda")
+    task = type(task)(*(t.double() if t.is_floating_point() else t for t in vars(task).values()))
+
+    def gradient() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(model.loss(task), list(model.parameters()))
+
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradient()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph, stream=side):
+        replayed = gradient()
+    task.query_x.mul_(0.5)
+    graph.replay()
+    for ours, theirs in zip(replayed, gradient()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
 def test_they_run_on_the_current_stream() -> None:
     # The other stream is busy for a while first: on any other one, the kernel would read what is not yet written.
     assert kernels.load()  # building would take longer than the sleep

@@ -183,7 +183,7 @@ class MAML(metazoo.Algorithm):
 
         # One row that all tasks start from, then a row for each.
         flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
-        first_order = self.config.first_order or (self.training and int(self.outer_steps) < self.config.first_order_steps)
+        first_order = self.config.first_order or (self.training and 0 < self.config.first_order_steps > int(self.outer_steps))
         slope = grad(inner_loss) if together else _gradient(inner_loss, create_graph=not first_order)
         in_place = not torch.is_grad_enabled()
 
@@ -195,7 +195,7 @@ class MAML(metazoo.Algorithm):
                 else:
                     gradient = each(slope, self._pieces(flat), support_x, support_y)
                 take = ops.sgd_update_ if in_place and step > 0 else ops.sgd_update
-                return take(flat.expand(len(support_x), -1), gradient, self._rate(step))  # (B, P)
+                return take(flat.expand(len(support_x), -1), gradient, self._rate(step, flat.shape[1]))  # (B, P)
 
         predictions = []
         for step in range(steps + 1):
@@ -209,12 +209,12 @@ class MAML(metazoo.Algorithm):
                 flat = advance(flat, step)
         return torch.stack(predictions, 1)
 
-    def _rate(self, step: int) -> Tensor:
-        """Return the rates of an inner step: one for all, or one a parameter (P,)."""
+    def _rate(self, step: int, size: int) -> Tensor:
+        """Return the rates of an inner step: one for all, or one for each of `size` parameters."""
         if self.rates.dim() < 2:
             return self.rates
         # Steps beyond those of training go on with the last step's rates.
-        return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=int(self.sizes.sum()))
+        return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=size)
 
     @contextmanager
     def _norms_of(self, step: int) -> Iterator[None]:
