@@ -23,7 +23,7 @@ from .examples import Examples, Stream
 from .hookspecs import hookimpl
 from .normalization import BatchStatistics, use_batch_statistics
 from .options import Config, Range
-from .taskwise import for_each_task, mean_over_tasks, recomputed
+from .taskwise import for_each_task, gradient_of, mean_over_tasks, recomputed
 from .version import VERSION
 from .zoo import load
 
@@ -55,6 +55,7 @@ __all__ = [
     "UnknownNameError",
     "class_means",
     "for_each_task",
+    "gradient_of",
     "hookimpl",
     "images",
     "load",

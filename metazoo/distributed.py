@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import MetazooError
 
+I = TypeVar("I")
 T = TypeVar("T")
 
 _joined = False
@@ -36,12 +37,12 @@ def joined() -> Iterator[None]:
     A library does not do this: in a program that has processes of its own, nothing of metazoo's is shared out.
     """
     global _joined
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     # Where torchrun starts processes again, its store still has the addresses of those that ended (torch 2.13).
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
@@ -98,11 +99,18 @@ def wait() -> None:
 
 
 def by_first(function: Callable[[], T]) -> T:
-    """Return what the function returns in the first process, which alone calls it."""
+    """Return what the function returns in the first process, which alone calls it, or raise what it raises in every process."""
     if not _joined:
         return function()
-    values = [function() if first() else None]
+    values: list[Any] = [None]
+    if first():
+        try:
+            values = [function()]
+        except MetazooError as error:
+            values = [error]
     dist.broadcast_object_list(values)
+    if isinstance(values[0], MetazooError):
+        raise values[0]
     return cast(T, values[0])
 
 
@@ -113,19 +121,26 @@ def share(count: int) -> slice:
     return slice(start, start + each + (rank() < more))
 
 
-def own(items: Sequence[T]) -> Sequence[T]:
-    """Return every size-th of the items, from the rank-th."""
-    return items[rank() :: size()]
+def mapped(function: Callable[[I], Tensor], items: Sequence[I]) -> list[Tensor]:
+    """Return what the function gives for every item, of which each process computes every size-th, in their order.
 
-
-def together(parts: list[Tensor]) -> list[Tensor]:
-    """Return the results of all items, in order, from those of every process's `own`, on the devices that these are on."""
+    Where it raises a MetazooError in some process, all raise it: they must not part company.
+    """
     if not _joined:
-        return parts
+        return [function(item) for item in items]
+    parts: list[Tensor] = []
+    problem: MetazooError | None = None
+    try:
+        parts = [function(item) for item in items[rank() :: size()]]
+    except MetazooError as error:
+        problem = error
     device = parts[0].device if parts else torch.device("cpu")
-    shares: list[list[Tensor]] = [[] for _ in range(size())]
-    dist.all_gather_object(shares, [part.cpu() for part in parts])
-    return [shares[i % size()][i // size()].to(device) for i in range(sum(map(len, shares)))]
+    shares: list[Any] = [None] * size()
+    dist.all_gather_object(shares, problem or [part.cpu() for part in parts])
+    for found in shares:
+        if isinstance(found, MetazooError):
+            raise found
+    return [shares[i % size()][i // size()].to(device) for i in range(len(items))]
 
 
 def anyone(flag: bool) -> bool:
@@ -153,13 +168,14 @@ def add_up(model: nn.Module, loss: Tensor) -> float:
     return total
 
 
-class RunningStatistics:
-    """BatchNorm's running statistics, over a step whose tasks the processes share.
+class Buffers:
+    """The buffers of a model, over a step whose tasks the processes share: BatchNorm's running statistics above all.
 
-    They decay with every task, in the tasks' order: each process's sum is put behind those of the tasks before.
+    These decay with every task, in the tasks' order: each process's sum is put behind those of the tasks before.
     """
 
     def __init__(self, model: nn.Module):
+        self.model = model
         tracked = (m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
         self.norms: list[Any] = [norm for norm in tracked if norm.momentum is not None] if _joined else []
         self.before = [self._values(norm) for norm in self.norms]
@@ -172,6 +188,16 @@ class RunningStatistics:
 
     def merge(self) -> None:
         """Put the processes' shares together, from what each has now."""
+        if not _joined:
+            return
+        self._merge_norms()
+        merged = {id(b) for norm in self.norms for b in norm.buffers()}
+        # What else a network keeps in buffers is the first process's, so that all evaluate the same model.
+        for buffer in self.model.buffers():
+            if id(buffer) not in merged:
+                dist.broadcast(buffer, 0)
+
+    def _merge_norms(self) -> None:
         if not self.norms:
             return
         changes = []

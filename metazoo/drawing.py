@@ -43,7 +43,13 @@ def distinct(words: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     left = np.broadcast_to(np.asarray(n), (rows,))[:, None] - steps  # (R, k)
     taken = steps + (words % left.astype(np.uint64)).astype(np.int64)  # (R, k): the place that step j exchanges with j
     # A place beyond the first k is held where the first step that takes it left it.
-    first = (taken[:, :, None] == taken[:, None, :]).argmax(2)
+    order = taken.argsort(1, kind="stable")
+    ordered = np.take_along_axis(taken, order, 1)
+    new = np.ones((rows, k), bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    earliest = np.maximum.accumulate(np.where(new, steps, 0), 1)
+    first = np.empty_like(taken)
+    np.put_along_axis(first, order, np.take_along_axis(order, earliest, 1), 1)
     held = np.concatenate([np.broadcast_to(steps, (rows, k)), taken], 1)  # (R, 2k)
     where = np.where(taken < k, taken, k + first) + 2 * k * np.arange(rows)[:, None]
     flat = held.reshape(-1)

@@ -98,7 +98,9 @@ def ways_of(support_y: Tensor) -> int:
     return ways
 
 
-BLOCK = 64  # tasks that are chosen together, whichever of them is asked for: one alone costs a third of them all
+# Tasks are chosen together, whichever of them is asked for: one small one alone costs a third of them all.
+TOGETHER = 64
+CHOSEN_AT_ONCE = 2**16  # examples
 
 
 class EpisodeSampler:
@@ -124,13 +126,15 @@ class EpisodeSampler:
         self.examples, self.ways, self.shots, self.queries, self.seed = examples, ways, shots, queries, seed
         self._counts = np.array(examples.counts)
         self._starts = np.cumsum(self._counts) - self._counts
+        self._together = min(TOGETHER, max(1, CHOSEN_AT_ONCE // (ways * (shots + queries))))
         self._block: tuple[int, np.ndarray] | None = None
 
     def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what tasks first, ..., first + count - 1 are made of, from their numbers alone.
 
         Classes in the order of their labels, int64 (count, ways), and the rows of each one's examples, support first, int64
-        (count, ways, shots + queries). A subclass that draws in another way overrides this.
+        (count, ways, shots + queries). A subclass that draws in another way overrides this; it may be asked for more tasks than
+        are drawn.
         """
         words = random_rows(self.seed, first, count, self.ways * (1 + self.shots + self.queries))
         classes = distinct(words[:, : self.ways], len(self._counts))
@@ -144,14 +148,15 @@ class EpisodeSampler:
 
     def rows(self, first: int, count: int) -> Tensor:
         """Return the rows of `choose`, kept from one call to the next where tasks follow each other."""
-        blocks = range(first // BLOCK, -(-(first + count) // BLOCK))
-        start = first - BLOCK * blocks.start
+        size = self._together
+        blocks = range(first // size, -(-(first + count) // size))
+        start = first - size * blocks.start
         rows = np.concatenate([self._rows_of_block(block) for block in blocks])[start : start + count]
         return torch.from_numpy(rows)
 
     def _rows_of_block(self, block: int) -> np.ndarray:
         if self._block is None or self._block[0] != block:
-            self._block = block, self.choose(BLOCK * block, BLOCK)[1]
+            self._block = block, self.choose(self._together * block, self._together)[1]
         return self._block[1]
 
     def take(self, rows: Tensor) -> Tensor:

@@ -138,13 +138,16 @@ def evaluate(
             answer = model
         one = tasks.draw(0, 1)
         at_once = max(1, DRAWN_AT_ONCE // (one.support_x.numel() + one.query_x.numel()))
-        scores: list[Tensor] = []
-        for first in distributed.own(range(0, count, at_once)):
+        at_once = min(at_once, -(-count // distributed.size()))
+
+        def scored(first: int) -> Tensor:
             episode = tasks.draw(first, min(at_once, count - first)).to(device)
-            scores.append(score(answer(episode.support_x, episode.support_y, episode.query_x), episode.query_y).cpu())
+            values = score(answer(episode.support_x, episode.support_y, episode.query_x), episode.query_y).cpu()
             if first + len(episode) < count:
                 watch(first + len(episode))
-        values = torch.cat(distributed.together(scores))
+            return values
+
+        values = torch.cat(distributed.mapped(scored, range(0, count, at_once)))
         watch(count)
         return values
     finally:
@@ -156,9 +159,9 @@ def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: t
     rows = tasks.rows(0, count)
     used = torch.zeros(len(tasks.examples.x), dtype=torch.bool)
     used[rows.flatten()] = True
-    at_once = max(1, EMBEDDED_AT_ONCE // tasks.examples.x[0].numel())
-    parts = distributed.own(used.nonzero().squeeze(1).split(at_once))
-    features = torch.cat(distributed.together([model.embed(tasks.examples.take(part).to(device)) for part in parts]))
+    numbers = EMBEDDED_AT_ONCE if torch.device(device).type == "cpu" else DRAWN_AT_ONCE
+    parts = used.nonzero().squeeze(1).split(max(1, numbers // tasks.examples.x[0].numel()))
+    features = torch.cat(distributed.mapped(lambda part: model.embed(tasks.examples.take(part).to(device)), parts))
     places = used.cumsum(0) - 1
     return _Embedded(tasks, places[rows], features)
 

@@ -14,7 +14,8 @@ class BatchStatistics(nn.Module):
     """BatchNorm that keeps no running statistics.
 
     It normalises by the statistics of the batch or, where `support` is a number, by those of the first `support` examples.
-    `offset` (2, features), where there is one, is added to weight and bias.
+    `offset` (2, features), where there is one, is added to weight and bias. `fused` is quicker, and nothing
+    for torch.func.
     """
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
@@ -22,7 +23,7 @@ class BatchStatistics(nn.Module):
         self.weight, self.bias, self.eps, self.features = norm.weight, norm.bias, norm.eps, norm.num_features
         self.offset: Tensor | None = None
         self.support: int | None = None
-        self.fused = True
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor | None = self.weight
@@ -39,7 +40,7 @@ class BatchStatistics(nn.Module):
 
 
 def use_batch_statistics(network: nn.Module) -> list[BatchStatistics]:
-    """Replace every BatchNorm of a network by a `BatchStatistics` and return the replacements."""
+    """Replace every BatchNorm1d and BatchNorm2d inside of a network by a `BatchStatistics` and return the replacements."""
     replaced = []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

@@ -154,7 +154,7 @@ def outer_step(
         share = task[distributed.share(len(task))]
         task, weight = share, len(share) / len(task)
         torch.manual_seed(seeds[1 + distributed.rank()])
-    statistics = distributed.RunningStatistics(model)
+    buffers = distributed.Buffers(model)
     model.backbone.low_precision = LOW_PRECISION[recipe.precision]
     try:
         loss = model.loss(task) * weight
@@ -163,7 +163,7 @@ def outer_step(
     optimizer.zero_grad()
     loss.backward()
     total = distributed.add_up(model, loss)
-    statistics.merge()
+    buffers.merge()
     if recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
     optimizer.step()

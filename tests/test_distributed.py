@@ -168,15 +168,94 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_on(number: int, tmp_path: Pa
         (["train", "baseline", *DATA], "'baseline' trains on batches, and only tasks are shared out"),
         (["train", "protonett"], "no algorithm named 'protonett'"),
         (["eval", "nothing"], "nothing"),
+        (["train", "protonet", *DATA, *TASKS, "--lr", "1e30", "--steps", "40"], "the loss is"),
     ],
 )
-def test_mistakes_are_told_once(words: list[str], said: str, tmp_path: Path) -> None:
+def test_mistakes_are_told_by_the_first_and_by_the_others_under_their_number(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
     out = ["--out", str(tmp_path / "run")] if words[0] == "train" else []
     done = run(torchrun(*words, *out))
     assert done.returncode != 0
-    own = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(own) == 1, done.stderr
-    assert said in own[0]
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    first = [line for line in told if not line.startswith("error: process 1: ")]
+    assert len(first) == 1, done.stderr
+    assert said in first[0]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_started_again_leaves_the_runs_of_others_alone(tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    assert metazoo("train", "protonet", *DATA, *TASKS, "--steps", 2, "--out", older).returncode == 0
+    before = {path.name: path.read_bytes() for path in older.iterdir() if path.is_file()}
+    words = ["train", "protonet", *DATA, *TASKS, "--steps", 3, "--out", older]
+    done = run(torchrun(*words, options=("--max-restarts", "1")))
+    assert done.returncode != 0
+    assert "exists already" in done.stderr
+    assert {path.name: path.read_bytes() for path in older.iterdir() if path.is_file()} == before
+
+
+PROGRAM = """
+import torch
+from torch import nn
+from metazoo import distributed
+from metazoo.errors import DataError
+
+def part(i):
+    seen.append(i)
+    if fail and i == 3:
+        raise DataError("item 3 is damaged")
+    return torch.tensor([float(i)])
+
+with distributed.joined():
+    rank = distributed.rank()
+    seen, fail = [], False
+    assert [p.item() for p in distributed.mapped(part, range(5))] == [0, 1, 2, 3, 4]
+    assert seen == [[0, 2, 4], [1, 3]][rank]
+    fail = True
+    try:
+        distributed.mapped(part, range(5))
+    except DataError as error:
+        assert "item 3" in str(error)
+    else:
+        raise SystemExit("no error")
+    assert [p.item() for p in distributed.mapped(lambda i: torch.tensor([1.0 * i]), range(1))] == [0]
+
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=None))
+    alone = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.BatchNorm1d(2, momentum=None))
+    spare = nn.Linear(1, 1)
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(2))
+        alone[0].weight.copy_(torch.eye(2))
+    tasks = [torch.randn(4, 2, generator=torch.Generator().manual_seed(i)) * (i + 1) for i in range(3)]
+    for x in tasks:
+        (alone(x).sin().mean() / 3).backward()
+    buffers = distributed.Buffers(net)
+    loss = sum(net(x).sin().mean() for x in tasks[distributed.share(3)]) / 3
+    loss.backward()
+    model = nn.ModuleList([net, spare])
+    total = distributed.add_up(model, loss)
+    buffers.merge()
+    torch.testing.assert_close(net[0].weight.grad, alone[0].weight.grad)
+    torch.testing.assert_close(net[1].running_mean, alone[1].running_mean)
+    torch.testing.assert_close(net[1].running_var, alone[1].running_var)
+    assert net[1].num_batches_tracked == 3
+    assert spare.weight.grad is None
+    same = distributed.mapped(lambda i: net[2].running_mean.clone(), range(2))
+    assert torch.equal(*same)
+    assert distributed.anyone(rank == 1) and not distributed.anyone(False)
+    if rank == 0:
+        print("done")
+"""
+
+
+@pytest.mark.slow
+def test_work_gradients_and_statistics_are_put_together_as_one_process_has_them(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run([*launch, str(tmp_path / "program.py")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "done"
 
 
 @pytest.mark.slow
@@ -190,7 +269,7 @@ def test_alone_nothing_is_shared_out() -> None:
     with distributed.joined():
         assert (distributed.size(), distributed.rank(), distributed.first()) == (1, 0, True)
         assert distributed.share(7) == slice(0, 7)
-        assert distributed.own([3, 4, 5]) == [3, 4, 5]
+        assert distributed.mapped(lambda i: torch.tensor(i), [3, 4, 5]) == [3, 4, 5]
 
 
 def test_shares_are_all_tasks_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,11 +108,7 @@ def compare(model: MAML, episode: metazoo.Episode, step_weights: list[float] | N
     if kind == "per-parameter":
         sizes = [w.numel() for w, yes in zip(weights, adapted) if yes]
         pieces = iter(leaves.split(sizes))
-        shaped = [next(pieces) if yes else leaves for yes in adapted]
-        # Those of a convolution lie channels last.
-        shapes = [w.permute(0, 2, 3, 1).shape if w.dim() == 4 else w.shape for w in weights]
-        shaped = [r.view(shape) if yes else r for r, shape, yes in zip(shaped, shapes, adapted)]
-        rates = [[r.permute(0, 3, 1, 2) if r.dim() == 4 else r for r in shaped]] * steps
+        rates = [[next(pieces).view(w.shape) if yes else leaves for w, yes in zip(weights, adapted)]] * steps
     elif kind == "per-step":
         rates = [list(leaves[step]) for step in range(steps)]
     else:
@@ -145,6 +141,7 @@ def test_steps_that_are_computed_again_give_the_naive_gradient(tasks: str) -> No
     compare(image_model(**options), images())
     compare(line_model(**options), sinusoids())
     compare(image_model(**options, multi_step_loss=10), images(), step_weights=[1 / 3] * 3)
+    compare(image_model(**options, adapt="head"), images(), head_only=True)
     gradients = []
     for again in (False, True):
         model = image_model(**{**options, "checkpoint_inner": again}, learned_rates="per-step", per_step_norm=True)
@@ -333,6 +330,31 @@ def test_adapts_under_no_grad_and_changes_no_weight() -> None:
         answer = model(episode.support_x, episode.support_y, episode.query_x)
     assert not answer.requires_grad
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("adapt", ["all", "head"])
+def test_adapts_in_inference_mode(adapt: str) -> None:
+    model, episode = image_model(adapt=adapt).eval(), images()
+    expected = model(episode.support_x, episode.support_y, episode.query_x)
+    with torch.inference_mode():
+        answer = model(episode.support_x * 1, episode.support_y, episode.query_x * 1)
+    assert torch.equal(answer, expected.detach())
+
+
+def test_derivatives_by_the_images_are_there() -> None:
+    slopes = []
+    for tasks in ("loop", "vmap"):
+        episode = images()
+        x = episode.support_x.clone().requires_grad_()
+        image_model(tasks=tasks, inner_steps=2).loss(dataclasses.replace(episode, support_x=x)).backward()
+        slopes.append(x.grad)
+    assert slopes[0] is not None
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_frozen_model_has_a_loss() -> None:
+    losses = [image_model(inner_steps=2).requires_grad_(freeze).loss(images()).detach() for freeze in (False, True)]
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize(("adapt", "tasks"), [*itertools.product(["all", "head"], ["loop", "vmap"])])

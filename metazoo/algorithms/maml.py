@@ -8,7 +8,7 @@ metazoo's default).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -86,13 +86,12 @@ class MAML(metazoo.Algorithm):
         if lr is None:
             lr = 0.01 if spec.regression else 0.4
         head_lr = lr if self.config.head_lr is None else self.config.head_lr
-        sizes = [p.numel() for p in self._start().values()]
-        each = [head_lr if name.startswith("head.") else lr for name in self._start()]  # tensor's rate
         self.sizes: Tensor
-        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        self.register_buffer("sizes", torch.tensor([p.numel() for p in self._start().values()]), persistent=False)
+        each = [head_lr if name.startswith("head.") else lr for name in self._start()]  # tensor's rate
         rates = {
             "none": torch.tensor(lr) if head_lr == lr else torch.tensor([each]),
-            "per-parameter": torch.cat([torch.full((size,), rate) for size, rate in zip(sizes, each)]),
+            "per-parameter": torch.tensor(each).repeat_interleave(self.sizes),
             "per-step": torch.tensor([each] * self.config.inner_steps),
         }[self.config.learned_rates]
         self.rates: Tensor
@@ -112,15 +111,17 @@ class MAML(metazoo.Algorithm):
         return self.config.adapt == "all" and not self.config.first_order
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        steps = self.config.inner_steps
-        if not self.training and self.config.eval_inner_steps is not None:
-            steps = self.config.eval_inner_steps
+        evaluated = None if self.training else self.config.eval_inner_steps
+        steps = self.config.inner_steps if evaluated is None else evaluated
 
         def solve(own: MAML, tasks: slice) -> Tensor:
             return own._solve(support_x[tasks], support_y[tasks], query_x[tasks], steps, [steps])[:, -1]
 
         if self._together(support_x):
             return solve(self, slice(None))
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():  # an inner step differentiates
+                return self(support_x.clone(), support_y.clone(), query_x.clone())
         if torch.is_grad_enabled():
             return torch.cat([solve(self, slice(i, i + 1)) for i in range(len(support_x))])
         return metazoo.for_each_task(self, lambda own, i: solve(own, slice(i, i + 1))[0], len(support_x))
@@ -129,6 +130,8 @@ class MAML(metazoo.Algorithm):
         assert isinstance(task, metazoo.Episode)
         if self._together(task.support_x):
             loss = self._loss(task)
+        elif task.support_x.requires_grad or task.query_x.requires_grad:  # derivatives by more than the weights are wanted
+            loss = torch.stack([self._loss(task[i : i + 1]) for i in range(len(task))]).mean()
         else:
             loss = metazoo.mean_over_tasks(self, lambda own, i: own._loss(task[i : i + 1]), len(task))
         if self.training:
@@ -136,10 +139,9 @@ class MAML(metazoo.Algorithm):
         return loss
 
     def _loss(self, task: metazoo.Episode) -> Tensor:
-        steps = self.config.inner_steps
-        weights = self._step_weights(steps)
-        judged = [step for step in range(1, steps + 1) if weights[step - 1] > 0]
-        predictions = self._solve(task.support_x, task.support_y, task.query_x, steps, judged)  # (B, judged, Q, out)
+        weights = self._step_weights(self.config.inner_steps)
+        judged = [step for step, weight in enumerate(weights, 1) if weight > 0]
+        predictions = self._solve(task.support_x, task.support_y, task.query_x, len(weights), judged)  # (B, judged, Q, out)
         losses = [metazoo.task_loss(predictions[:, i], task.query_y) for i in range(len(judged))]
         return torch.stack([weights[step - 1] * loss for step, loss in zip(judged, losses)]).sum()
 
@@ -181,11 +183,11 @@ class MAML(metazoo.Algorithm):
                 return (self._predict(fast, torch.cat([sx, qx]), len(sx))[len(sx) :, :outputs],)
             return (self._predict(fast, qx, None)[:, :outputs],)
 
-        # One row that all tasks start from, then a row for each.
-        flat = torch.cat([p.flatten() for p in self._start().values()]).unsqueeze(0)  # (1, P)
+        flat = _flat(self._start().values()).unsqueeze(0)  # (1, P): a row that all tasks start from, then one for each
         first_order = self.config.first_order or (self.training and 0 < self.config.first_order_steps > int(self.outer_steps))
-        slope = grad(inner_loss) if together else _gradient(inner_loss, create_graph=not first_order)
+        slope = grad(inner_loss) if together else metazoo.gradient_of(inner_loss, create_graph=not first_order)
         in_place = not torch.is_grad_enabled()
+        again = self.config.checkpoint_inner and self.config.adapt == "all" and not (first_order or in_place)
 
         def advance(flat: Tensor, step: int) -> Tensor:
             with self._norms_of(step):
@@ -203,7 +205,7 @@ class MAML(metazoo.Algorithm):
                 with self._norms_of(step - 1):
                     predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
             # Not the last step: what it keeps would be the first to be computed again.
-            if self.config.checkpoint_inner and step < steps - 1 and not (first_order or in_place):
+            if again and step < steps - 1:
                 flat = metazoo.recomputed(self, partial(advance, step=step), flat)
             elif step < steps:
                 flat = advance(flat, step)
@@ -211,7 +213,10 @@ class MAML(metazoo.Algorithm):
 
     def _rate(self, step: int, size: int) -> Tensor:
         """Return the rates of an inner step: one for all, or one for each of `size` parameters."""
-        if self.rates.dim() < 2:
+        if self.rates.dim() == 1:
+            start = self._start().values()
+            return _flat(r.view_as(p) for r, p in zip(self.rates.split([p.numel() for p in start]), start))
+        if self.rates.dim() == 0:
             return self.rates
         # Steps beyond those of training go on with the last step's rates.
         return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(self.sizes, output_size=size)
@@ -232,12 +237,11 @@ class MAML(metazoo.Algorithm):
         modules = {"head": self.head} if self.config.adapt == "head" else {"backbone": self.backbone, "head": self.head}
         fixed = {id(p) for norm in self.norms for p in norm.parameters()} if self.config.per_step_norm else set()
         named = {f"{key}.{name}": p for key, module in modules.items() for name, p in module.named_parameters()}
-        # Weights of convolutions lie channels last in the flat parameters, too, for that is quicker on a CPU.
-        return {n: p.permute(0, 2, 3, 1) if p.dim() == 4 else p for n, p in named.items() if id(p) not in fixed}
+        return {name: p for name, p in named.items() if id(p) not in fixed}
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Return parameters (B, P) in their own shapes, each (B, *)."""
-        shapes = [p.shape for p in self._start().values()]
+        """Return parameters (B, P), each (B, *), with a convolution's weights as they lie."""
+        shapes = [_channels_last(p).shape for p in self._start().values()]
         pieces = flat.split([shape.numel() for shape in shapes], 1)
         return tuple(piece.reshape(len(flat), *shape) for piece, shape in zip(pieces, shapes))
 
@@ -268,6 +272,15 @@ class MAML(metazoo.Algorithm):
         return z - z[:support].mean(0) if self.config.center else z
 
 
+def _channels_last(p: Tensor) -> Tensor:
+    """Return a convolution's weights with their channels last: so they lie among the flat parameters, as a CPU likes them."""
+    return p.permute(0, 2, 3, 1) if p.dim() == 4 else p
+
+
+def _flat(parameters: Iterable[Tensor]) -> Tensor:
+    return torch.cat([_channels_last(p).flatten() for p in parameters])
+
+
 def _all_at_once(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors that a function of one task gives, stacked over tasks, from parameters (B or 1, *) and data (B, *)."""
     shared = bool(fast) and len(fast[0]) == 1
@@ -280,19 +293,6 @@ def _all_at_once(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor
 def _alone(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
     """Return the same as `_all_at_once`, of the only task."""
     return tuple(part.unsqueeze(0) for part in function(tuple(p.squeeze(0) for p in fast), *(d.squeeze(0) for d in data)))
-
-
-def _gradient(function: Callable[..., Tensor], create_graph: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """Return what torch.func.grad returns, without the layer that it puts around every operation."""
-
-    def gradient(fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
-        recorded = torch.is_grad_enabled() and create_graph
-        with torch.enable_grad():
-            if not (recorded and fast[0].requires_grad):
-                fast = tuple(p.detach().requires_grad_() for p in fast)
-            return torch.autograd.grad(function(fast, *data), fast, create_graph=recorded, materialize_grads=True)
-
-    return gradient
 
 
 @metazoo.hookimpl

@@ -91,8 +91,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str, hint: str | None, status: int) -> int:
     """Say on stderr what went wrong and what to do, and return the exit status."""
-    if os.environ.get("RANK", "0") != "0" and status != 1:
-        return status  # the first of torchrun's processes was told the same
+    if "TORCHELASTIC_RUN_ID" in os.environ and (rank := os.environ.get("RANK", "0")) != "0":
+        message = f"process {rank}: {message}"
     click.echo(f"error: {message}", err=True)
     if hint:
         click.echo(f"hint: {hint}", err=True)

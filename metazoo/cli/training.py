@@ -75,10 +75,11 @@ def _find_algorithm(arguments: Sequence[str]) -> str | None:
 
 
 def _make(out: Path | None, name: str, blueprint: Blueprint) -> Path:
-    """Make a run folder and return it."""
+    """Make a run folder and return it; where torchrun starts again, it is the one that the same job made."""
     if out is None:
         return runs.create_numbered(Path("runs"), name, blueprint)
-    runs.create(out, blueprint)
+    if not (distributed.restarted() and (out / runs.CONFIG).exists() and runs.read_blueprint(out) == blueprint):
+        runs.create(out, blueprint)
     return out
 
 
@@ -108,8 +109,6 @@ def train(
     keep_freed_memory()
     if resume is not None and (algorithm or dataset or out):
         raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
-    if out is not None and distributed.restarted() and (out / runs.CONFIG).exists():
-        resume = out
     if resume is not None:
         folder = resume
         blueprint = runs.read_blueprint(folder)
@@ -128,6 +127,7 @@ def train(
         if out is None and distributed.may_restart():
             raise OptionError("processes that may be started again must find their run", "name its folder with --out")
         folder = distributed.by_first(partial(_make, out, f"{algorithm}-{dataset}", blueprint))
+        resume = folder if distributed.restarted() else None
     chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
     if resume is not None and (folder / runs.RESULT).exists():
