@@ -157,7 +157,7 @@ def run(options: Options) -> Result:
     said[TUTORIAL] += f"; {workers} worker processes, {order} (the quicker of each)"
     result.add("", times, said)
     result.notes += [
-        "one run of each, the time of a whole process, from its start; all train on the same tasks from the same weights, validated "
+        "one run of each, the time of a whole process; all train on the same tasks from the same weights and are validated "
         f"every {job.every} steps on the same {job.validation} tasks; metazoo decodes the archives first, with nothing cached",
         "the tutorial loop's files are unzipped before; that is not counted",
     ]
