@@ -30,17 +30,18 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}  [default: all]")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results  [default: benchmarks/results; if quick, build/bench]")
     parser.add_argument(
         "--accuracy", action="store_true", help="protonet_step: also train in both precisions, and test (takes minutes)"
     )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    if arguments.quick and arguments.out == RESULTS:
-        parser.error("the results of a quick run are no results; give it another folder with --out")
+    out = arguments.out or (ROOT / "build" / "bench" if arguments.quick else RESULTS)
+    if arguments.quick and out.resolve() == RESULTS.resolve():
+        parser.error("the results of a quick run are no results; give it another folder with --out, or none")
     keep_freed_memory()  # for the rivals as well: without it large tensors measure the system's clearing of pages
-    images = ROOT / "docs" / "images" if arguments.out == RESULTS else arguments.out
+    images = ROOT / "docs" / "images" if out == RESULTS else out
     options = Options(images, arguments.quick, arguments.accuracy)
     for name in arguments.names or NAMES:
         print(f"running {name}", file=sys.stderr, flush=True)
@@ -62,8 +63,8 @@ def main() -> int:
             "freed_memory": "kept, for every way (metazoo/cli/memory.py)",
             **result.record(),
         }
-        write(arguments.out / f"{name}.json", record)
-        print(lines(name, result), flush=True)
+        write(out / f"{name}.json", record)
+        print(lines(name, result, goals=not options.quick), flush=True)
     return 0
 
 

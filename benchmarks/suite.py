@@ -162,8 +162,8 @@ def fresh(module: str, *words: str, environment: Mapping[str, str] | None = None
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def lines(name: str, result: Result) -> str:
-    """Return a result as lines to read."""
+def lines(name: str, result: Result, *, goals: bool) -> str:
+    """Return a result as lines to read, with what became of its goals or without."""
     text = [f"{name}: {result.work}", f"in {result.unit}"]
     text += [f"  the same: {fact}" for fact in result.same]
     width = max((len(f"{row.part} {row.way}") for row in result.rows), default=0) + 2
@@ -171,7 +171,7 @@ def lines(name: str, result: Result) -> str:
         ratio = "" if row.ratio is None else f"{row.ratio:8.3g}x"
         spread = f"{row.median:10.4g} ({row.low:.4g} to {row.high:.4g})"
         text.append(f"  {f'{row.part} {row.way}'.strip():{width}}{spread:36}{ratio:9}  {row.settings}".rstrip())
-    for goal in result.goals:
+    for goal in result.goals if goals else ():
         verdict = "reached" if goal.reached >= goal.goal else "missed"
         text.append(f"  goal {goal.goal:g}x against {goal.against}: {goal.reached:g}x, {verdict}")
     text += [f"  note: {note}" for note in result.notes]

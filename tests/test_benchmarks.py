@@ -238,6 +238,6 @@ def test_every_benchmark_of_the_suite_has_its_place_in_the_docs() -> None:
 
 
 def test_a_quick_run_does_not_pass_for_a_result() -> None:
-    done = run("benchmarks", "growth", "--quick")
+    done = run("benchmarks", "growth", "--quick", "--out", "benchmarks/results")
     assert done.returncode == 2
     assert "the results of a quick run are no results" in done.stderr

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metazoo import options
 from metazoo.datasets.archives import Parts, Tree, open_tree
+from metazoo.datasets.shards import INDEX
 from metazoo.episodes import ClassDataset, Dataset
 from metazoo.errors import DataError
 from metazoo.examples import Examples, Stream
@@ -84,8 +85,9 @@ class Folder(ClassDataset):
         c = self.config
         val, test, train = choose(pool, (c.val_fraction, c.test_fraction if "" in found else 0.0), c.seed)
         if not train:
+            several = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
             raise DataError(
-                f"{c.root} has {len(pool)} classes to choose from, and none is left for training",
+                f"{c.root} has {len(pool)} {several} to choose from, and none is left for training",
                 "add classes, or make --data-val-fraction and --data-test-fraction smaller",
             )
         chosen = {"train": train, "val": val, "test": test}
@@ -151,7 +153,8 @@ def _images(tree: Tree) -> list[Parts]:
     images = [parts for parts in tree.files if is_image(parts[-1])]
     if not images:
         what = f"none of the {len(tree.files)} files in {tree.path} is an image" if tree.files else f"{tree.path} is empty"
-        raise DataError(what, _SUFFIX_HINT)
+        packed = (INDEX,) in tree.files
+        raise DataError(what, "it was packed by `metazoo data pack`: --dataset packed reads it" if packed else _SUFFIX_HINT)
     return images
 
 
