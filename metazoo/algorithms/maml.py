@@ -91,7 +91,7 @@ class MAML(metazoo.Algorithm):
         each = [head_lr if name.startswith("head.") else lr for name in self._start()]  # tensor's rate
         rates = {
             "none": torch.tensor(lr) if head_lr == lr else torch.tensor([each]),
-            "per-parameter": torch.tensor(each).repeat_interleave(self.sizes),
+            "per-parameter": torch.cat([torch.full((p.numel(),), r) for p, r in zip(self._start().values(), each)]),
             "per-step": torch.tensor([each] * self.config.inner_steps),
         }[self.config.learned_rates]
         self.rates: Tensor

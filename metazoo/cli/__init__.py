@@ -92,6 +92,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def fail(message: str, hint: str | None, status: int) -> int:
     """Say on stderr what went wrong and what to do, and return the exit status."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (rank := os.environ.get("RANK", "0")) != "0":
+        if status == 130:
+            return status  # all processes stop together, and the first says so
         message = f"process {rank}: {message}"
     click.echo(f"error: {message}", err=True)
     if hint:
