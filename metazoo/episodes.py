@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import options
+from . import device_drawing, options
 from .drawing import distinct, random_rows, random_words
 from .errors import DataError, did_you_mean
 from .examples import Examples, Stream
@@ -101,12 +101,14 @@ def ways_of(support_y: Tensor) -> int:
 # Tasks are chosen together, whichever of them is asked for: one small one alone costs a third of them all.
 TOGETHER = 64
 CHOSEN_AT_ONCE = 2**16  # examples
+CHOSEN_AT_ONCE_ON_DEVICE = 2**20  # some 500 operations, however many they are
 
 
 class EpisodeSampler:
     """Draws `ways` classes, then `shots` support and `queries` other query examples of each, all without replacement.
 
-    Raises DataError, naming the class, where there are too few classes or examples.
+    Tasks of examples that lie on a GPU are chosen there. Raises DataError, naming the class, where there are too few classes
+    or examples.
     """
 
     def __init__(self, examples: Examples, ways: int, shots: int, queries: int, seed: int = 0):
@@ -126,8 +128,10 @@ class EpisodeSampler:
         self.examples, self.ways, self.shots, self.queries, self.seed = examples, ways, shots, queries, seed
         self._counts = np.array(examples.counts)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._together = min(TOGETHER, max(1, CHOSEN_AT_ONCE // (ways * (shots + queries))))
-        self._block: tuple[int, np.ndarray] | None = None
+        # A subclass that chooses in a way of its own does so in numpy.
+        usual = all(getattr(type(self), name) is getattr(EpisodeSampler, name) for name in ("choose", "choose_examples"))
+        self._on_device = usual and examples.x.is_cuda
+        self._block: tuple[int, Tensor] | None = None
 
     def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what tasks first, ..., first + count - 1 are made of, from their numbers alone.
@@ -148,16 +152,25 @@ class EpisodeSampler:
 
     def rows(self, first: int, count: int) -> Tensor:
         """Return the rows of `choose`, kept from one call to the next where tasks follow each other."""
-        size = self._together
+        each = self.ways * (self.shots + self.queries)
+        size = max(1, CHOSEN_AT_ONCE_ON_DEVICE // each) if self._on_device else min(TOGETHER, max(1, CHOSEN_AT_ONCE // each))
         blocks = range(first // size, -(-(first + count) // size))
         start = first - size * blocks.start
-        rows = np.concatenate([self._rows_of_block(block) for block in blocks])[start : start + count]
-        return torch.from_numpy(rows)
+        return torch.cat([self._rows_of_block(block, size) for block in blocks])[start : start + count]
 
-    def _rows_of_block(self, block: int) -> np.ndarray:
+    def _rows_of_block(self, block: int, size: int) -> Tensor:
         if self._block is None or self._block[0] != block:
-            self._block = block, self.choose(self._together * block, self._together)[1]
+            choose = self._choose_on_device if self._on_device else self._choose_on_host
+            self._block = block, choose(size * block, size)
         return self._block[1]
+
+    def _choose_on_host(self, first: int, count: int) -> Tensor:
+        return torch.from_numpy(self.choose(first, count)[1])
+
+    def _choose_on_device(self, first: int, count: int) -> Tensor:
+        each, device = self.shots + self.queries, self.examples.x.device
+        counts, starts = torch.from_numpy(self._counts).to(device), torch.from_numpy(self._starts).to(device)
+        return device_drawing.choose(self.seed, first, count, self.ways, each, counts, starts)
 
     def take(self, rows: Tensor) -> Tensor:
         """Return what stands for the examples in these rows."""

@@ -157,7 +157,7 @@ def evaluate(
 def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: torch.device | str) -> EpisodeSampler:
     """Return the first `count` tasks over features, with every example that they use embedded once."""
     rows = tasks.rows(0, count)
-    used = torch.zeros(len(tasks.examples.x), dtype=torch.bool)
+    used = torch.zeros(len(tasks.examples.x), dtype=torch.bool, device=rows.device)
     used[rows.flatten()] = True
     numbers = EMBEDDED_AT_ONCE if torch.device(device).type == "cpu" else DRAWN_AT_ONCE
     parts = used.nonzero().squeeze(1).split(max(1, numbers // tasks.examples.x[0].numel()))

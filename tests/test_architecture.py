@@ -27,7 +27,7 @@ MODULES = {
 ORDER = [
     ["version", "errors", "files", "download", "taskwise", "normalization", "distributed"],
     ["kernels.**"],
-    ["options", "hookspecs", "drawing", "examples"],
+    ["options", "hookspecs", "drawing", "device_drawing", "examples"],
     ["episodes", "ops", "images"],
     ["backbones", "augment"],
     ["algorithm", "datasets.**"],

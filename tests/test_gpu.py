@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import metazoo
 from metazoo import kernels, ops, runs
-from metazoo.episodes import BatchSampler, EpisodeSampler
+from metazoo.episodes import BatchSampler, EpisodeSampler, Examples
 from metazoo.evaluate import evaluate
 from metazoo.plan import plan
 from metazoo.train import Watcher, train
@@ -241,3 +242,19 @@ def test_launches() -> None:
     assert launches(lambda: torch.autograd.grad(ops.pairwise_sqdist(x, y), (x, y), g)) == 2
     # The head, the mean of its terms, its share of each, both gradients; and the 1 that differentiation begins with.
     assert launches(lambda: torch.autograd.grad(ops.prototypical_nll(x, y, target), (x, y))) <= 5
+
+
+def test_tasks_chosen_on_the_gpu_are_those_chosen_on_the_host() -> None:
+    class Swapped(EpisodeSampler):
+        def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            return super().choose(first + 100, count)
+
+    counts = tuple(range(6, 46))
+    x = torch.arange(sum(counts), dtype=torch.float32).unsqueeze(1)
+    examples = Examples(x, counts, tuple(map(str, counts)), "numbers")
+    for kind in (EpisodeSampler, Swapped):
+        here, there = kind(examples, 5, 1, 5, 3), kind(examples.to("cuda"), 5, 1, 5, 3)
+        assert there.rows(0, 1).is_cuda == (kind is EpisodeSampler)  # one that chooses in its own way does so in numpy
+        for first, count in ((0, 1), (17, 3000), (10**9, 70)):
+            for ours, theirs in zip(vars(there.draw(first, count)).values(), vars(here.draw(first, count)).values()):
+                assert torch.equal(ours.cpu(), theirs)
