@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import distributed
 from .algorithm import Algorithm, FeatureLearner
-from .episodes import Dataset, EpisodeSampler, TaskSource
+from .episodes import ClassDataset, Dataset, EpisodeSampler, TaskSource
 from .errors import MetazooError, UnknownNameError, did_you_mean
 
 # Numbers in the examples that a network, or tasks over features, are given at once: more are no faster, and need more memory.
@@ -99,7 +99,9 @@ def measure(
     model: Algorithm, data: Dataset, protocol: Protocol, device: torch.device | str = "cpu",
     watch: Callable[[int, int], None] = lambda done, count: None,
 ) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
-    """Return a model's result under a protocol, ready for JSON, and the score of each task."""
+    """Return a model's result under a protocol, ready for JSON, and the score of each task; the data move to the device."""
+    if isinstance(data, ClassDataset):
+        data.move(device)
     tasks, count = protocol.tasks(data)
     values = evaluate(model, tasks, count, device, watch=lambda done: watch(done, count))
     result = {
