@@ -1,14 +1,16 @@
-"""Runs that several tests look at: trained once, never changed (copy what you mean to damage)."""
+"""Runs that several tests look at: trained once, never changed (copy what you mean to damage); and servers to download from."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from servers import Server
 
 from metazoo import runs, zoo
 from metazoo.evaluate import Protocol
@@ -77,3 +79,16 @@ def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("exported")
     zoo.export(protonet_run, "protonet.tiny_3w1s", "a tiny one", "CC0-1.0", out, [Protocol("test", 3, 1, 3, 0, 12)], "cpu")
     return out
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., Server]:
+    """Starts servers on this machine, made as `Server` is."""
+    monkeypatch.setenv("no_proxy", "*")
+
+    def start(*words: Any, **more: Any) -> Server:
+        server = Server(*words, **more)
+        request.addfinalizer(server.stop)
+        return server
+
+    return start

@@ -1,11 +1,11 @@
-"""Downloads from a real server on this machine, well- and ill-behaved, and the places where files are looked for."""
+"""Downloads from a real server on this machine, and the places where files are looked for."""
 
 import hashlib
 import os
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from servers import cut, silent
 
 from metazoo import DataError, download
 from metazoo.datasets.download import find_or_fetch
@@ -22,38 +22,9 @@ def fetch(url, md5, target, size=None):
     download.fetch(url, target, "md5", md5, WORDS, size)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves DATA; `server.limits` holds how many bytes to send before hanging up, one entry a request."""
-
-    def do_GET(self):
-        wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
-        if self.path != "/file.bin":
-            return self.send_error(404)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.resumes else 0
-        if start >= len(DATA):
-            return self.send_error(416)
-        body = DATA[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.limits.pop(0) if self.server.limits else None])
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.ranges, server.limits, server.resumes = [], [], True
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def server(serve):
+    return serve({"/file.bin": DATA})
 
 
 @pytest.fixture
@@ -88,7 +59,7 @@ def test_a_part_that_is_whole_already(server, target):
 
 
 def test_a_server_that_ignores_ranges(server, target):
-    server.resumes = False
+    server.answers["/file.bin"] = lambda handler, body, start: handler.send(200, body)
     target.parent.mkdir()
     target.with_name("file.bin.part").write_bytes(DATA[:1000])
     fetch(f"{server.url}/file.bin", MD5, target)
@@ -105,14 +76,14 @@ def test_a_part_of_another_file_is_thrown_away(server, target, size):
 
 
 def test_a_broken_connection_is_taken_up_again(server, target):
-    server.limits = [100_000, 50_000]
+    server.answers["/file.bin"] = cut(100_000, 50_000)
     fetch(f"{server.url}/file.bin", MD5, target)
     assert target.read_bytes() == DATA
     assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
 
 
 def test_a_connection_that_breaks_for_good_keeps_its_part(server, target):
-    server.limits = [100, 100, 100]
+    server.answers["/file.bin"] = cut(100, 100, 100)
     with pytest.raises(DataError, match=f"cannot download {server.url}/file.bin.*broke") as caught:
         fetch(f"{server.url}/file.bin", MD5, target)
     assert "goes on where it stopped" in caught.value.hint
@@ -160,8 +131,7 @@ def test_no_such_file(server, target):
 
 
 def test_nobody_listens(server, target):
-    server.shutdown()
-    server.socket.close()
+    server.stop()
     with pytest.raises(DataError, match="cannot download") as caught:
         fetch(f"{server.url}/file.bin", MD5, target)
     assert caught.value.hint == "are you offline? put it there by hand"
@@ -170,11 +140,9 @@ def test_nobody_listens(server, target):
 
 def test_a_server_that_falls_silent(server, target, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
-    release = threading.Event()
-    monkeypatch.setattr(Handler, "do_GET", lambda self: release.wait(5))
+    server.answers["/file.bin"] = silent
     with pytest.raises(DataError, match="timed out"):
         fetch(f"{server.url}/file.bin", MD5, target)
-    release.set()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "foo://bar/file.bin", "http://exa mple/file.bin"])

@@ -9,14 +9,13 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from servers import Handler
 
 from metazoo import hub, zoo
 from metazoo.errors import CheckpointError, UnknownNameError
@@ -40,7 +39,7 @@ print(json.dumps(said))
 PUSH = "from metazoo.cli import main; main()"
 
 
-class Handler(BaseHTTPRequestHandler):
+class HubHandler(Handler):
     """The part of the Hub's API that huggingface_hub uses to read and to commit; weights are sent from a host of their own."""
 
     protocol_version = "HTTP/1.1"
@@ -72,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             oid = hashlib.sha256(data).hexdigest()
             hub.cdn[oid] = data
             about |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": about["ETag"]}
-            return self.send(302, b"", **about, Location=f"http://localhost:{hub.server_port}/cdn/{oid}")
+            return self.send(302, **about, Location=f"http://localhost:{hub.server_port}/cdn/{oid}")
         self.refuse(404, "RepoNotFound")
 
     do_HEAD = do_GET
@@ -116,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.server.asked.append(f"PUT {self.path}")
         self.server.cdn[self.path.removeprefix("/cdn/")] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send(200, b"")
+        self.send(200)
 
     def repo(self, name: str) -> dict[str, Any] | None:
         found = self.server.repos.get(name)
@@ -132,18 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(status, json.dumps(value).encode(), Content_Type="application/json")
 
     def refuse(self, status: int, code: str, **headers: str) -> None:
-        self.send(status, b"", X_Error_Code=code, **headers)
-
-    def send(self, status: int, data: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+        self.send(status, X_Error_Code=code, **headers)
 
 
 def new(private: bool = False, gated: bool = False, **revisions: dict[str, bytes]) -> dict[str, Any]:
@@ -155,17 +143,11 @@ def commit(files: dict[str, bytes]) -> str:
 
 
 @pytest.fixture
-def there() -> Iterator[Any]:
+def there(serve: Callable[..., Any]) -> Any:
     """A Hub with nothing on it."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.repos, server.asked, server.cdn, server.tokens_at_cdn = {}, [], {}, []
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server = serve(handler=HubHandler)
+    server.repos, server.cdn, server.tokens_at_cdn = {}, {}, []
+    return server
 
 
 @pytest.fixture
@@ -294,8 +276,7 @@ def test_what_was_loaded_once_needs_no_hub(there: Any, load: Any, files: dict[st
     assert there.asked == []
     (unknown,) = load("hf://us/zoo", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in unknown["message"]
-    there.shutdown()
-    there.socket.close()
+    there.stop()
     assert load(name, pinned) == [first, first]
     (gone,) = load("hf://us/zoo")
     assert "offline" in gone["hint"]

@@ -1,4 +1,4 @@
-"""Models from elsewhere: real servers on this machine, well- and ill-behaved, and nothing is read but what it should be."""
+"""Models from elsewhere: real servers on this machine, and nothing is read but what it should be."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import shutil
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from servers import cut, endless, redirected, silent, slow
 
 from metazoo import download, remote, runs, zoo
 from metazoo.cli import run
@@ -25,96 +24,23 @@ from metazoo.plugins import registry
 
 NAME = "protonet.tiny_3w1s"
 CARD, WEIGHTS = f"/{NAME}.json", f"/{NAME}.safetensors"
-Answer = Callable[["Handler", bytes], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`; `server.answers` holds what to do otherwise, by path, and `server.asked` what was asked for."""
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        if self.path not in self.server.files:
-            return self.send_error(404)
-        body = self.server.files[self.path]
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        self.server.answers.get(self.path, whole)(self, body) if not start else rest(self, body, start)
-
-    def head(self, status: int, **headers: Any) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def whole(handler: Handler, body: bytes) -> None:
-    handler.head(200, Content_Length=len(body))
-    handler.wfile.write(body)
-
-
-def rest(handler: Handler, body: bytes, start: int) -> None:
-    handler.head(206, Content_Length=len(body) - start)
-    handler.wfile.write(body[start:])
-
-
-def half(handler: Handler, body: bytes) -> None:
-    handler.head(200, Content_Length=len(body))
-    handler.wfile.write(body[: len(body) // 2])
-
-
-def endless(handler: Handler, body: bytes) -> None:
-    handler.head(200)
-    try:
-        for _ in range(2000):
-            handler.wfile.write(bytes(2**16))
-            handler.server.sent += 2**16
-    except OSError:  # nobody listens any more
-        pass
-
-
-def slow(handler: Handler, body: bytes) -> None:
-    """Alive, but a longer time in all than a silent server is given."""
-    handler.head(200, Content_Length=len(body))
-    for i in range(8):
-        time.sleep(0.1)
-        handler.wfile.write(body[len(body) * i // 8 : len(body) * (i + 1) // 8])
-
-
-def redirected(url: str) -> Answer:
-    return lambda handler, _: handler.head(302, Location=url, Content_Length=0)
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Starts servers that have the files of a folder."""
-    monkeypatch.setenv("no_proxy", "*")
-    started: list[tuple[Any, threading.Thread]] = []
+def offer(serve: Callable[..., Any], exported: Path) -> Callable[..., Any]:
+    """Starts servers that have the exported model."""
 
-    def start(folder: Path, context: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Any:
-        server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        server.files = {f"/{path.name}": path.read_bytes() for path in folder.iterdir()}
-        server.answers, server.asked, server.sent = {}, [], 0
-        server.url = f"http{'s' if context else ''}://{host}:{server.server_port}"
-        server.card = f"{server.url}{CARD}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        started.append((server, thread))
+    def start(**where: Any) -> Any:
+        server = serve({f"/{path.name}": path.read_bytes() for path in exported.iterdir()}, **where)
+        server.card = server.url + CARD
         return server
 
-    yield start
-    for server, thread in started:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return start
 
 
 @pytest.fixture
-def server(serve: Callable[..., Any], exported: Path) -> Any:
-    return serve(exported)
+def server(offer: Callable[..., Any]) -> Any:
+    return offer()
 
 
 @pytest.fixture
@@ -168,8 +94,7 @@ def test_a_model_at_an_address_is_the_same_model(server: Any, pin: str, protonet
 def test_a_pinned_model_in_the_cache_needs_no_server(server: Any, pin: str) -> None:
     zoo.load(server.card + pin)
     assert server.asked == [CARD, WEIGHTS]
-    server.shutdown()
-    server.socket.close()
+    server.stop()
     zoo.load(server.card + pin)
     zoo.load(server.card + pin.upper().replace("SHA256", "sha256"))
 
@@ -223,15 +148,14 @@ def test_what_is_missing(server: Any, pin: str) -> None:
 
 
 def test_weights_that_break_off_are_taken_up_again(server: Any, pin: str) -> None:
-    server.answers[WEIGHTS] = half
+    server.answers[WEIGHTS] = cut(1000)
     zoo.load(server.card + pin)
     assert server.asked == [CARD, WEIGHTS, WEIGHTS]
 
 
 @pytest.mark.parametrize("path", [CARD, WEIGHTS])
-def test_what_is_truncated_for_good(server: Any, pin: str, path: str, unparsed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.answers[path] = half
-    monkeypatch.setitem(globals(), "rest", lambda handler, body, start: handler.head(206, Content_Length=len(body) - start))
+def test_what_is_truncated_for_good(server: Any, pin: str, path: str, unparsed: None) -> None:
+    server.answers[path] = cut(100, 0, 0)
     assert "try again" in refused(server.card + pin, "the connection broke")
 
 
@@ -241,25 +165,22 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(
     monkeypatch.setattr(download, "TIMEOUT", 0.4)
     server.answers = {WEIGHTS: slow}
     zoo.load(server.card + pin)
-    release = threading.Event()
-    server.answers = {"/other.json": lambda handler, _: release.wait(20)}
+    server.answers = {"/other.json": silent}
     server.files["/other.json"] = server.files[CARD]
     began = time.monotonic()
     refused(f"{server.url}/other.json#sha256={'1' * 64}", "timed out")
     assert time.monotonic() - began < 10
-    release.set()
 
 
 def test_nobody_listens(server: Any, pin: str) -> None:
-    server.shutdown()
-    server.socket.close()
+    server.stop()
     assert "offline" in refused(server.card + pin, "cannot download")
 
 
 def test_a_redirect_to_another_host_is_followed_and_checked(
-    serve: Callable[..., Any], server: Any, exported: Path, pin: str, cache: Path
+    offer: Callable[..., Any], server: Any, pin: str, cache: Path
 ) -> None:  # fmt: skip
-    other = serve(exported, host="localhost")
+    other = offer(host="localhost")
     server.answers = {CARD: redirected(other.card), WEIGHTS: redirected(other.url + WEIGHTS)}
     zoo.load(server.card + pin)
     assert other.asked == [CARD, WEIGHTS]
@@ -383,9 +304,9 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
 
 
 def test_https_needs_no_pin(
-    serve: Callable[..., Any], exported: Path, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    offer: Callable[..., Any], context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    server = serve(exported, context, "localhost")
+    server = offer(context=context, host="localhost")
     for _ in range(2):
         zoo.load(server.card)
     assert server.asked == [CARD, WEIGHTS, CARD]
@@ -395,18 +316,18 @@ def test_https_needs_no_pin(
 
 @pytest.mark.parametrize("path", [CARD, WEIGHTS])
 def test_no_redirect_leads_from_https_to_http(
-    serve: Callable[..., Any], server: Any, exported: Path, context: ssl.SSLContext, path: str, unparsed: None
+    offer: Callable[..., Any], server: Any, context: ssl.SSLContext, path: str, unparsed: None
 ) -> None:  # fmt: skip
-    secure = serve(exported, context, "localhost")
+    secure = offer(context=context, host="localhost")
     secure.answers[path] = redirected(server.url + path)
     refused(secure.card, "is not followed")
     assert server.asked == []
 
 
 def test_a_redirect_from_http_to_https_is_followed(
-    serve: Callable[..., Any], server: Any, exported: Path, context: ssl.SSLContext, pin: str
+    offer: Callable[..., Any], server: Any, context: ssl.SSLContext, pin: str
 ) -> None:  # fmt: skip
-    secure = serve(exported, context, "localhost")
+    secure = offer(context=context, host="localhost")
     server.answers[CARD] = redirected(secure.card)
     zoo.load(server.card + pin)
     assert secure.asked == [CARD]
@@ -445,8 +366,7 @@ def installed(server: Any, tmp_path: Path) -> Iterator[Path]:
 def test_a_registered_card_whose_weights_are_elsewhere(installed: Path, server: Any) -> None:
     zoo.load(NAME)
     assert server.asked == [WEIGHTS]
-    server.shutdown()
-    server.socket.close()
+    server.stop()
     zoo.load(NAME)
 
 
