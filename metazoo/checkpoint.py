@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,19 +117,40 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> No
     write_atomically(path, safetensors.torch.save(copies, {KEY: json.dumps(metadata)}))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the metadata of a file, or raise CheckpointError where it is missing, damaged or not ours."""
+def read_weights(path: Path) -> bytes:
+    """Return what a safetensors file holds, or raise CheckpointError where it is missing or cannot be one."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        return tensors, json.loads(metadata[KEY])
+        with path.open("rb") as file:
+            # A file of another sort may be larger than memory.
+            if file.read(9)[8:] != b"{":
+                raise ValueError("it does not begin as one")
+            file.seek(0)
+            return file.read()
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (safetensors.SafetensorError, OSError, struct.error, ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint of metazoo: {error}", "delete it, and train or fetch the model again"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(str(path), error) from error
+
+
+def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the metadata of a file's contents, or raise CheckpointError where they are damaged or not ours."""
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, json.loads(header["__metadata__"][KEY])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{where} is damaged or no checkpoint of metazoo: {error}", "delete it, and train or fetch the model again"
+    )
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the metadata of a file, or raise CheckpointError where it is missing, damaged or not ours."""
+    return parse_tensors(read_weights(path), str(path))
 
 
 def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
@@ -139,13 +159,18 @@ def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
 
 
 def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
-    """Return the model of a file, in eval mode, and its blueprint.
+    """Return the model of a file, as `parse_model` does, or raise CheckpointError where there is none."""
+    return parse_model(read_weights(path), str(path), **changes)
+
+
+def parse_model(data: bytes, where: str, **changes: Any) -> tuple[Algorithm, Blueprint]:
+    """Return the model of a file's contents, in eval mode, and its blueprint.
 
     `changes` are options of the algorithm to set otherwise, as far as the weights still fit. Raises CheckpointError
-    where the file is damaged or the weights do not fit, UnknownNameError where a plugin that it needs is not installed.
+    where they are damaged or the weights do not fit, UnknownNameError where a plugin that it needs is not installed.
     """
-    tensors, metadata = load_tensors(path)
-    blueprint = Blueprint.from_dict(metadata, str(path))
+    tensors, metadata = parse_tensors(data, where)
+    blueprint = Blueprint.from_dict(metadata, where)
     try:
         _check_sizes(blueprint, tensors, changes)
         with torch.random.fork_rng(devices=[]):
@@ -154,11 +179,11 @@ def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
     except OptionError as error:
         if changes or metadata["metazoo"] == VERSION:
             raise
-        made = f"{path} was made by metazoo {metadata['metazoo']}, this is {VERSION}: {error.message}"
+        made = f"{where} was made by metazoo {metadata['metazoo']}, this is {VERSION}: {error.message}"
         raise CheckpointError(made, f"`pip install metazoo=={metadata['metazoo']}`, or train the model again") from error
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(
-            f"the weights in {path} do not fit algorithm '{blueprint.algorithm}': {str(error).splitlines()[-1].strip()}",
+            f"the weights in {where} do not fit algorithm '{blueprint.algorithm}': {str(error).splitlines()[-1].strip()}",
             "an option that changes the network cannot be changed after training",
         ) from error
     return model.eval(), blueprint

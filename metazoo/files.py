@@ -48,6 +48,12 @@ def digest(path: Path, algorithm: str) -> str:
     return checksum.hexdigest()
 
 
+def read_verified(path: Path, sha256: str) -> bytes | None:
+    """Return what a file holds, or None where that has another sha256."""
+    data = path.read_bytes()
+    return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Hold a folder for one process, or raise BlockingIOError where another has it and `wait` is false.

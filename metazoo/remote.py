@@ -11,7 +11,7 @@ from . import download, hub
 from .cards import SHA256, WEIGHTS, parse_card, size_of
 from .download import Words
 from .errors import CheckpointError, UnknownNameError
-from .files import cache_directory, digest, write_atomically
+from .files import cache_directory, read_verified, write_atomically
 
 CARD_SIZE = 2**20
 SCHEMES = "https://HOST/NAME.json, file:///FOLDER/NAME.json and hf://user/repo/NAME"
@@ -23,8 +23,8 @@ def is_address(name: str) -> bool:
     return "://" in name
 
 
-def find(address: str) -> Path:
-    """Return the weights of the model whose card is at an address, in the cache and with the sha256 that the card states.
+def find(address: str) -> tuple[Path, bytes]:
+    """Return the weights of the model whose card is at an address: their place in the cache, and what was read and checked.
 
     The address is `https://.../NAME.json`, `file:///.../NAME.json` or `hf://user/repo/NAME`. A fragment `#sha256=HEX` pins
     the weights: the card must state that one, and what is in the cache needs no network; `http://` needs it.
@@ -45,16 +45,16 @@ def find(address: str) -> Path:
         raise CheckpointError(
             f"{at} describes other weights: its sha256 is {card['sha256']}, the address asks for {pin}; nothing was read", MEND
         )
-    weights = fetch(f"{at.partition('?')[0].rpartition('/')[0]}/{card['weights']}", card)
+    weights, contents = fetch(f"{at.partition('?')[0].rpartition('/')[0]}/{card['weights']}", card)
     # Beside the weights, as `metazoo export` has it: what is in the cache can be found by its pin, and pushed again. The model
     # is there and right, whether that can be written or not.
     with contextlib.suppress(OSError):
         write_atomically(weights.with_name(f"{card['name']}.json"), data)
-    return weights
+    return weights, contents
 
 
-def fetch(url: str, card: dict[str, Any]) -> Path:
-    """Return the weights of a card that lie at an address, in the cache and with the card's sha256.
+def fetch(url: str, card: dict[str, Any]) -> tuple[Path, bytes]:
+    """Return the weights of a card that lie at an address: their place in the cache, and what was read and checked.
 
     Raises UnknownNameError where the address is none, CheckpointError where they are not to be had or are others.
     """
@@ -65,14 +65,16 @@ def fetch(url: str, card: dict[str, Any]) -> Path:
             f"the card of '{card['name']}' has weights at {url}, which is no .safetensors file", "ask its author to mend it"
         )
     path = _folder(sha256) / name
-    if _is(path, sha256):
-        return path
+    if (data := _read(path, sha256)) is not None:
+        return path, data
     words = Words(CheckpointError, f"put {name} (SHA-256 {sha256}) into {path.parent} by hand", MEND)
     if scheme == "hf":
         hub.fetch(hub.parse(url), path, sha256, size_of(card), words)
     else:
         download.fetch(url, path, "sha256", sha256, words, size_of(card))
-    return path
+    if (data := _read(path, sha256)) is None:
+        raise CheckpointError(f"{path} is not what was downloaded: it was changed since", "try again")
+    return path, data
 
 
 def _split(address: str) -> tuple[str, str | None]:
@@ -106,20 +108,20 @@ def _folder(sha256: str) -> Path:
     return cache_directory() / "models" / sha256
 
 
-def _kept(sha256: str) -> Path | None:
-    """Return weights in the cache whose card is there as well."""
+def _kept(sha256: str) -> tuple[Path, bytes] | None:
+    """Return weights in the cache whose card is there as well, and what they are."""
     for path in sorted(_folder(sha256).glob("*.json")):
         try:
             weights = path.with_name(parse_card(path.read_bytes(), str(path))["weights"])
-            if _is(weights, sha256):
-                return weights
+            if (data := _read(weights, sha256)) is not None:
+                return weights, data
         except (CheckpointError, OSError):  # damaged: it is fetched again
             continue
     return None
 
 
-def _is(path: Path, sha256: str) -> bool:
+def _read(path: Path, sha256: str) -> bytes | None:
     try:
-        return path.is_file() and digest(path, "sha256") == sha256
+        return read_verified(path, sha256) if path.is_file() else None
     except OSError:  # what cannot be read is fetched again, and what is in its way is named then
-        return False
+        return None

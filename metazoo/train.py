@@ -61,16 +61,22 @@ class Watcher:
         """So many tasks of the test are done."""
 
 
-def train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -> dict[str, Any]:
+def train(
+    blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: zoo.Source | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Train in a run folder, from its last checkpoint if it has one, and return the test's result.
+
+    `init` is the model that the recipe's `init` names, where it was found already: its address may have another one by now.
 
     Raises Interrupted on Ctrl-C (or SIGTERM), after saving, and TrainingFailed where the loss is not finite.
     """
     with runs.claimed(folder) if distributed.first() else contextlib.nullcontext():
-        return _train(blueprint, data, folder, watcher)
+        return _train(blueprint, data, folder, watcher, init)
 
 
-def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) -> dict[str, Any]:
+def _train(
+    blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: zoo.Source | None
+) -> dict[str, Any]:  # fmt: skip
     recipe = blueprint.training()
     device = find_device(recipe.device)
     torch.manual_seed(recipe.seed)
@@ -82,7 +88,11 @@ def _train(blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher) 
         if (now := runs.commit()) not in (None, state.commit):
             state.commit = ", ".join(filter(None, [state.commit, now]))
     else:
-        state = State(commit=runs.commit(), init_sha256=zoo.start_from(recipe.init, model) if recipe.init else None)
+        state = State(commit=runs.commit())
+        if recipe.init is not None:
+            init = init or zoo.find(recipe.init)
+            zoo.start_from(init, model)
+            state.init_sha256 = init.sha256
     if isinstance(data, ClassDataset):
         data.move(device)
     source = _training_source(data, blueprint, model)

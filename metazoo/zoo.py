@@ -6,18 +6,18 @@ import hashlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import remote, runs
 from .algorithm import Algorithm, Recipe
 from .cards import REINSTALL, read_card
-from .checkpoint import Blueprint, load_model, load_tensors, read_json, write_json
+from .checkpoint import Blueprint, parse_model, parse_tensors, read_json, read_weights, write_json
 from .episodes import ClassDataset
 from .errors import CheckpointError, OptionError, UnknownNameError
 from .evaluate import Protocol, measure
-from .files import digest, write_atomically
+from .files import read_verified, write_atomically
 from .options import read
 from .plan import unread
 from .plugins import registry
@@ -25,25 +25,34 @@ from .plugins import registry
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: its weights, the name to show, and its blueprint, with what only the run knows where there is one."""
+    """A model that was found: the name to show, where its weights are, what was read there, and its blueprint.
+
+    The weights are read once: a file, or an address, may have others later. The blueprint of a run has what only the run knows.
+    """
 
     name: str
     weights: Path
+    contents: bytes = field(repr=False)
     blueprint: Blueprint
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of the weights."""
+        return hashlib.sha256(self.contents).hexdigest()
 
     def model(self, **changes: Any) -> Algorithm:
         """Return the model in eval mode; `changes` are options of the algorithm to set otherwise."""
-        return load_model(self.weights, **changes)[0]
+        return parse_model(self.contents, str(self.weights), **changes)[0]
 
 
 def find(name: str | os.PathLike[str]) -> Source:
-    """Return where the model of that name is: a run folder, a .safetensors file, a name of the zoo, or the address of a card.
+    """Return the model of that name: a run folder, a .safetensors file, a name of the zoo, or the address of a card.
 
     An address is what `remote.find` takes: https://host/NAME.json, file:///folder/NAME.json, hf://user/repo/NAME. Raises
     UnknownNameError where there is none, CheckpointError where it is damaged or not the one its card describes.
     """
     if remote.is_address(str(name)):
-        return _source(str(name), remote.find(str(name)))
+        return _source(str(name), *remote.find(str(name)))
     path = Path(name)
     if path.is_dir():
         blueprint = runs.read_blueprint(path)
@@ -52,36 +61,37 @@ def find(name: str | os.PathLike[str]) -> Source:
                 f"the run in {path} has no model yet: it stopped before its first validation",
                 f"`metazoo train --resume {path}` goes on with it",
             )
-        return Source(str(name), path / runs.BEST, blueprint)
+        return Source(str(name), path / runs.BEST, read_weights(path / runs.BEST), blueprint)
     if path.is_file():
-        return _source(str(name), path)
+        return _source(str(name), path, read_weights(path))
     if path.suffix == ".safetensors" or len(path.parts) > 1:
         raise UnknownNameError(
             f"there is no run folder or model file {path}", "`metazoo list pretrained` shows every pretrained model"
         )
-    return _source(str(name), weights_of(Path(registry().card(str(name)).value)))
+    place = Path(registry().card(str(name)).value)
+    return _source(str(name), *weights_of(read_card(place), place.parent))
 
 
-def weights_of(path: Path) -> Path:
-    """Return the weights that a card describes: beside it, or fetched from the address that it names; with its sha256.
+def weights_of(card: dict[str, Any], folder: Path) -> tuple[Path, bytes]:
+    """Return the weights of a card: where they are, beside it or fetched from the address that it names, and what was read.
 
-    Raises CheckpointError where they are missing or others.
+    Raises CheckpointError where they are missing or have another sha256 than the card's.
     """
-    card = read_card(path)
     if remote.is_address(card["weights"]):
         return remote.fetch(card["weights"], card)
-    weights = path.parent / Path(card["weights"]).name
+    weights = folder / Path(card["weights"]).name
     if not weights.is_file():
         raise CheckpointError(f"the weights of '{card['name']}' are missing: there is no {weights}", REINSTALL)
-    if digest(weights, "sha256") != card["sha256"]:
+    if (contents := read_verified(weights, card["sha256"])) is None:
         raise CheckpointError(
             f"the weights of '{card['name']}' are not those that its card describes: {weights} has another sha256", REINSTALL
         )
-    return weights
+    return weights, contents
 
 
-def _source(name: str, weights: Path) -> Source:
-    return Source(name, weights, Blueprint.from_dict(load_tensors(weights)[1], str(weights)))
+def _source(name: str, weights: Path, contents: bytes) -> Source:
+    blueprint = Blueprint.from_dict(parse_tensors(contents, str(weights))[1], str(weights))
+    return Source(name, weights, contents, blueprint)
 
 
 def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
@@ -97,22 +107,17 @@ def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
     return find(name).model(**changes)
 
 
-def start_from(name: str, model: Algorithm) -> str:
-    """Give a new model the backbone of another one, and return the sha256 of the other's weights.
-
-    `name` is what `find` takes. Raises OptionError where that backbone has not all that the new one needs.
-    """
-    source = find(name)
+def start_from(source: Source, model: Algorithm) -> None:
+    """Give a new model the backbone of another one, or raise OptionError where that has not all that the new one needs."""
     theirs, ours = source.model().backbone.state_dict(), model.backbone.state_dict()
     for key, value in ours.items():
         if key not in theirs or theirs[key].shape != value.shape:
             has = f"it has {tuple(theirs[key].shape)}" if key in theirs else "which it has not"
             raise OptionError(
-                f"the backbone of '{name}' does not fit: '{key}' must be {tuple(value.shape)}, {has}",
+                f"the backbone of '{source.name}' does not fit: '{key}' must be {tuple(value.shape)}, {has}",
                 "choose the same --backbone and image size, or another --init",
             )
     model.backbone.load_state_dict({key: theirs[key] for key in ours})
-    return digest(source.weights, "sha256")
 
 
 def export(
@@ -131,7 +136,6 @@ def export(
     source = find(run)
     result = read_json(run / runs.RESULT)
     data = blueprint.data()
-    weights = source.weights.read_bytes()
     results = []
     for changes in variants:
         model = source.model(**changes).to(device)
@@ -142,8 +146,8 @@ def export(
         "name": name,
         "summary": summary,
         "weights": file,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "bytes": len(weights),
+        "sha256": source.sha256,
+        "bytes": len(source.contents),
         "algorithm": blueprint.algorithm,
         "backbone": blueprint.backbone,
         "dataset": blueprint.dataset,
@@ -165,7 +169,7 @@ def export(
         },
         "results": results,
     }
-    write_atomically(out / file, weights)
+    write_atomically(out / file, source.contents)
     write_json(out / f"{name}.json", card)
     return card
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import ssl
 import subprocess
@@ -24,6 +25,10 @@ from metazoo.plugins import registry
 
 NAME = "protonet.tiny_3w1s"
 CARD, WEIGHTS = f"/{NAME}.json", f"/{NAME}.safetensors"
+QUICK = shlex.split(
+    "--ways 3 --queries 3 --train-ways 3 --steps 1 --validate-every 1 --validation-episodes 2 --test-episodes 2 "
+    "--device cpu --data-alphabets 6 --backbone-width 4"
+)
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights may be parsed in this test."""
-    monkeypatch.setattr(zoo, "load_tensors", lambda path: pytest.fail(f"{path} was parsed"))
+    monkeypatch.setattr(zoo, "parse_tensors", lambda data, where: pytest.fail(f"{where} was parsed"))
 
 
 def changed(server: Any, **changes: Any) -> None:
@@ -314,6 +319,39 @@ def test_https_needs_no_pin(
     assert "SSL_CERT_FILE" in refused(server.card, "CERTIFICATE_VERIFY_FAILED|certificate verify failed")
 
 
+def test_what_was_checked_is_what_is_used(
+    offer: Callable[..., Any], context: ssl.SSLContext, exported: Path, other_run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    """An address without a pin may have another model the next time: a command looks once."""
+    server = offer(context=context, host="localhost")
+    good, other = server.files[CARD], (other_run / runs.BEST).read_bytes()
+    changed(server, sha256=hashlib.sha256(other).hexdigest(), bytes=len(other), weights="protonet.other.safetensors")
+    server.files["/protonet.other.safetensors"], theirs = other, server.files[CARD]
+
+    def first_good(handler: Any, body: bytes, start: int) -> None:
+        handler.send(200, good if server.asked.count(CARD) == 1 else theirs)
+
+    server.answers[CARD] = first_good
+    assert run(["eval", server.card, "--episodes", "2"]) == 0
+    assert server.asked == [CARD, WEIGHTS]
+    server.asked.clear()
+    out = tmp_path / "run"
+    assert run(["train", "protonet", *QUICK, "--out", str(out), "--init", server.card]) == 0
+    assert server.asked == [CARD]
+    assert json.loads((out / runs.RESULT).read_text())["init_sha256"] == json.loads(good)["sha256"]
+
+
+def test_what_changes_between_download_and_use_is_refused(
+    server: Any, pin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def changing(url: str, destination: Path, *rest: Any) -> None:
+        destination.parent.mkdir(parents=True)
+        destination.write_bytes(b"another")
+
+    monkeypatch.setattr(download, "fetch", changing)
+    refused(server.card + pin, "is not what was downloaded")
+
+
 @pytest.mark.parametrize("path", [CARD, WEIGHTS])
 def test_no_redirect_leads_from_https_to_http(
     offer: Callable[..., Any], server: Any, context: ssl.SSLContext, path: str, unparsed: None
@@ -386,19 +424,7 @@ def test_eval_and_init_take_an_address(
     (result,) = json.loads(capsys.readouterr().out)["results"]
     (card,) = json.loads((exported / CARD[1:]).read_text())["results"]
     assert result == {"model": server.card + pin, "data": "glyphs", **card}
-    quick = "--ways 3 --queries 3 --train-ways 3 --steps 1 --validate-every 1 --validation-episodes 2 --test-episodes 2"
-    words = [
-        *quick.split(),
-        "--device",
-        "cpu",
-        "--data-alphabets",
-        "6",
-        "--backbone-width",
-        "4",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert run(["train", "protonet", *words, "--init", server.card + pin]) == 0
+    assert run(["train", "protonet", *QUICK, "--out", str(tmp_path / "run"), "--init", server.card + pin]) == 0
     # Whoever reads the command of its card can run it: the address holds on every machine.
     assert server.card + pin in zoo.command(runs.read_blueprint(tmp_path / "run"))
 

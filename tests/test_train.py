@@ -27,7 +27,7 @@ from metazoo.errors import CheckpointError, DataError, OptionError
 from metazoo.evaluate import NotANumber, evaluate
 from metazoo.plan import plan
 from metazoo.train import TrainingFailed, Watcher, find_device, learning_rate, train
-from metazoo.zoo import start_from
+from metazoo.zoo import find, start_from
 
 TINY: dict[str, Any] = {
     "ways": 3,
@@ -384,10 +384,10 @@ def test_a_resumed_run_does_not_start_over_from_the_other_model(protonet_run: Pa
 def test_a_backbone_that_does_not_fit_is_refused(protonet_run: Path, maml_run: Path) -> None:
     wide = plan("protonet", "glyphs", {}, GLYPHS, {"width": 8}, TINY)[0].model()
     with pytest.raises(OptionError, match=r"does not fit: 'blocks\.0\.weight' must be \(8, 1, 3, 3\), it has \(4, 1, 3, 3\)"):
-        start_from(str(protonet_run), wide)
+        start_from(find(protonet_run), wide)
     # MAML keeps no running statistics, which a ProtoNet needs.
     with pytest.raises(OptionError, match=r"'blocks\.1\.running_mean' must be \(4,\), which it has not"):
-        start_from(str(maml_run), tiny("protonet")[0].model())
+        start_from(find(maml_run), tiny("protonet")[0].model())
 
 
 def test_augmentation_is_a_function_of_seed_and_step(tmp_path: Path) -> None:

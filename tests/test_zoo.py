@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -178,6 +179,38 @@ def test_the_list_shows_the_model_with_its_number_and_owner(installed: Path, cap
         "summary": f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %",
         "from": "strangers-zoo 1.2",
     }
+
+
+@pytest.fixture(scope="module")
+def opened() -> list[str]:
+    """The paths of the files that this process opens, one after another."""
+    paths: list[str] = []
+    sys.addaudithook(lambda event, words: paths.append(str(words[0])) if event == "open" else None)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("command", "form"), [*itertools.product(["eval", "init"], ["run", "file", "name"]), ("export", "run"), ("push", "name")]
+)
+def test_weights_are_read_once(
+    command: str, form: str, protonet_run: Path, installed: Path, opened: list[str], tmp_path: Path
+) -> None:  # fmt: skip
+    """Whatever comes to lie there while the command works: what was checked is what is used."""
+    name, weights = {
+        "run": (str(protonet_run), protonet_run / runs.BEST),
+        "file": (str(protonet_run / runs.BEST), protonet_run / runs.BEST),
+        "name": (NAME, installed / f"{NAME}.safetensors"),
+    }[form]
+    quick = "--ways 3 --queries 3 --train-ways 3 --steps 1 --validate-every 1 --validation-episodes 2 --test-episodes 2"
+    words = {
+        "eval": ["eval", name, "--episodes", "2"],
+        "init": ["train", "protonet", "--init", name, *quick.split(), "--data-alphabets", "6", "--backbone-width", "4"],
+        "export": ["export", name, "--name", "protonet.x", "--episodes", "2"],
+        "push": ["push", name, str(tmp_path / "out")],
+    }[command]
+    opened.clear()
+    assert run([*words, "--out", str(tmp_path / "out")] if command in ("init", "export") else words) == 0
+    assert opened.count(str(weights)) == 1
 
 
 def test_weights_that_were_tampered_with_are_not_read(installed: Path) -> None:

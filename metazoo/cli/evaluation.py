@@ -53,10 +53,18 @@ def _first_model(arguments: Sequence[str]) -> Blueprint | None:
     for argument in arguments:
         if not argument.startswith("-"):
             try:
-                return find(argument).blueprint
+                return _find(argument).blueprint
             except (MetazooError, OSError):
                 continue
     return None
+
+
+def _find(name: str) -> Source:
+    """Return the model of that name, found once in a command: what its options came from is what is evaluated."""
+    found: dict[str, Source] = click.get_current_context().meta.setdefault("models", {})
+    if name not in found:
+        found[name] = find(name)
+    return found[name]
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -120,7 +128,7 @@ def eval_(
             "--protocol brings tasks of its own", "leave out --ways, --shots, --queries, --episodes, --seed and --split"
         )
     keep_freed_memory()
-    sources = [find(name) for name in models]
+    sources = [_find(name) for name in models]
     place = find_device(device)
     measured: list[Measured] = []
     for source in sources:

@@ -84,8 +84,8 @@ def _packed(model: str) -> tuple[dict[str, Any], bytes]:
         raise CheckpointError(
             f"there is no card {path}", "`metazoo export` writes one; a model of the zoo is given by its name"
         )
-    weights = weights_of(path).read_bytes()
     card = read_card(path)
+    _, weights = weights_of(card, path.parent)
     card |= {"weights": f"{card['name']}.safetensors", "bytes": len(weights)}
     # What could not be loaded is not pushed.
     return parse_card(json.dumps(card).encode(), str(path)), weights

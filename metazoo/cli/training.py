@@ -24,7 +24,7 @@ from metazoo.plan import plan
 from metazoo.plugins import registry
 from metazoo.train import Interrupted, find_device
 from metazoo.train import train as run_training
-from metazoo.zoo import start_from
+from metazoo.zoo import find, start_from
 
 DEFAULT_DATASET = "glyphs"
 
@@ -109,6 +109,7 @@ def train(
     keep_freed_memory()
     if resume is not None and (algorithm or dataset or out):
         raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
+    init = None
     if resume is not None:
         folder = resume
         blueprint = runs.read_blueprint(folder)
@@ -123,7 +124,8 @@ def train(
         training = blueprint.training()
         find_device(training.device)  # before there is a folder to clear away
         if training.init is not None:
-            start_from(training.init, blueprint.model())
+            init = find(training.init)
+            start_from(init, blueprint.model())
         if out is None and distributed.may_restart():
             raise OptionError("processes that may be started again must find their run", "name its folder with --out")
         folder = distributed.by_first(partial(_make, out, f"{algorithm}-{dataset}", blueprint))
@@ -136,7 +138,7 @@ def train(
     else:
         try:
             with shown(progress if distributed.first() else "none", title, chance) as watcher:
-                result = run_training(blueprint, data, folder, watcher)
+                result = run_training(blueprint, data, folder, watcher, init)
         except (MetazooError, KeyboardInterrupt) as stop:
             # A picture that cannot be drawn must not hide what happened.
             with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
