@@ -11,6 +11,7 @@ import torch
 
 from . import options
 from .algorithm import Recipe
+from .blame import at_fault
 from .checkpoint import Blueprint
 from .episodes import ClassDataset, Dataset, TaskSource, TaskSpec
 from .errors import OptionError
@@ -90,6 +91,8 @@ def plan(
     try:
         model = blueprint.model().eval()
     except (RuntimeError, MemoryError) as error:
+        if at_fault(error) is not None:  # no size is to blame for a plugin's bug
+            raise
         raise OptionError(f"the network cannot be made: {str(error).splitlines()[0]}", "make it smaller") from error
     if training.precision != "float32" and model.needs_float32:
         raise OptionError(

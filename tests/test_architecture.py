@@ -32,7 +32,7 @@ ORDER = [
     ["backbones", "augment"],
     ["algorithm", "datasets.**"],
     ["registrable"],
-    ["plugins"],
+    ["plugins", "blame"],
     ["checkpoint", "evaluate", "runs", "trials", "curve", "cards", "hub", "remote"],
     ["plan"],
     ["conformance", "recheck", "state", "train", "zoo"],

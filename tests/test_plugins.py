@@ -218,6 +218,46 @@ def register_commands(cli):
         click.echo(f"hello {name}")
 """
 )
+BUGS = """
+import torch
+
+class InLoss(Nearest):
+    def loss(self, task):
+        return metazoo.class_means(task.support_x, None)  # bug-in-loss
+
+class InForward(Nearest):
+    def classify(self, support_z, support_y, query_z):
+        return self.compare()
+
+    def compare(self):
+        raise KeyError("two\\nlines")  # bug-in-forward
+
+class InConstructor(Nearest):
+    def __init__(self, backbone, spec, config=None):
+        super().__init__(backbone, spec, config)
+        torch.ones(2) @ torch.ones(3)  # bug-in-constructor
+
+class Returns(Nearest):
+    def loss(self, task):
+        pass
+
+class Large(Nearest):
+    def loss(self, task):
+        return torch.ones(2**50)
+
+class Mended(Nearest):
+    def loss(self, task):
+        raise metazoo.OptionError("these tasks are too few", "take more")
+
+@metazoo.hookimpl
+def register_algorithms():
+    return {"bug-in-loss": InLoss, "bug-in-forward": InForward, "bug-in-constructor": InConstructor, "bug-in-return": Returns,
+            "bug-of-size": Large, "no-bug": Mended}
+
+@metazoo.hookimpl
+def register_commands(cli):
+    cli.command("bug-in-command")(lambda: 1 / 0)  # bug-in-command
+"""
 OTHERS = {
     "twin-one": ALGORITHM + REGISTERED.replace("NAME", "twin"),
     "twin-two": ALGORITHM + REGISTERED.replace("NAME", "twin"),
@@ -226,6 +266,7 @@ OTHERS = {
     + "@metazoo.hookimpl(specname='register_algorithms')\ndef mine():\n    return {'renamed': Nearest}\n"
     + "@metazoo.hookimpl(optionalhook=True)\ndef of_another_version():\n    pass\n",
     "two-points": ALGORITHM + REGISTERED.replace("NAME", "two-points"),
+    "buggy": ALGORITHM + BUGS,
 }
 
 
@@ -382,9 +423,65 @@ def test_all_of_them_at_once(installed: Path, tmp_path: Path) -> None:
         "good",
         "renamed",
         "two-points",
+        *BUGGY,
+        "no-bug",
     }
     broken = {plugin["name"] for plugin in json.loads(plugins.out)["plugins"] if plugin["problem"]}
     assert broken == {*CASES, "two-points"}
+
+
+BUGGY = {
+    "bug-in-loss": ("AttributeError: ", "loss"),
+    "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
+    "bug-in-constructor": ("RuntimeError: ", "__init__"),
+    "bug-in-return": ("TypeError: ", ""),
+    "bug-of-size": ("RuntimeError: ", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
+    """What each algorithm with a bug makes `metazoo train` say, and a command with one."""
+    folder = tmp_path_factory.mktemp("met")
+    quick = ["--data-alphabets", "6", "--backbone-width", "4", "--steps", "1", "--device", "cpu"]
+    names = [*BUGGY, "no-bug"]
+    calls = [["train", name, *quick, "--out", str(folder / name)] for name in names]
+    [said] = metazoo_calls(folder, ([installed / "buggy"], [*calls, ["bug-in-command"]]))
+    return dict(zip([*names, "bug-in-command"], said))
+
+
+@pytest.mark.parametrize(
+    ("bug", "cause", "function"),
+    [(bug, *BUGGY[bug]) for bug in BUGGY if BUGGY[bug][1]] + [("bug-in-command", "ZeroDivisionError: ", "<lambda>")],
+)
+def test_a_bug_of_a_plugin_is_traced_and_its_own(
+    bug: str, cause: str, function: str, met: dict[str, Call], installed: Path
+) -> None:  # fmt: skip
+    status, out, err = met[bug]
+    *traced, error, place, hint = err.splitlines()
+    assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
+    assert error.startswith(f"error: plugin 'buggy' of zoo-buggy 1.2.3 has a bug: {cause}")
+    module = installed / "buggy" / "zoo_buggy.py"
+    line = next(i for i, text in enumerate(module.read_text().splitlines(), start=1) if text.endswith(f"# {bug}"))
+    # The last line of the plugin's own, whatever of metazoo's or torch's it called.
+    assert place == f'  File "{module}", line {line}, in {function}'
+    assert hint == "hint: its author needs the traceback above; `pip uninstall zoo-buggy` does without it"
+
+
+def test_a_bug_that_shows_outside_of_the_plugin_is_traced_too(met: dict[str, Call]) -> None:
+    status, out, err = met["bug-in-return"]
+    *traced, error, hint = err.splitlines()
+    assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
+    assert error.startswith(f"error: metazoo {metazoo.__version__} met an error that it did not foresee: TypeError: ")
+    assert "check_algorithm" in hint
+
+
+def test_what_is_no_bug_has_no_traceback(met: dict[str, Call]) -> None:
+    assert met["no-bug"] == Call(2, "", "error: these tasks are too few\nhint: take more\n")
+    status, out, err = met["bug-of-size"]
+    assert (status, out) == (1, "")
+    assert err.startswith("error: out of memory: RuntimeError: ")
+    assert err.splitlines()[1].startswith("hint: take fewer or smaller tasks")
 
 
 def test_two_plugins_that_claim_one_name(installed: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -87,6 +88,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", None, 1)
+    except Exception as error:
+        return unforeseen(error)
+
+
+def unforeseen(error: Exception) -> int:
+    """Say whose bug an exception is, below its traceback, or that memory is too small, and return the exit status."""
+    what = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+    # PyTorch has a type of its own for GPUs alone.
+    if isinstance(error, MemoryError) or "OutOfMemory" in what or "DefaultCPUAllocator" in what:
+        return fail(f"out of memory: {what}", "take fewer or smaller tasks at a time (--meta-batch), or a smaller network", 1)
+    from metazoo.blame import at_fault
+
+    fault = at_fault(error)
+    # Whoever is to mend it needs the traceback, and may not be the one who meets it, after hours of training.
+    click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    if fault is None:
+        return fail(
+            f"metazoo {VERSION} met an error that it did not foresee: {what}",
+            "report it with the traceback above; `metazoo.testing.check_algorithm` says whether a plugin is to blame",
+            1,
+        )
+    plugin = fault.plugin
+    return fail(
+        f"plugin '{plugin.name}' of {plugin.owner} has a bug: {what}\n  {fault.place}",
+        f"its author needs the traceback above; `pip uninstall {plugin.distribution}` does without it",
+        1,
+    )
 
 
 def fail(message: str, hint: str | None, status: int) -> int:
