@@ -29,7 +29,7 @@ class UnknownNameError(MetazooError):
 
 
 class OptionError(MetazooError):
-    """An option has a value that it cannot take, or a Config declares an option that cannot be offered."""
+    """An option is missing or has a value that it cannot take, a place to write to is taken, or a Config cannot be offered."""
 
 
 class PluginError(MetazooError):

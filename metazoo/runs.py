@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Blueprint, read_json, write_json
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 from .files import locked, write_atomically
 
 CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
@@ -40,7 +40,7 @@ CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
 
 
 def create(folder: Path, blueprint: Blueprint) -> None:
-    """Make a run folder, or raise CheckpointError where there is something already."""
+    """Make a run folder, or raise OptionError where there is something already, CheckpointError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(not entry.name.startswith(f".{CONFIG}.") for entry in folder.iterdir()):
@@ -48,7 +48,7 @@ def create(folder: Path, blueprint: Blueprint) -> None:
         write_json(folder / CONFIG, blueprint.as_dict())
     except FileExistsError:
         hint = f"`metazoo train --resume {folder}` goes on with it; or " if (folder / CONFIG).exists() else ""
-        raise CheckpointError(f"{folder} exists already", f"{hint}choose another --out") from None
+        raise OptionError(f"{folder} exists already", f"{hint}choose another --out") from None
     except OSError as error:
         raise CheckpointError(f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out") from error
 

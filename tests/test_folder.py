@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metazoo import DataError
+from metazoo import DataError, OptionError
 from metazoo.datasets.folder import Folder, choose, query_images, support_images
 from metazoo.images import decode
 
@@ -149,7 +149,7 @@ def test_linked_classes_are_followed(tmp_path):
 
 
 def test_no_root_given():
-    with pytest.raises(DataError, match="which folder") as caught:
+    with pytest.raises(OptionError, match="which folder") as caught:
         Folder().load()
     assert "--data-root" in caught.value.hint
 

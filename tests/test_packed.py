@@ -348,10 +348,10 @@ def test_a_source_that_has_changed(tree: Path, tmp_path: Path, monkeypatch: pyte
     else:
         unfinished(out, monkeypatch, folder(root))
     before = contents(out)
-    with pytest.raises(DataError, match=r"of 'data' size=16.*, not of 'data' size=20") as caught:
+    with pytest.raises(OptionError, match=r"of 'data' size=16.*, not of 'data' size=20") as caught:
         pack(folder(root, 20), "data", out)
     assert "a new folder" in (caught.value.hint or "")
-    with pytest.raises(DataError, match="not of 'vectors'"):
+    with pytest.raises(OptionError, match="not of 'vectors'"):
         pack(Vectors(), "vectors", out)
     changed = root / "c03" / "2.png"
     picture = changed.read_bytes()
@@ -423,7 +423,7 @@ def refused(root: Path, match: str) -> None:
 def test_folders_that_are_none(tmp_path: Path, small: Path) -> None:
     refused(tmp_path / "gone", "gone does not exist")
     refused(tmp_path, "has no index.json")
-    with pytest.raises(DataError, match="which folder") as caught:
+    with pytest.raises(OptionError, match="which folder") as caught:
         Packed().split("train")
     assert "--data-root" in (caught.value.hint or "")
     file = small / "train.bin"
@@ -522,16 +522,54 @@ def test_the_command(tree: Path, tmp_path: Path, capsys: Capture) -> None:
     assert err == f"{out} is packed already\n"
     assert run(["data", "pack", "folder", "-h"]) == 0
     assert "--data-val-fraction" in capsys.readouterr().out
-    for wrong, status, message in (
-        (["data"], 2, "Usage: metazoo data"),
-        (["data", "pack"], 2, "error: Missing argument 'SOURCE'"),
-        (["data", "pack", "foldr", str(out)], 2, "error: no data set named 'foldr'\nhint: did you mean 'folder'?"),
-        (["data", "pack", "folder", str(tmp_path / "new")], 1, "error: the data set 'folder' needs to know which folder"),
-        (["data", "pack", "glyphs", str(tree)], 2, f"error: {tree} holds something else (c00)"),
-        (["data", "verify", str(tree)], 1, f"error: {tree} has no index.json"),
-    ):
-        assert run(wrong) == status
-        assert capsys.readouterr().err.startswith(message)
+    assert run(["data"]) == 2
+    assert capsys.readouterr().err.startswith("Usage: metazoo data")
+
+
+MISTAKES = {
+    # What the call gets wrong: a name, an option, a place that is taken.
+    "data pack": (2, "Missing argument 'SOURCE'"),
+    "data pack glyphs": (2, "Missing argument 'OUT'"),
+    "data pack foldr {out}": (2, "no data set named 'foldr'\nhint: did you mean 'folder'?"),
+    "data pack glyphs {out} --data-alphabets 1": (2, "--data-alphabets cannot be '1'"),
+    "data pack glyphs {out} --size 3": (2, "No such option '--size'"),
+    "data pack folder {out}": (2, "the data set 'folder' needs to know which folder"),
+    "data pack packed {out}": (2, "the data set 'packed' needs to know which folder"),
+    "data pack sinusoid {out}": (2, "data set 'sinusoid' has no examples to pack"),
+    "data pack glyphs {tree}": (2, "{tree} holds something else (c00)"),
+    "data pack glyphs {file}": (2, "{file} is a file"),
+    "data pack glyphs {packed}": (2, "{packed} holds packed data of 'glyphs' alphabets=6 seed=0, not of"),
+    "data pack folder {packed} --data-root {tree}": (2, "{packed} holds packed data of 'glyphs'"),
+    "data verify": (2, "Missing argument 'FOLDER'"),
+    # What is wrong with what it finds, or on the way.
+    "data pack folder {out} --data-root nowhere": (1, "there is no directory or zip archive nowhere"),
+    "data pack folder {out} --data-root {bad}": (1, "{bad}/train/a/0.png is not an image that can be read"),
+    "data pack folder {out} --data-root {bad}/train/a": (1, "{bad}/train/a/0.png does not lie in the folder of a class"),
+    "data pack packed {out} --data-root {tree}": (1, "{tree} has no index.json"),
+    "data pack glyphs {file}/new --data-alphabets 6": (1, "cannot write {file}/new: Not a directory"),
+    "data verify nowhere": (1, "nowhere does not exist"),
+    "data verify {file}": (1, "{file} is a file"),
+    "data verify {tree}": (1, "{tree} has no index.json"),
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_has_the_status_of_its_kind(
+    line: str, tree: Path, glyphs: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ("train/a", "val/b"):
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / "0.png").write_text("no image")
+    places = {name: tmp_path / name for name in ("out", "file", "bad")} | {"tree": tree, "packed": glyphs}
+    status, message = MISTAKES[line]
+    assert run(line.format(**places).split()) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: " + message.format(**places))
+    assert "\nhint: " in err
+    assert not (tmp_path / "out").exists()
 
 
 RESIDENT = """

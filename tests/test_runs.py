@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from metazoo import runs
-from metazoo.errors import CheckpointError
+from metazoo.errors import CheckpointError, OptionError
 
 
 def test_a_run_leaves_everything_that_it_promises(protonet_run: Path) -> None:
@@ -25,15 +25,15 @@ def test_an_existing_run_is_never_written_over(protonet_run: Path, tmp_path: Pat
     folder = tmp_path / "deep" / "run"
     runs.create(folder, blueprint)
     assert runs.read_blueprint(folder) == blueprint
-    with pytest.raises(CheckpointError, match="exists already") as caught:
+    with pytest.raises(OptionError, match="exists already") as caught:
         runs.create(folder, blueprint)
     assert f"--resume {folder}" in (caught.value.hint or "")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
-    with pytest.raises(CheckpointError, match="exists already") as caught:
+    with pytest.raises(OptionError, match="exists already") as caught:
         runs.create(tmp_path / "other", blueprint)
     assert "--resume" not in (caught.value.hint or "")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(OptionError, match="exists already"):
         runs.create(tmp_path / "other" / "thesis.tex", blueprint)
     with pytest.raises(CheckpointError, match="cannot be made"):
         runs.create(tmp_path / "other" / "thesis.tex" / "run", blueprint)

@@ -17,7 +17,7 @@ from metazoo import options
 from metazoo.datasets.archives import Parts, Tree, open_tree
 from metazoo.datasets.shards import INDEX
 from metazoo.episodes import ClassDataset, Dataset
-from metazoo.errors import DataError
+from metazoo.errors import DataError, OptionError
 from metazoo.examples import Examples, Stream
 from metazoo.hookspecs import hookimpl
 from metazoo.images import SUFFIXES, decode, is_image
@@ -72,7 +72,7 @@ class Folder(ClassDataset):
     @contextlib.contextmanager
     def streams(self) -> Iterator[dict[str, Stream]]:
         if not self.config.root:
-            raise DataError("the data set 'folder' needs to know which folder", "give it with --data-root")
+            raise OptionError("the data set 'folder' needs to know which folder", "give it with --data-root")
         with open_tree(Path(self.config.root).expanduser()) as tree:
             splits = self._divide(_classes_by_split(tree))
             yield {name: self._stream(tree, name, splits[name]) for name in ("train", "val", "test") if name in splits}

@@ -16,7 +16,7 @@ from torch import Tensor
 from metazoo import options
 from metazoo.datasets.shards import Index, Split, data_file, read_index
 from metazoo.episodes import ClassDataset, Dataset
-from metazoo.errors import DataError
+from metazoo.errors import DataError, OptionError
 from metazoo.examples import Examples
 from metazoo.hookspecs import hookimpl
 
@@ -46,7 +46,7 @@ class Packed(ClassDataset):
     def index(self) -> Index:
         """What the folder holds, read when first asked for."""
         if not self.config.root:
-            raise DataError("the data set 'packed' needs to know which folder", "give it with --data-root")
+            raise OptionError("the data set 'packed' needs to know which folder", "give it with --data-root")
         return read_index(self._folder)
 
     @property

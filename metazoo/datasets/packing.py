@@ -49,8 +49,8 @@ def pack(data: Dataset, name: str, folder: Path, watch: Callable[[int, int], Non
     Whatever stops it, a folder that has an index is whole, and the next call goes on from the last whole shard. Examples
     are read PIECE bytes at a time. `watch` is told how many examples of how many are written.
 
-    Raises OptionError where the data set cannot be packed, or the folder holds something else; DataError where the data are
-    not those that the packing began with, cannot be read, or the disk is full.
+    Raises OptionError where the data set cannot be packed, or the folder holds something else; DataError where the data have
+    changed since the packing began, cannot be read, or the disk is full.
     """
     if not isinstance(data, ClassDataset):
         raise OptionError(f"data set '{name}' has no examples to pack: it makes its tasks", "use it as it is")
@@ -195,11 +195,14 @@ def _hash(path: Path, part: range) -> str:
 
 
 def _check_same(plan: Mapping[str, Any], found: Any, holder: str) -> None:
-    """Raise DataError where a folder was packed, in whole or in part, from something else than is to be packed now."""
+    """Raise where a folder was packed, in whole or in part, from something else than is to be packed now.
+
+    OptionError where that was asked for, DataError where it is the data that are no longer what they were.
+    """
     if not isinstance(found, dict) or not isinstance(found.get("splits"), dict):
         raise DataError(f"{holder}, but its plan cannot be read", _ELSEWHERE)
     if found.get("source") != plan["source"]:
-        raise DataError(f"{holder} of {_source(found.get('source'))}, not of {_source(plan['source'])}", _ELSEWHERE)
+        raise OptionError(f"{holder} of {_source(found.get('source'))}, not of {_source(plan['source'])}", _ELSEWHERE)
     same = {key: found.get(key) == plan[key] for key in ("format", "licence", "input_format")}
     same |= {name: _outline_of(found["splits"].get(name)) == values for name, values in plan["splits"].items()}
     same["splits"] = set(found["splits"]) == set(plan["splits"])

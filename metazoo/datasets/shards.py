@@ -97,7 +97,7 @@ def read_index(folder: Path) -> Index:
     if not path.is_file():
         if (folder / JOURNAL).is_file():
             raise DataError(f"the packing of {folder} is not finished", "give the same `metazoo data pack` again: it goes on")
-        what = "has no index.json" if folder.is_dir() else "does not exist"
+        what = "has no index.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}", "give a folder that `metazoo data pack` wrote")
     index = parse_index(load_json(path), str(path))
     for name, split in index.splits.items():
