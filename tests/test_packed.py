@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -160,6 +161,58 @@ def test_moving_loads_nothing(glyphs: Path) -> None:
     assert before.to("cpu") is before
     assert type(before.over(torch.zeros(len(before.x), 3))) is Examples
     assert before.to("meta").x.device.type == "meta"
+
+
+class Tasks(torch.utils.data.Dataset):
+    """What a DataLoader takes."""
+
+    def __init__(self, data: Packed):
+        self.sampler, self.batches = data.tasks("train", 5, 1, 2, seed=3), BatchSampler(data.split("train"), 8, seed=1)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, i: int) -> tuple[int, Episode, torch.Tensor]:
+        return os.getpid(), self.sampler.draw(i, 1), self.batches.draw(i, 1).x
+
+
+@pytest.mark.slow
+def test_spawned_workers_draw_the_same_tasks(glyphs: Path) -> None:
+    here = Tasks(packed(glyphs))
+    here.sampler.draw(0, 1)
+    there = list(torch.utils.data.DataLoader(here, batch_size=None, num_workers=2, multiprocessing_context="spawn"))
+    assert len({pid for pid, _, _ in there} | {os.getpid()}) == 3
+    for i, (_, episode, x) in enumerate(there):
+        assert same(episode, here[i][1])
+        assert torch.equal(x, here[i][2])
+
+
+def test_another_process_opens_the_file_as_the_first_did(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small.parent)
+    sent = pickle.dumps(packed(Path(small.name)).split("train"))
+    monkeypatch.chdir("/")
+    again, source = pickle.loads(sent), Vectors().split("train")
+    assert torch.equal(again.x, source.x)
+    assert (again.counts, again.names, again.title) == (source.counts, source.names, "small (train)")
+    index, file = small / "index.json", small / "train.bin"
+    data, text = file.read_bytes(), index.read_text()
+    for damage, match in (
+        (lambda: file.write_bytes(data[:-1]), "is truncated"),
+        (lambda: index.write_text("{"), "cannot be read"),
+        (
+            lambda: index.write_text(text.replace("train0", "train9")),
+            r"small \(train\) holds other data than when it was",
+        ),
+        (lambda: index.write_text(text.replace('"train"', '"val"', 1)), "has no file val.bin"),
+        (file.unlink, r"has no file train\.bin"),
+        (index.unlink, "has no index.json"),
+    ):
+        damage()
+        with pytest.raises(DataError, match=match):
+            pickle.loads(sent)
+        file.write_bytes(data)
+        index.write_text(text)
+    pickle.loads(sent)
 
 
 def test_packing_again_does_nothing(small: Path) -> None:
@@ -624,10 +677,12 @@ def sparse(out: Path, size: int, classes: int, side: int) -> Path:
 
 @linux
 def test_data_larger_than_memory_are_mapped(tmp_path: Path) -> None:
-    data = packed(sparse(tmp_path / "out", 2**40, 128, 1024))
-    task = data.tasks("train", 5, 1, 1, 0).draw(12345, 1)
-    assert task.query_x.shape == (1, 5, 1, 1024, 1024)
-    assert not task.query_x.any()
+    tasks = packed(sparse(tmp_path / "out", 2**40, 128, 1024)).tasks("train", 5, 1, 1, 0)
+    sent = pickle.dumps(tasks)
+    assert len(sent) < 2**16
+    for task in (tasks.draw(12345, 1), pickle.loads(sent).draw(12345, 1)):
+        assert task.query_x.shape == (1, 5, 1, 1024, 1024)
+        assert not task.query_x.any()
 
 
 @linux

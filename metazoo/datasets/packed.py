@@ -63,7 +63,7 @@ class Packed(ClassDataset):
 
     def load(self) -> dict[str, Examples]:
         return {
-            name: _mapped(data_file(self._folder, name), split, f"{self._folder} ({name})")
+            name: _mapped(self._folder.absolute(), name, split, f"{self._folder} ({name})")
             for name, split in self.index.splits.items()
         }
 
@@ -73,9 +73,16 @@ class Packed(ClassDataset):
 
 @dataclass(frozen=True)
 class Mapped(Examples):
-    """Examples in a file that is mapped into memory: taking some reads the pages that they lie on, and no others."""
+    """Examples in a file that is mapped into memory: taking some reads the pages that they lie on, and no others.
+
+    A process that they are pickled for maps the file itself, which raises DataError where the folder holds other data by then.
+    """
 
     pages: Pages = field(kw_only=True)
+    source: tuple[Path, str, Split] = field(kw_only=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (*self.source, self.title)
 
     def to(self, device: torch.device | str) -> Examples:
         return self if torch.device(device).type == "cpu" else self.over(self.x.to(device))
@@ -112,7 +119,14 @@ class Pages:
             self._file.madvise(mmap.MADV_WILLNEED, start, length)
 
 
-def _mapped(path: Path, split: Split, title: str) -> Examples:
+def _reopened(folder: Path, name: str, split: Split, title: str) -> Examples:
+    if read_index(folder).splits.get(name) != split:
+        raise DataError(f"{title} holds other data than when it was opened", "start again")
+    return _mapped(folder, name, split, title)
+
+
+def _mapped(folder: Path, name: str, split: Split, title: str) -> Examples:
+    path = data_file(folder, name)
     if not split.examples:
         return Examples(torch.empty(0, *split.shape, dtype=split.dtype), split.counts, split.names, title)
     try:
@@ -124,7 +138,7 @@ def _mapped(path: Path, split: Split, title: str) -> Examples:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it cannot be written is what is wanted
         x = torch.frombuffer(pages, dtype=split.dtype).view(-1, *split.shape)
-    return Mapped(x, split.counts, split.names, title, pages=Pages(pages, split.example_bytes))
+    return Mapped(x, split.counts, split.names, title, pages=Pages(pages, split.example_bytes), source=(folder, name, split))
 
 
 @hookimpl
