@@ -100,7 +100,7 @@ def _train(
 
     began = time.monotonic() - state.seconds
     first = distributed.first()
-    with runs.RunLog(folder, state.step) if first else _NoLog() as log, Stopper() as stopper:
+    with Stopper() as stopper, runs.RunLog(folder, state.step) if first else _NoLog() as log:
         while state.step < recipe.steps and not (recipe.patience and state.stale >= recipe.patience):
             loss = outer_step(model, optimizer, source, recipe, state.step, device)
             state.step += 1

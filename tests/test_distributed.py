@@ -56,10 +56,10 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["protonet", "maml --inner-lr 0.02"])
+@pytest.mark.parametrize("algorithm", ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"])
 def test_two_processes_reach_the_weights_of_one(algorithm: str, tmp_path: Path) -> None:
     # Three tasks a step: shares of two and one. Augmentation draws random numbers.
-    words = ["train", *algorithm.split(), *DATA, *TASKS, *PLAIN, "--augment", "drawing", "--steps", 3, "--json"]
+    words = ["train", *DATA, *TASKS, *PLAIN, "--augment", "drawing", "--steps", 3, "--json", *algorithm.split()]
     alone = metazoo(*words, "--out", tmp_path / "one")
     both = run(torchrun(*words, "--out", tmp_path / "two"))
     assert alone.returncode == both.returncode == 0, both.stderr

@@ -124,7 +124,7 @@ def train(
         training = blueprint.training()
         find_device(training.device)  # before there is a folder to clear away
         if training.init is not None:
-            init = find(training.init)
+            init = distributed.by_first(partial(find, training.init))
             start_from(init, blueprint.model())
         if out is None and distributed.may_restart():
             raise OptionError("processes that may be started again must find their run", "name its folder with --out")
@@ -140,9 +140,10 @@ def train(
             with shown(progress if distributed.first() else "none", title, chance) as watcher:
                 result = run_training(blueprint, data, folder, watcher, init)
         except (MetazooError, KeyboardInterrupt) as stop:
-            # A picture that cannot be drawn must not hide what happened.
+            # A picture that cannot be drawn must not hide what happened; nor one that takes so long that torchrun, whose other
+            # processes end meanwhile, kills this one before it has said why.
             with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
-                if distributed.first():
+                if distributed.size() == 1:
                     curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
             if isinstance(stop, MetazooError):
                 raise
