@@ -67,7 +67,9 @@ def distinct(words: Tensor, n: int | Tensor) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """Return the int64 of the same bits."""
+    """Return the int64 of the same bits, or raise OverflowError where it is no word, as numpy does."""
+    if not 0 <= word < 2**64:
+        raise OverflowError(f"{word} is no unsigned number of 64 bits")
     return word - 2**64 if word >= 2**63 else word
 
 

@@ -101,7 +101,7 @@ def ways_of(support_y: Tensor) -> int:
 # Tasks are chosen together, whichever of them is asked for: one small one alone costs a third of them all.
 TOGETHER = 64
 CHOSEN_AT_ONCE = 2**16  # examples
-CHOSEN_AT_ONCE_ON_DEVICE = 2**20  # some 500 operations, however many they are
+CHOSEN_AT_ONCE_ON_DEVICE = 2**20  # some hundred operations, however many tasks
 
 
 class EpisodeSampler:
@@ -156,16 +156,15 @@ class EpisodeSampler:
         size = max(1, CHOSEN_AT_ONCE_ON_DEVICE // each) if self._on_device else min(TOGETHER, max(1, CHOSEN_AT_ONCE // each))
         blocks = range(first // size, -(-(first + count) // size))
         start = first - size * blocks.start
-        return torch.cat([self._rows_of_block(block, size) for block in blocks])[start : start + count]
+        chosen = [self._rows_of_block(block, size) for block in blocks]
+        return (chosen[0] if len(chosen) == 1 else torch.cat(chosen))[start : start + count]
 
     def _rows_of_block(self, block: int, size: int) -> Tensor:
         if self._block is None or self._block[0] != block:
-            choose = self._choose_on_device if self._on_device else self._choose_on_host
-            self._block = block, choose(size * block, size)
+            first = size * block
+            rows = self._choose_on_device(first, size) if self._on_device else torch.from_numpy(self.choose(first, size)[1])
+            self._block = block, rows
         return self._block[1]
-
-    def _choose_on_host(self, first: int, count: int) -> Tensor:
-        return torch.from_numpy(self.choose(first, count)[1])
 
     def _choose_on_device(self, first: int, count: int) -> Tensor:
         each, device = self.shots + self.queries, self.examples.x.device

@@ -99,8 +99,11 @@ def measure(
     model: Algorithm, data: Dataset, protocol: Protocol, device: torch.device | str = "cpu",
     watch: Callable[[int, int], None] = lambda done, count: None,
 ) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
-    """Return a model's result under a protocol, ready for JSON, and the score of each task; the data move to the device."""
-    if isinstance(data, ClassDataset):
+    """Return a model's result under a protocol, ready for JSON, and the score of each task; the data move to the device.
+
+    An official protocol has tasks of its own, and the data stay where they are.
+    """
+    if isinstance(data, ClassDataset) and protocol.name is None:
         data.move(device)
     tasks, count = protocol.tasks(data)
     values = evaluate(model, tasks, count, device, watch=lambda done: watch(done, count))

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
+from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from .errors import MetazooError, OptionError
 from .evaluate import Protocol, Score, evaluate, measure, metric
 from .plan import training_tasks
 from .state import State, load_state, save_state
+from .stopper import Stopper
 from .version import VERSION
 
 LOG_EVERY = 10
@@ -90,7 +90,7 @@ def _train(
     else:
         state = State(commit=runs.commit())
         if recipe.init is not None:
-            init = init or zoo.find(recipe.init)
+            init = init or distributed.by_first(partial(zoo.find, recipe.init))
             zoo.start_from(init, model)
             state.init_sha256 = init.sha256
     if isinstance(data, ClassDataset):
@@ -100,7 +100,7 @@ def _train(
 
     began = time.monotonic() - state.seconds
     first = distributed.first()
-    with Stopper() as stopper, runs.RunLog(folder, state.step) if first else _NoLog() as log:
+    with Stopper() as stopper, _log(folder, state.step) as log:
         while state.step < recipe.steps and not (recipe.patience and state.stale >= recipe.patience):
             loss = outer_step(model, optimizer, source, recipe, state.step, device)
             state.step += 1
@@ -246,25 +246,10 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-class Stopper:
-    """While it lasts, the first Ctrl-C or SIGTERM only sets `asked`; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stopper:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.__exit__(None, None, None)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def _log(folder: Path, step: int) -> runs.RunLog | _NoLog:
+    """Return the log that this process keeps of a run."""
+    distributed.wait()  # who sees a log may ask the run to stop: by now every process listens
+    return runs.RunLog(folder, step) if distributed.first() else _NoLog()
 
 
 class _NoLog:

@@ -56,6 +56,13 @@ def test_every_row_has_its_own_number_to_choose_from() -> None:
     assert torch.equal(device_drawing.distinct(signed(words), torch.from_numpy(counts)), expected)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_what_is_no_word_is_refused_as_numpy_does(seed: int) -> None:
+    for random_rows in (drawing.random_rows, lambda *numbers: device_drawing.random_rows(*numbers, "cpu")):
+        with pytest.raises(OverflowError):
+            random_rows(seed, 0, 1, 4)
+
+
 @pytest.mark.parametrize("at_once", [1, 37, 500, 2**20])
 def test_a_sampler_draws_the_same_tasks(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(episodes, "CHOSEN_AT_ONCE_ON_DEVICE", at_once)

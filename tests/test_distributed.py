@@ -56,7 +56,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"])
+@pytest.mark.parametrize(
+    "algorithm", ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"]
+)
 def test_two_processes_reach_the_weights_of_one(algorithm: str, tmp_path: Path) -> None:
     # Three tasks a step: shares of two and one. Augmentation draws random numbers.
     words = ["train", *DATA, *TASKS, *PLAIN, "--augment", "drawing", "--steps", 3, "--json", *algorithm.split()]

@@ -195,6 +195,17 @@ def test_a_result_says_how_it_was_measured() -> None:
     assert measure(model("maml"), Squares(), Protocol("test", 4, 1, 1, count=2))[0]["transductive"] is True
 
 
+def test_an_official_protocol_needs_none_of_the_data() -> None:
+    class Missing(Squares):
+        def load(self) -> dict[str, Examples]:
+            raise AssertionError("nobody asked for them")
+
+        def protocols(self) -> Any:
+            return {"official": lambda: (tasks(), 7)}
+
+    measure(model("protonet"), Missing(), Protocol(name="official"))
+
+
 def test_an_official_protocol_brings_its_own_tasks() -> None:
     result, values = measure(model("protonet"), Squares(), Protocol(ways=4, name="official"))
     assert (result["protocol"], result["tasks"], "ways" in result) == ("official", 7, False)

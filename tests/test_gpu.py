@@ -67,6 +67,22 @@ def test_trains_and_evaluates(algorithm: str, tmp_path: Path) -> None:
     torch.testing.assert_close(scores[0], scores[1], atol=0.15, rtol=0)
 
 
+def test_scores_are_the_same_wherever_model_and_data_lie() -> None:
+    torch.manual_seed(0)
+    blueprint, data = plan("protonet", "glyphs", {}, {"alphabets": 6}, {"width": 8}, RECIPE)
+    model = blueprint.model()
+    scores = []
+    for data_at, model_at in (("cpu", "cpu"), ("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")):
+        data.move(data_at)
+        tasks = data.tasks("test", 3, 1, 3, 0)
+        scores += [evaluate(model.to(model_at), tasks, 50, model_at, cache=cache) for cache in (True, False)]
+    assert scores[0].std() > 0
+    for others in scores[1:]:
+        # One query of nine may be a tie, which rounding decides.
+        torch.testing.assert_close(others, scores[0], atol=0.12, rtol=0)
+        assert (others != scores[0]).float().mean() < 0.1
+
+
 def test_tasks_are_the_same_on_the_gpu() -> None:
     data = plan("protonet", "glyphs", {}, {"alphabets": 6}, {"width": 8}, RECIPE)[1]
     before = data.tasks("test", 3, 1, 3, 0).draw(5, 2)

@@ -341,6 +341,18 @@ def test_what_was_checked_is_what_is_used(
     assert json.loads((out / runs.RESULT).read_text())["init_sha256"] == json.loads(good)["sha256"]
 
 
+@pytest.mark.slow
+def test_processes_that_share_out_a_run_start_from_what_the_first_one_found(
+    offer: Callable[..., Any], context: ssl.SSLContext, tmp_path: Path
+) -> None:  # fmt: skip
+    server = offer(context=context, host="localhost")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "metazoo"]
+    words = ["train", "protonet", *QUICK, "--meta-batch", "2", "--out", str(tmp_path / "run"), "--init", server.card]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert server.asked == [CARD, WEIGHTS]
+
+
 def test_what_changes_between_download_and_use_is_refused(
     server: Any, pin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
