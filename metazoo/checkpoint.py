@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,13 @@ from .algorithm import Algorithm, Recipe
 from .episodes import Dataset, TaskSpec
 from .errors import CheckpointError, OptionError
 from .files import write_atomically
+from .images import check_input_format
 from .plugins import registry
 from .version import VERSION
 
 FORMAT = 1
 KEY = "metazoo"
+LONGEST_HEADER = 100_000_000  # what safetensors itself reads
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,9 @@ class Blueprint:
             known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
             if not all(isinstance(known[name], str) for name in ("algorithm", "backbone", "dataset")):
                 raise TypeError("a name is not text")
-            if not all(isinstance(known[name], dict) for name in known if name.endswith(("_options", "_format"))):
+            if not all(isinstance(known[name], dict) for name in known if name.endswith("_options")):
                 raise TypeError("options are not a dictionary")
+            check_input_format(known["input_format"])
             recipe = options.as_dict(options.build(Recipe, known["recipe"], "the recipe"))
             spec = TaskSpec(**{**known["spec"], "input_shape": tuple(int(n) for n in known["spec"]["input_shape"])})
             return cls(**{**known, "recipe": recipe, "spec": spec})
@@ -121,14 +125,20 @@ def read_weights(path: Path) -> bytes:
     """Return what a safetensors file holds, or raise CheckpointError where it is missing or cannot be one."""
     try:
         with path.open("rb") as file:
-            # A file of another sort may be larger than memory.
-            if file.read(9)[8:] != b"{":
+            # A file of another sort may be larger than memory: no more is read than its beginning promises.
+            size, start = os.fstat(file.fileno()).st_size, file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise ValueError("it does not begin as one")
+            header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            if (promised := 8 + length + max(ends, default=0)) != size:
+                raise ValueError(f"it has {size} bytes, and should have {promised}")
             file.seek(0)
-            return file.read()
+            return file.read(size)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise _damaged(str(path), error) from error
 
 
@@ -138,7 +148,9 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], Any]:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors, json.loads(header["__metadata__"][KEY])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        safetensors.SafetensorError, RuntimeError, AssertionError, ArithmeticError, ValueError, LookupError, TypeError,
+    ) as error:  # fmt: skip
         raise _damaged(where, error) from error
 
 
@@ -181,9 +193,10 @@ def parse_model(data: bytes, where: str, **changes: Any) -> tuple[Algorithm, Blu
             raise
         made = f"{where} was made by metazoo {metadata['metazoo']}, this is {VERSION}: {error.message}"
         raise CheckpointError(made, f"`pip install metazoo=={metadata['metazoo']}`, or train the model again") from error
-    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+    except (RuntimeError, TypeError, ValueError, MemoryError, ArithmeticError, LookupError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise CheckpointError(
-            f"the weights in {where} do not fit algorithm '{blueprint.algorithm}': {str(error).splitlines()[-1].strip()}",
+            f"the weights in {where} do not fit algorithm '{blueprint.algorithm}': {cause}",
             "an option that changes the network cannot be changed after training",
         ) from error
     return model.eval(), blueprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,23 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", "
 # Named, because Pillow would otherwise also try formats that start other programs (PostScript).
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 
+# The side of an example in pixels, as far as a file may ask for it.
+LARGEST = 4096
+
 
 def is_image(name: str) -> bool:
     """Return whether a file of that name is taken for an image: its suffix, in either case, is in `SUFFIXES`."""
     return Path(name).suffix.lower() in SUFFIXES
+
+
+def check_input_format(values: Any) -> dict[str, Any]:
+    """Return how a user's image becomes an example, or raise ValueError unless that is nothing or arguments of `decode`."""
+    kinds = {"size": int, "channels": int, "invert": bool}
+    if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} not in ({}, kinds):
+        raise ValueError("'input_format' is not empty and not size, channels and invert")
+    if values and not (1 <= values["size"] <= LARGEST and values["channels"] in (1, 3)):
+        raise ValueError(f"'input_format' has no size from 1 to {LARGEST}, or not 1 or 3 channels")
+    return values
 
 
 def decode(source: bytes | Path | Image.Image, *, size: int, channels: int, invert: bool, name: str | None = None) -> Tensor:

@@ -155,6 +155,57 @@ def test_a_file_of_another_sort_is_not_read_whole(tmp_path: Path) -> None:
         load_model(path)
 
 
+def safetensors_file(path: Path, header: dict[str, Any], size: int = 0) -> None:
+    """Write a file with this header and `size` zeros for its tensors, which take no room on the disk."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + size)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        {"x": {"dtype": "F32", "shape": [2**39], "data_offsets": [0, 2**41]}},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "y": {"data_offsets": [0]}},
+        {"x": {"data_offsets": "08"}},
+        {"x": [0, 2**40]},
+        {"x": None},
+    ],
+)
+def test_a_file_that_begins_as_ours_is_not_read_beyond_what_its_header_promises(
+    tmp_path: Path, tensors: dict[str, Any]
+) -> None:
+    path = tmp_path / "data.bin"
+    safetensors_file(path, {"__metadata__": {KEY: "{}"}, **tensors}, 2**40)
+    with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo") as caught:
+        load_model(path)
+    assert caught.value.hint == "delete it, and train or fetch the model again"
+
+
+@pytest.mark.parametrize(
+    "start", [b"\0" * 8 + b"{", b"\1" + b"\0" * 7 + b"{", b"\xff" * 8 + b"{", struct.pack("<Q", 2**30) + b"{"]
+)
+def test_a_file_with_one_byte_like_ours_is_not_read_whole(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(start)
+    os.truncate(path, 2**40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"):
+        load_model(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_shape_beyond_numbers_in_a_header_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors_file(
+        path, {"__metadata__": {KEY: "{}"}, "a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}
+    )
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is damaged or no checkpoint of metazoo: Stride calculation"):
+        load_model(path)
+
+
 class Malice:
     def __init__(self, mark: Path):
         self.mark = mark
@@ -234,6 +285,12 @@ MISTAKES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a spec too much": lambda m: m["spec"].update(wings=2),
     "outputs of text": lambda m: m["spec"].update(outputs="five"),
     "an option of another type": lambda m: m["backbone_options"].update(width="wide"),
+    "an argument that no image has": lambda m: m.update(input_format={"evil": 1}),
+    "an image's size of text": lambda m: m.update(input_format={"size": "x", "channels": 1, "invert": True}),
+    "an image's size beyond memory": lambda m: m["input_format"].update(size=2**31),
+    "no size": lambda m: m["input_format"].update(size=0),
+    "two channels": lambda m: m["input_format"].update(channels=2),
+    "a number for a truth": lambda m: m["input_format"].update(invert=1),
     "a negative shape": lambda m: m["spec"].update(input_shape=[-1, 28, 28]),
 }
 
@@ -264,6 +321,8 @@ HUGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a gigabyte": lambda m: m["backbone_options"].update(width=3000),
     "a head for everyone": lambda m: m["spec"].update(outputs=10**10),
     "a shape beyond numbers": lambda m: m["spec"].update(input_shape=[10**15, 28, 28]),
+    "more steps than numbers": lambda m: m["algorithm_options"].update(inner_steps=10**30),
+    "more steps than memory": lambda m: m["algorithm_options"].update(inner_steps=2**62),
     "endless depth": lambda m: m.update(backbone="mlp", backbone_options={"depth": 10**9}),
 }
 

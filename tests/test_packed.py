@@ -526,6 +526,7 @@ def test_an_index_that_lies(small: Path, change: dict[str, Any], match: str) -> 
         '{"format": 1, "licence": "", "splits": {"train": {}}, "input_format": {}}',
         '{"format": 1, "licence": "", "splits": {"train": []}, "input_format": {}}',
         '{"format": 1, "licence": "", "splits": {}, "input_format": {"size": "28", "channels": 1, "invert": true}}',
+        '{"format": 1, "licence": "", "splits": {}, "input_format": {"size": 99999999, "channels": 1, "invert": true}}',
         '{"format": 1, "licence": "", "splits": {}, "input_format": [1]}', '{"format": 1, "licence": 1, "splits": {}}',
         '{"format": 99}',
     ],

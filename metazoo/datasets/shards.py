@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from metazoo.errors import DataError
+from metazoo.images import check_input_format
 
 FORMAT = 1
 INDEX, JOURNAL = "index.json", "journal.jsonl"
@@ -126,7 +127,7 @@ def parse_index(values: Any, where: str) -> Index:
         licence, splits = values["licence"], values["splits"]
         _require(isinstance(licence, str), "'licence' is no text")
         _require(isinstance(splits, dict) and set(splits) <= set(SPLITS), f"its splits are not {', '.join(SPLITS)}")
-        input_format = _input_format(values["input_format"])
+        input_format = check_input_format(values["input_format"])
         return Index(licence, input_format, {name: _split(splits[name]) for name in SPLITS if name in splits})
     except KeyError as error:
         raise DataError(f"{where} does not describe packed data: it has no {error}", AGAIN) from error
@@ -149,13 +150,6 @@ def _split(values: Any) -> Split:
     expected = -(-split.examples // shard)
     _require(len(sha256) == expected, f"there are {len(sha256)} checksums of {expected} shards")
     return split
-
-
-def _input_format(values: Any) -> dict[str, Any]:
-    kinds = {"size": int, "channels": int, "invert": bool}
-    whole = isinstance(values, dict) and {key: type(value) for key, value in values.items()} in ({}, kinds)
-    _require(whole, "'input_format' is not empty and not size, channels and invert")
-    return values
 
 
 def _whole_numbers(values: Any, low: int) -> bool:
