@@ -34,12 +34,14 @@ class FewShotClassifier:
         self, model: str | os.PathLike[str] = "protonet.omniglot", *, device: str = "auto", invert: bool | None = None,
         **options: Any,
     ):  # fmt: skip
-        self.source = find(model)
-        if self.source.blueprint.spec.regression:
+        # The weights as they were read are not kept beside the model that is made of them.
+        source = find(model)
+        self.name, self.blueprint = source.name, source.blueprint
+        if self.blueprint.spec.regression:
             raise OptionError(f"'{model}' is a regression model and classifies nothing", "`metazoo list` shows every model")
         self.device = find_device(device)
-        self.model = self.source.model(**options).to(self.device)
-        self.input_format = dict(self.source.blueprint.input_format)
+        self.model = source.model(**options).to(self.device)
+        self.input_format = dict(self.blueprint.input_format)
         if invert is not None:
             self.input_format["invert"] = invert
         self.classes_: list[Any] = []
@@ -85,7 +87,7 @@ class FewShotClassifier:
         return [self.classes_[i] for i in self.predict_proba(X).argmax(1)]
 
     def _read(self, X: Any) -> Tensor:
-        shape = self.source.blueprint.spec.input_shape
+        shape = self.blueprint.spec.input_shape
         if isinstance(X, (str, Path, Image.Image)):
             raise DataError("this is one image, not a list of images", "put it into a list: [image]")
         if isinstance(X, (Tensor, np.ndarray)):
@@ -101,12 +103,12 @@ class FewShotClassifier:
             if any(isinstance(i, (Tensor, np.ndarray)) for i in X):
                 raise DataError("this is a list of tensors or arrays", "stack them into one, the first dimension the examples")
             if not self.input_format:
-                raise DataError(f"'{self.source.name}' does not take images", f"give a tensor of examples of shape {shape}")
+                raise DataError(f"'{self.name}' does not take images", f"give a tensor of examples of shape {shape}")
             images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
             x = torch.stack(images).float() / 255 if images else torch.zeros(0, *shape)
         if tuple(x.shape[1:]) != shape:
             raise DataError(
-                f"the examples have shape {tuple(x.shape)}, but '{self.source.name}' takes (N, {', '.join(map(str, shape))})"
+                f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {', '.join(map(str, shape))})"
             )
         if self.input_format and x.numel() and not (x.min() >= 0 and x.max() <= 1):
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_every_form_of_example_gives_the_same_answer(classifier: FewShotClassifi
     for form in forms:
         kind = type(form).__name__
         assert np.allclose(classifier.predict_proba(form), wanted, atol=1e-5), kind
+
+
+def test_the_weights_as_they_were_read_are_not_kept(classifier: FewShotClassifier, protonet_run: Path) -> None:
+    pickled = pickle.dumps(classifier)
+    assert zoo.find(protonet_run).contents[:1000] not in pickled
+    again = pickle.loads(pickled)
+    assert np.array_equal(again.predict_proba(tensors(LABELS)), classifier.predict_proba(tensors(LABELS)))
 
 
 def test_inks_are_swapped_where_asked(protonet_run: Path) -> None:
