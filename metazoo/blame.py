@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from dataclasses import dataclass
 
@@ -26,8 +27,19 @@ def at_fault(error: BaseException) -> Fault | None:
 
 
 def _plugin_of(module: str) -> Plugin | None:
-    """Return the plugin, other than metazoo's own, whose module this is part of, or whose package."""
-    found = [(plugin.target.partition(":")[0], plugin) for plugin in registry().plugins if plugin.distribution != "metazoo"]
-    inside = [plugin for name, plugin in found if f"{module}.".startswith(f"{name}.")]
-    beside = [plugin for name, plugin in found if module.partition(".")[0] == name.partition(".")[0]]
-    return next(iter(inside + beside), None)
+    """Return the plugin whose module this is part of, or whose package: the one with the most of its dotted name in common.
+
+    None where that is nobody, or could be more than one distribution, as in a namespace that several share.
+    """
+    words = module.split(".")
+    found: list[tuple[tuple[int, bool], Plugin]] = []
+    for plugin in registry().plugins:
+        target = plugin.target.partition(":")[0].split(".")
+        # What could not be loaded runs nothing, and its entry point may name any module; metazoo's own code is nobody else's.
+        if target[0] == "metazoo" or (plugin.problem and not plugin.provides):
+            continue
+        if common := sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(words, target))):
+            found.append(((common, common == len(target)), plugin))
+    nearest = max((nearness for nearness, _ in found), default=None)
+    owners = [plugin for nearness, plugin in found if nearness == nearest]
+    return owners[0] if len({plugin.distribution for plugin in owners}) == 1 else None
