@@ -11,7 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from metazoo import runs, zoo
 from metazoo.cards import read_card
+from metazoo.checkpoint import load_tensors, save_tensors
 from metazoo.cli import run
 from metazoo.errors import CheckpointError, UnknownNameError
 from metazoo.evaluate import Protocol
@@ -181,36 +183,54 @@ def test_the_list_shows_the_model_with_its_number_and_owner(installed: Path, cap
     }
 
 
-@pytest.fixture(scope="module")
-def opened() -> list[str]:
-    """The paths of the files that this process opens, one after another."""
-    paths: list[str] = []
-    sys.addaudithook(lambda event, words: paths.append(str(words[0])) if event == "open" else None)
-    return paths
-
-
 @pytest.mark.parametrize(
     ("command", "form"), [*itertools.product(["eval", "init"], ["run", "file", "name"]), ("export", "run"), ("push", "name")]
 )
 def test_weights_are_read_once(
-    command: str, form: str, protonet_run: Path, installed: Path, opened: list[str], tmp_path: Path
+    command: str, form: str, protonet_run: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Whatever comes to lie there while the command works: what was checked is what is used."""
+    folder = tmp_path / "run"
+    shutil.copytree(protonet_run, folder)
     name, weights = {
-        "run": (str(protonet_run), protonet_run / runs.BEST),
-        "file": (str(protonet_run / runs.BEST), protonet_run / runs.BEST),
+        "run": (str(folder), folder / runs.BEST),
+        "file": (str(folder / runs.BEST), folder / runs.BEST),
         "name": (NAME, installed / f"{NAME}.safetensors"),
     }[form]
     quick = "--ways 3 --queries 3 --train-ways 3 --steps 1 --validate-every 1 --validation-episodes 2 --test-episodes 2"
-    words = {
-        "eval": ["eval", name, "--episodes", "2"],
-        "init": ["train", "protonet", "--init", name, *quick.split(), "--data-alphabets", "6", "--backbone-width", "4"],
-        "export": ["export", name, "--name", "protonet.x", "--episodes", "2"],
-        "push": ["push", name, str(tmp_path / "out")],
-    }[command]
-    opened.clear()
-    assert run([*words, "--out", str(tmp_path / "out")] if command in ("init", "export") else words) == 0
-    assert opened.count(str(weights)) == 1
+
+    def outcome(out: Path) -> tuple[int, list[float], dict[str, bytes]]:
+        """Return the status of the command, what it measured, and the weights that it wrote."""
+        words = {
+            "eval": ["eval", name, "--episodes", "20", "--json"],
+            "init": ["train", "protonet", "--init", name, *quick.split(), "--data-alphabets", "6", "--backbone-width", "4"],
+            "export": ["export", name, "--name", "protonet.x", "--episodes", "20", "--json"],
+            "push": ["push", name, str(out), "--json"],
+        }[command]
+        status = run([*words, "--out", str(out)] if command in ("init", "export") else words)
+        said = capsys.readouterr().out
+        measured = [row["mean"] for row in json.loads(said)["results"]] if command in ("eval", "export") and said else []
+        return status, measured, {path.name: path.read_bytes() for path in out.glob("*.safetensors") if path.name != runs.LAST}
+
+    tensors, metadata = load_tensors(weights)
+    random = torch.Generator().manual_seed(0)
+    others = tmp_path / "others.safetensors"
+    save_tensors(others, {key: torch.rand(value.shape, generator=random) for key, value in tensors.items()}, metadata)
+
+    def and_then_replaced(read: Callable[..., Any], *words: Any) -> Any:
+        result = read(*words)
+        shutil.copy(others, weights)
+        return result
+
+    undisturbed = outcome(tmp_path / "undisturbed")
+    assert undisturbed[0] == 0
+    with monkeypatch.context() as patched:
+        for reader in ("read_weights", "read_verified"):
+            patched.setattr(zoo, reader, partial(and_then_replaced, getattr(zoo, reader)))
+        assert outcome(tmp_path / "replaced") == undisturbed
+    assert weights.read_bytes() == others.read_bytes()
+    assert outcome(tmp_path / "others") != undisturbed
 
 
 def test_weights_that_were_tampered_with_are_not_read(installed: Path) -> None:
