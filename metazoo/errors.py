@@ -50,6 +50,25 @@ class CheckpointError(MetazooError):
     exit_code = 1
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, "no message" where it has none."""
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory, the machine's or a GPU's, is too small."""
+    # PyTorch has a type of its own for GPUs alone, and not for all that goes wrong there.
+    said = f"{type(error).__name__}: {first_line(error)}".lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("out of memory", "outofmemory", "defaultcpuallocator")
+    )
+
+
+def too_large(error: BaseException) -> bool:
+    """Return whether an exception says that something has no room in memory, or in a number."""
+    return out_of_memory(error) or isinstance(error, OverflowError) or "overflow" in first_line(error).lower()
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x'? " for the closest of the known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

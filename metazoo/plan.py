@@ -14,7 +14,8 @@ from .algorithm import Recipe
 from .blame import at_fault
 from .checkpoint import Blueprint
 from .episodes import ClassDataset, Dataset, TaskSource, TaskSpec
-from .errors import OptionError
+from .errors import DataError, MetazooError, OptionError, first_line, too_large
+from .images import check_input_format
 from .plugins import registry
 
 
@@ -77,6 +78,10 @@ def plan(
         classes=classes,
         regression=data.regression,
     )
+    try:
+        input_format = dict(check_input_format(data.input_format))
+    except ValueError as error:  # now and not when the trained model is read again
+        raise DataError(f"data set '{dataset}' cannot be used: {error}", "its author must mend it") from error
     blueprint = Blueprint(
         algorithm=algorithm,
         algorithm_options=options.as_dict(algorithm_config),
@@ -86,14 +91,16 @@ def plan(
         dataset_options=options.as_dict(data.config),
         recipe=options.as_dict(training),
         spec=spec,
-        input_format=dict(data.input_format),
+        input_format=input_format,
     )
     try:
         model = blueprint.model().eval()
-    except (RuntimeError, MemoryError) as error:
-        if at_fault(error) is not None:  # no size is to blame for a plugin's bug
-            raise
-        raise OptionError(f"the network cannot be made: {str(error).splitlines()[0]}", "make it smaller") from error
+    except MetazooError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) or too_large(error):
+            raise _unmade(error) from error
+        raise
     if training.precision != "float32" and model.needs_float32:
         raise OptionError(
             f"algorithm '{algorithm}' trains wrongly in {training.precision}: second derivatives are far off",
@@ -102,6 +109,18 @@ def plan(
     with torch.no_grad():
         model(trial.support_x, trial.support_y, trial.query_x)
     return blueprint, data
+
+
+def _unmade(error: Exception) -> OptionError:
+    """Return what to say of a network that cannot be made, by the user's sizes or by a plugin's code: nobody can tell."""
+    what = f"the network cannot be made: {first_line(error) if str(error).strip() else type(error).__name__}"
+    fault = None if too_large(error) else at_fault(error)
+    if fault is None:
+        return OptionError(what, "make it smaller")
+    return OptionError(
+        f"{what}\n  plugin '{fault.plugin.name}' of {fault.plugin.owner}: {fault.place}",
+        "choose other sizes or options; where none will do, its author needs the two lines above",
+    )
 
 
 def _check_given(recipe: Mapping[str, Any], training: Recipe, algorithm: str, draws: str) -> None:

@@ -24,7 +24,7 @@ from . import hookspecs, registrable
 from .algorithm import Algorithm
 from .backbones import Backbone
 from .episodes import Dataset
-from .errors import MetazooError, PluginError, UnknownNameError, did_you_mean
+from .errors import MetazooError, PluginError, UnknownNameError, did_you_mean, first_line
 
 GROUP = "metazoo"
 HOOKS = {name: spec for name, spec in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("register_")}
@@ -138,7 +138,7 @@ class Registry:
                 # pluggy leaves out what is None.
                 return caller(**arguments) or [None]
         except (Exception, SystemExit) as error:  # a hook runs anything
-            plugin.fail(f"its hook {hook} raised {type(error).__name__}: {_first_line(error)}")
+            plugin.fail(f"its hook {hook} raised {type(error).__name__}: {first_line(error)}")
             return []
 
     def _collect(self, hook: str, check: Callable[[str, Any], None]) -> dict[str, list[Entry[Any]]]:
@@ -257,10 +257,6 @@ def _stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or "no message").splitlines()[0]
-
-
 def _keep(
     found: dict[str, list[Entry[Any]]], plugin: Plugin, hook: str, result: Mapping[str, Any], check: Callable[[str, Any], None]
 ) -> None:
@@ -282,10 +278,10 @@ def _import_problem(entry_point: importlib.metadata.EntryPoint, error: BaseExcep
     nowhere = bool(missing) and f"{entry_point.module}.".startswith(f"{missing}.")
     # A module whose import fails is taken out of sys.modules again: there it has no such attribute.
     if nowhere or (isinstance(error, AttributeError) and entry_point.module in sys.modules):
-        return f"its entry point names {entry_point.value}, which does not exist: {_first_line(error)}", None
+        return f"its entry point names {entry_point.value}, which does not exist: {first_line(error)}", None
     package = missing.partition(".")[0]
     foreign = package and package != entry_point.module.partition(".")[0]
-    return f"{type(error).__name__}: {_first_line(error)}", f"`pip install {package}`" if foreign else None
+    return f"{type(error).__name__}: {first_line(error)}", f"`pip install {package}`" if foreign else None
 
 
 def _signature_problem(module: object, error: Exception) -> str:
@@ -295,4 +291,4 @@ def _signature_problem(module: object, error: Exception) -> str:
             wanted, given = list(inspect.signature(spec).parameters), list(inspect.signature(implementation).parameters)
             if set(given) - set(wanted):
                 return f"its hook {name} takes ({', '.join(given)}); metazoo calls it with ({', '.join(wanted)})"
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"

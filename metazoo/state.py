@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_tensors, save_tensors
-from .errors import CheckpointError
+from .errors import CheckpointError, first_line
 
 
 @dataclass
@@ -54,5 +54,5 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         model.load_state_dict(weights)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} does not fit this run: {first_line(error)}") from error
     return state

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-import metazoo
+import metazoo.blame
 from metazoo import registrable, runs
 from metazoo.checkpoint import load_tensors, save_tensors
 from metazoo.cli import BUILT_IN, run
+from metazoo.datasets.glyphs import Glyphs
+from metazoo.plugins import Plugin
 
 Capture = pytest.CaptureFixture[str]
 QUICK = shlex.split(
@@ -62,6 +64,91 @@ def test_every_command_explains_itself(capsys: Capture, command: list[str], flag
     assert all(len(line) <= 110 for line in out.splitlines())
     assert "--help" in out
     assert err == ""
+
+
+def meets(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every command end in this exception."""
+
+    def main(**words: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(metazoo.cli.cli, "main", main)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory\nand more")])
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("train", "--meta-batch"),
+        *((name, "--device") for name in ("eval", "predict", "export")),
+        *((name, "") for name in ("list", "push", "data", "plugins", "info", "of-a-plugin")),
+    ],
+)
+def test_too_little_memory_is_told_with_what_the_command_can_do(
+    command: str, flag: str, error: Exception, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flag:
+        assert flag in output(capsys, command, "--help")[0]
+    meets(error, monkeypatch)
+    said, hint = failure(capsys, 1, command, "x")
+    assert said.startswith(f"error: out of memory: {type(error).__name__}: ")
+    assert re.findall(r"--[a-z-]+", hint) == ([flag] if flag else [])
+    assert bool(hint) == bool(flag)
+
+
+def test_the_traceback_is_there_whatever_asking_for_the_plugin_does(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    meets(KeyError("\n what"), monkeypatch)
+    monkeypatch.setattr(metazoo.blame, "registry", lambda: 1 / 0)
+    assert run(["list"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert "\nKeyError: " in err
+    assert "ZeroDivisionError" not in err
+    assert err.splitlines()[-2].startswith(
+        f"error: metazoo {metazoo.__version__} met an error that it did not foresee: KeyError"
+    )
+
+
+def test_a_message_that_begins_with_an_empty_line_is_shown(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    meets(ArithmeticError("\n\n  the sum is wrong\nby one"), monkeypatch)
+    assert run(["list"]) == 1
+    assert capsys.readouterr().err.splitlines()[-2].endswith(": ArithmeticError: the sum is wrong")
+
+
+def test_an_os_error_is_a_plugins_bug_where_it_is_and_a_full_disk_nobodys(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Plugin("near", "near", "near", "1.0")
+    monkeypatch.setattr(metazoo.blame, "at_fault", lambda error: metazoo.blame.Fault(owner, "File x"))
+    meets(FileNotFoundError(2, "No such file", "tasks.txt"), monkeypatch)
+    assert run(["list"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert "error: plugin 'near' of near 1.0 has a bug: FileNotFoundError: [Errno 2] No such file: 'tasks.txt'\n" in err
+    meets(OSError(28, "No space left on device"), monkeypatch)
+    assert failure(capsys, 1, "list")[0] == "error: No space left on device"
+    monkeypatch.setattr(metazoo.blame, "at_fault", lambda error: None)
+    meets(FileNotFoundError(2, "No such file", "tasks.txt"), monkeypatch)
+    assert failure(capsys, 1, "list")[0] == "error: No such file: tasks.txt"
+
+
+def test_sizes_beyond_numbers_are_told(capsys: Capture, tmp_path: Path) -> None:
+    for steps in (10**30, 2**62):
+        words = ["train", "maml", *QUICK, "--inner-steps", str(steps), "--out", str(tmp_path / "run")]
+        error, hint = failure(capsys, 2, *words)
+        assert error.startswith("error: the network cannot be made: ")
+        assert hint == "hint: make it smaller"
+    error, hint = failure(capsys, 2, "train", "protonet", *QUICK, "--backbone-width", str(10**30))
+    assert error.startswith("error: the network cannot be made: ")
+
+
+def test_data_whose_model_could_not_be_read_again_are_not_trained_on(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Glyphs, "input_format", property(lambda self: {"size": 28}))
+    error, _ = failure(capsys, 1, "train", "protonet", *QUICK, "--out", str(tmp_path / "run"))
+    assert "data set 'glyphs' cannot be used: 'input_format' is not" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_version(capsys: Capture) -> None:

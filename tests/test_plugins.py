@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,24 @@ class InConstructor(Nearest):
         super().__init__(backbone, spec, config)
         torch.ones(2) @ torch.ones(3)  # bug-in-constructor
 
+class Missing(Nearest):
+    def loss(self, task):
+        return torch.ones(len(open("no-such-file").read()))  # bug-of-file
+
+class Dry(metazoo.Backbone):
+    @dataclass(frozen=True)
+    class Config(metazoo.Config):
+        width: int = 4
+        kernel: int = 3
+
+    def __init__(self, input_shape, config=None):
+        super().__init__(input_shape, config)
+        self.layer = torch.nn.Conv2d(input_shape[0], self.config.width, self.config.kernel)
+        self.out_features = self.forward(torch.zeros(1, *input_shape)).shape[1]
+
+    def forward(self, x):
+        return self.layer(x).flatten(1)  # dry-run
+
 class Returns(Nearest):
     def loss(self, task):
         pass
@@ -252,7 +271,11 @@ class Mended(Nearest):
 @metazoo.hookimpl
 def register_algorithms():
     return {"bug-in-loss": InLoss, "bug-in-forward": InForward, "bug-in-constructor": InConstructor, "bug-in-return": Returns,
-            "bug-of-size": Large, "no-bug": Mended}
+            "bug-of-size": Large, "bug-of-file": Missing, "no-bug": Mended}
+
+@metazoo.hookimpl
+def register_backbones():
+    return {"dry": Dry}
 
 @metazoo.hookimpl
 def register_commands(cli):
@@ -424,6 +447,7 @@ def test_all_of_them_at_once(installed: Path, tmp_path: Path) -> None:
         "renamed",
         "two-points",
         *BUGGY,
+        "bug-in-constructor",
         "no-bug",
     }
     broken = {plugin["name"] for plugin in json.loads(plugins.out)["plugins"] if plugin["problem"]}
@@ -433,9 +457,17 @@ def test_all_of_them_at_once(installed: Path, tmp_path: Path) -> None:
 BUGGY = {
     "bug-in-loss": ("AttributeError: ", "loss"),
     "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
-    "bug-in-constructor": ("RuntimeError: ", "__init__"),
+    "bug-of-file": ("FileNotFoundError: ", "loss"),
     "bug-in-return": ("TypeError: ", ""),
     "bug-of-size": ("RuntimeError: ", ""),
+}
+# What a network cannot be made of: by the user's choice or by the plugin's fault, nobody knows.
+UNMADE = {
+    "too small": (["protonet", "--backbone", "dry", "--backbone-kernel", "99"], "Calculated padded input size", "dry-run"),
+    "constructor": (["bug-in-constructor"], "size mismatch|inconsistent tensor size", "bug-in-constructor"),
+    "too large": (["protonet", "--backbone", "dry", "--backbone-width", str(2**50)], "DefaultCPUAllocator", ""),
+    "beyond numbers": (["protonet", "--backbone", "dry", "--backbone-width", str(2**62)], "overflowed", ""),
+    "beyond C": (["protonet", "--backbone", "dry", "--backbone-width", str(2**99)], "Overflow", ""),
 }
 
 
@@ -446,8 +478,9 @@ def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     quick = ["--data-alphabets", "6", "--backbone-width", "4", "--steps", "1", "--device", "cpu"]
     names = [*BUGGY, "no-bug"]
     calls = [["train", name, *quick, "--out", str(folder / name)] for name in names]
+    calls += [["train", *quick, *words, "--out", str(folder / "unmade")] for words, _, _ in UNMADE.values()]
     [said] = metazoo_calls(folder, ([installed / "buggy"], [*calls, ["bug-in-command"]]))
-    return dict(zip([*names, "bug-in-command"], said))
+    return dict(zip([*names, *UNMADE, "bug-in-command"], said))
 
 
 @pytest.mark.parametrize(
@@ -461,11 +494,32 @@ def test_a_bug_of_a_plugin_is_traced_and_its_own(
     *traced, error, place, hint = err.splitlines()
     assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
     assert error.startswith(f"error: plugin 'buggy' of zoo-buggy 1.2.3 has a bug: {cause}")
-    module = installed / "buggy" / "zoo_buggy.py"
-    line = next(i for i, text in enumerate(module.read_text().splitlines(), start=1) if text.endswith(f"# {bug}"))
     # The last line of the plugin's own, whatever of metazoo's or torch's it called.
-    assert place == f'  File "{module}", line {line}, in {function}'
+    assert place == f"  {place_of(installed, bug)}, in {function}"
     assert hint == "hint: its author needs the traceback above; `pip uninstall zoo-buggy` does without it"
+
+
+def place_of(installed: Path, mark: str) -> str:
+    module = installed / "buggy" / "zoo_buggy.py"
+    line = next(i for i, text in enumerate(module.read_text().splitlines(), start=1) if text.endswith(f"# {mark}"))
+    return f'File "{module}", line {line}'
+
+
+@pytest.mark.parametrize("case", UNMADE)
+def test_a_network_that_cannot_be_made_is_the_users_to_mend_or_the_plugins(
+    case: str, met: dict[str, Call], installed: Path
+) -> None:  # fmt: skip
+    _, cause, mark = UNMADE[case]
+    status, out, err = met[case]
+    error, *place, hint = err.splitlines()
+    assert (status, out) == (2, "")
+    assert re.match(f"error: the network cannot be made: .*({cause})", error)
+    if mark:
+        [place_text] = place
+        assert place_text.startswith(f"  plugin 'buggy' of zoo-buggy 1.2.3: {place_of(installed, mark)}, in ")
+        assert hint == "hint: choose other sizes or options; where none will do, its author needs the two lines above"
+    else:
+        assert (place, hint) == ([], "hint: make it smaller")
 
 
 def test_a_bug_that_shows_outside_of_the_plugin_is_traced_too(met: dict[str, Call]) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from metazoo.errors import MetazooError, UnknownNameError
+from metazoo.errors import MetazooError, UnknownNameError, first_line, out_of_memory
 from metazoo.version import VERSION
+
+if TYPE_CHECKING:
+    from metazoo.blame import Fault
 
 BUILT_IN = {
     "list": "metazoo.cli.listing:list_",
@@ -23,6 +27,15 @@ BUILT_IN = {
     "data": "metazoo.cli.packing:data",
     "plugins": "metazoo.cli.listing:plugins",
     "info": "metazoo.cli.listing:info",
+}
+# What a command can do where memory is too small.
+_ELSEWHERE = "where it is a GPU's, take `--device cpu`"
+_PACKED = f"{_ELSEWHERE}; data that are larger than memory are packed, by `metazoo data pack`"
+SMALLER = {
+    "train": "take fewer or smaller tasks at a time (--meta-batch), or a smaller network",
+    "eval": _PACKED,
+    "export": _PACKED,
+    "predict": _ELSEWHERE,
 }
 
 
@@ -68,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    command = next((word for word in words if not word.startswith("-")), "")
     try:
         result = cli.main(args=arguments, prog_name="metazoo", standalone_mode=False)
         if sys.stdout is not None:  # as after `>&-`
@@ -76,8 +91,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MetazooError as error:
         return fail(error.message, error.hint, error.exit_code)
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "metazoo"
-        return fail(error.format_message().rstrip("."), f"`{command} --help` shows what it takes", 2)
+        path = error.ctx.command_path if error.ctx else "metazoo"
+        return fail(error.format_message().rstrip("."), f"`{path} --help` shows what it takes", 2)
     except click.ClickException as error:
         return fail(error.format_message(), None, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -87,23 +102,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        # A full disk is nobody's bug, whoever meets it.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _fault(error) is not None:
+            return unforeseen(error, command)
         return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", None, 1)
     except Exception as error:
-        return unforeseen(error)
+        return unforeseen(error, command)
 
 
-def unforeseen(error: Exception) -> int:
+def unforeseen(error: Exception, command: str) -> int:
     """Say whose bug an exception is, below its traceback, or that memory is too small, and return the exit status."""
-    what = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-    # PyTorch has a type of its own for GPUs alone.
-    if isinstance(error, MemoryError) or "OutOfMemory" in what or "DefaultCPUAllocator" in what:
-        return fail(f"out of memory: {what}", "take fewer or smaller tasks at a time (--meta-batch), or a smaller network", 1)
-    from metazoo.blame import at_fault
-
-    fault = at_fault(error)
+    what = f"{type(error).__name__}: {first_line(error)}"
+    if out_of_memory(error):
+        return fail(f"out of memory: {what}", SMALLER.get(command), 1)
     # Whoever is to mend it needs the traceback, and may not be the one who meets it, after hours of training.
     click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    if fault is None:
+    if (fault := _fault(error)) is None:
         return fail(
             f"metazoo {VERSION} met an error that it did not foresee: {what}",
             "report it with the traceback above; `metazoo.testing.check_algorithm` says whether a plugin is to blame",
@@ -115,6 +129,16 @@ def unforeseen(error: Exception) -> int:
         f"its author needs the traceback above; `pip uninstall {plugin.distribution}` does without it",
         1,
     )
+
+
+def _fault(error: Exception) -> Fault | None:
+    """Return what `at_fault` does, or None where that fails itself: what is to be told must be told."""
+    try:
+        from metazoo.blame import at_fault
+
+        return at_fault(error)
+    except Exception:
+        return None
 
 
 def fail(message: str, hint: str | None, status: int) -> int:
