@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# Up to so many times as many numbers as are chosen, laying them all out is quicker than sorting out which ones matter.
+LAID_OUT = 4
+
 
 def random_words(seed: int, i: int, count: int) -> np.ndarray:
     """Return `count` uniform 64-bit words, a pure function of (seed, i)."""
@@ -35,26 +38,31 @@ def uniform(words: np.ndarray) -> np.ndarray:
 def distinct(words: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """Return for every row of words (R, k) k different numbers of range(n), in random order, as int64 (R, k).
 
-    `n` may be a number a row, (R,). A Fisher-Yates shuffle of the first k places that keeps only what they and the places
-    they are exchanged with hold, so that the cost does not grow with n. The bias of `word % n` is below n / 2**64.
+    `n` may be a number a row, (R,). A Fisher-Yates shuffle of the first k places that, where n is large, keeps only what they
+    and the places they are exchanged with hold, so that the cost does not grow with n. The bias of `word % n` is below n / 2**64.
     """
     rows, k = words.shape
+    n = np.broadcast_to(np.asarray(n), (rows,))
     steps = np.arange(k)
-    left = np.broadcast_to(np.asarray(n), (rows,))[:, None] - steps  # (R, k)
+    left = n[:, None] - steps  # (R, k)
     taken = steps + (words % left.astype(np.uint64)).astype(np.int64)  # (R, k): the place that step j exchanges with j
-    # A place beyond the first k is held where the first step that takes it left it.
-    order = taken.argsort(1, kind="stable")
-    ordered = np.take_along_axis(taken, order, 1)
-    new = np.ones((rows, k), bool)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    earliest = np.maximum.accumulate(np.where(new, steps, 0), 1)
-    first = np.empty_like(taken)
-    np.put_along_axis(first, order, np.take_along_axis(order, earliest, 1), 1)
-    held = np.concatenate([np.broadcast_to(steps, (rows, k)), taken], 1)  # (R, 2k)
-    where = np.where(taken < k, taken, k + first) + 2 * k * np.arange(rows)[:, None]
-    flat = held.reshape(-1)
-    chosen = np.empty((rows, k), np.int64)
-    for j in range(k):
-        chosen[:, j] = flat[where[:, j]]
-        flat[where[:, j]] = held[:, j]
-    return chosen
+    largest = int(n.max(initial=0))
+    if largest <= LAID_OUT * k:
+        held, where = np.tile(np.arange(largest), (rows, 1)), taken
+    else:
+        # A place beyond the first k is held where the first step that takes it left it.
+        order = taken.argsort(1, kind="stable")
+        ordered = np.take_along_axis(taken, order, 1)
+        new = np.ones((rows, k), bool)
+        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        earliest = np.maximum.accumulate(np.where(new, steps, 0), 1)
+        first = np.empty_like(taken)
+        np.put_along_axis(first, order, np.take_along_axis(order, earliest, 1), 1)
+        held = np.concatenate([np.broadcast_to(steps, (rows, k)), taken], 1)  # (R, 2k)
+        where = np.where(taken < k, taken, k + first)
+    starts, values = held.shape[1] * np.arange(rows), held.reshape(-1)
+    chosen = np.empty((k, rows), np.int64)
+    for j, places in enumerate(np.ascontiguousarray(where.T) + starts):
+        chosen[j] = values[places]
+        values[places] = values[starts + j]
+    return chosen.T
