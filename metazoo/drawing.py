@@ -39,7 +39,8 @@ def distinct(words: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """Return for every row of words (R, k) k different numbers of range(n), in random order, as int64 (R, k).
 
     `n` may be a number a row, (R,). A Fisher-Yates shuffle of the first k places that, where n is large, keeps only what they
-    and the places they are exchanged with hold, so that the cost does not grow with n. The bias of `word % n` is below n / 2**64.
+    and the places they are exchanged with hold, so that the cost does not grow with n. The bias of `word % n` is below
+    n / 2**64.
     """
     rows, k = words.shape
     n = np.broadcast_to(np.asarray(n), (rows,))
