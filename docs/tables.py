@@ -138,7 +138,7 @@ def sinusoids() -> str:
 
 def digits() -> str:
     """Return the models of Omniglot on MNIST, from what `metazoo eval --json` printed."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "mnist-2026-11-24.json").read_text(encoding="utf-8"))["results"]
+    rows = json.loads((ROOT / "benchmarks" / "results" / "mnist.json").read_text(encoding="utf-8"))["results"]
     tasks = list(dict.fromkeys(task_text(row) for row in rows))
     lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for model in dict.fromkeys(row["model"] for row in rows):
