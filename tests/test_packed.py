@@ -300,11 +300,14 @@ def test_a_kill_at_any_time_loses_nothing(tree: Path, tmp_path: Path) -> None:
     assert whole["train.bin"] == x.numpy().tobytes()
 
 
+# Its disk is slow, so that a signal comes in between on a busy machine, too.
 COMMAND = """
-    import sys
+    import os, sys, time
     from metazoo.cli import run
     from metazoo.datasets import packing
     packing.SHARD = 1
+    fsync = os.fsync
+    os.fsync = lambda file: (time.sleep(0.05), fsync(file))
     sys.exit(run(sys.argv[1:]))
 """
 
