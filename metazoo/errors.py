@@ -51,8 +51,8 @@ class CheckpointError(MetazooError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, "no message" where it has none."""
-    return (str(error).strip() or "no message").splitlines()[0]
+    """Return the first line of an exception's message, its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from .download import TIMEOUT, Words, wrong_checksum
-from .errors import CheckpointError, MetazooError, UnknownNameError
+from .errors import CheckpointError, MetazooError, UnknownNameError, first_line
 from .files import digest, locked
 
 ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/@?]+))?(?:/([^/@?]+))?")
@@ -202,4 +202,4 @@ def _cause(error: BaseException) -> str:
     """Return the first line of what went wrong at first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)

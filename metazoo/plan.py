@@ -113,7 +113,7 @@ def plan(
 
 def _unmade(error: Exception) -> OptionError:
     """Return what to say of a network that cannot be made, by the user's sizes or by a plugin's code: nobody can tell."""
-    what = f"the network cannot be made: {first_line(error) if str(error).strip() else type(error).__name__}"
+    what = f"the network cannot be made: {first_line(error)}"
     fault = None if too_large(error) else at_fault(error)
     if fault is None:
         return OptionError(what, "make it smaller")

@@ -24,7 +24,7 @@ from .augment import augmented
 from .checkpoint import Blueprint, load_model, save_model, write_json
 from .drawing import random_words
 from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskSource
-from .errors import MetazooError, OptionError
+from .errors import MetazooError, OptionError, first_line
 from .evaluate import Protocol, Score, evaluate, measure, metric
 from .plan import training_tasks
 from .state import State, load_state, save_state
@@ -214,8 +214,7 @@ def find_device(name: str) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"device '{name}' cannot be used: {reason}", "leave out --device, or use cpu") from error
+        raise OptionError(f"device '{name}' cannot be used: {first_line(error)}", "leave out --device, or use cpu") from error
     return device
 
 

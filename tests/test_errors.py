@@ -26,7 +26,7 @@ def test_every_error_is_public_with_its_exit_status(kind: str, status: int) -> N
 
 def test_the_first_line_of_a_message() -> None:
     assert first_line(ValueError("\n\n  what\nand more")) == "what"
-    assert first_line(ValueError()) == first_line(ValueError(" \n ")) == "no message"
+    assert first_line(ValueError()) == first_line(ValueError(" \n ")) == "ValueError"
 
 
 @pytest.mark.parametrize(

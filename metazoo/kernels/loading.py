@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from metazoo.errors import OptionError, did_you_mean
+from metazoo.errors import OptionError, did_you_mean, first_line
 from metazoo.kernels.build import build, find_sources, is_of
 from metazoo.kernels.toolchain import KernelBuildError, architectures
 
@@ -198,5 +198,5 @@ def _try_out(device: torch.device, key: str) -> str:
         x, y = torch.tensor([[[0.0, 3.0]]], device=device), torch.tensor([[[4.0, 0.0]]], device=device)
         found = torch.ops.metazoo.sqdist(x, y).item()
     except RuntimeError as error:
-        return f"the kernels do not run on {device}: {str(error).splitlines()[0]}"
+        return f"the kernels do not run on {device}: {first_line(error)}"
     return "" if found == 25.0 else f"the kernels are wrong on {device}: {found} instead of 25"
