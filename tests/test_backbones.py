@@ -21,6 +21,7 @@ def parameters(module: nn.Module) -> int:
         (Conv4((1, 28, 28)), 64),
         (Conv4((3, 84, 84)), 1600),
         (Conv4((3, 84, 84), Conv4.Config(width=32)), 800),
+        (Conv4((1, 28, 28), Conv4.Config(width=8, growth=1.5)), 27),
         (Conv4((1, 16, 47)), 128),
         (ResNet12((1, 28, 28), ResNet12.Config(scale=0.1)), 64),
         (ResNet12((3, 16, 40), ResNet12.Config(scale=0.02)), 13),

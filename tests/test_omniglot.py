@@ -117,6 +117,23 @@ def test_rotations_are_classes_of_their_own(root):
         assert (turned.x[row].int() - first_turned.int()).abs().max() <= 8
 
 
+def test_training_classes_alone_are_mirrored(root):
+    plain, mirrored = load(root), load(root, mirrored=True)
+    assert mirrored["train"].names[:4] == (
+        "Greek/character01", "Greek/character01/mirrored", "Greek/character01/rot090", "Greek/character01/rot090/mirrored",
+    )  # fmt: skip
+    assert torch.equal(mirrored["train"].x[0:20], plain["train"].x[:20])
+    assert torch.equal(mirrored["train"].x[60:80], plain["train"].x[20:40].flip(-1))
+    assert len(mirrored["train"].names) == 2 * len(plain["train"].names) == len(mirrored["train"].counts)
+    assert [mirrored[part].names for part in ("val", "test")] == [plain[part].names for part in ("val", "test")]
+
+
+def test_the_validation_characters_can_be_trained_on(root):
+    apart, together = load(root, rotations=False), load(root, rotations=False, train_on_val=True)
+    assert set(together["train"].names) == {*apart["train"].names, *apart["val"].names}
+    assert [together[part].names for part in ("val", "test")] == [apart[part].names for part in ("val", "test")]
+
+
 def test_input_format_makes_the_same_example(root):
     data = Omniglot(Omniglot.Config(root=str(root), rotations=False))
     assert torch.equal(decode(drawing("Angelic", 1, 1), **data.input_format), data.split("test").x[0])

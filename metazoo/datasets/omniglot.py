@@ -84,9 +84,12 @@ class Omniglot(ClassDataset):
     """Handwritten characters, ink 1 on 0, shape (1, size, size); a class is a character ("Greek/character03").
 
     With `rotations` each character also gives three classes turned counter-clockwise ("Greek/character03/rot090"), in
-    every split. Images are resized, then turned; the other order would differ by a few of 255 grey levels. Splits:
+    every split, and with `mirrored` every training class one more ("Greek/character03/rot090/mirrored"). Images are resized,
+    then turned and mirrored; the other order would differ by a few of 255 grey levels. Splits:
     `lake` trains on the 30 background alphabets, 5 of which are for validation, and tests on the 20 of the evaluation set;
     `vinyals` has 1028/172/423 characters; `small1` and `small2` train on 4 alphabets, validate on 1 and test as `lake` does.
+    With `train_on_val` the training part has the characters of the validation part as well, as at the end of Snell et al. 2017
+    (arXiv:1703.05175); validation then says nothing of new characters.
 
     Raises DataError where an archive is missing and cannot be fetched, is damaged, or has not the characters that it should.
     """
@@ -97,6 +100,8 @@ class Omniglot(ClassDataset):
         split: Annotated[Literal["lake", "vinyals", "small1", "small2"], "which characters are for what"] = "lake"
         size: Annotated[int, "height and width in pixels", options.Range(8, 105)] = 28
         rotations: Annotated[bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"] = True
+        mirrored: Annotated[bool, "mirror each training class, as a class of its own"] = False
+        train_on_val: Annotated[bool, "train on the validation characters as well, once nothing is to be chosen"] = False
         within_alphabet: Annotated[
             bool, "draw the classes of a task from one alphabet, turned one way, as the challenge does"
         ] = False
@@ -115,9 +120,14 @@ class Omniglot(ClassDataset):
         evaluation = self._characters("images_evaluation")
         both = background.merge(evaluation, "Omniglot")
         parts = [_part(split, *_alphabet_and_number(character)) for character in both.names]
+        chosen = {name: [part == name for part in parts] for name in ("train", "val", "test")}
+        if self.config.train_on_val:
+            chosen["train"] = [part != "test" for part in parts]
         return {
-            name: _select(both, [part == name for part in parts], f"Omniglot ({split}, {name})", self.config)
-            for name in ("train", "val", "test")
+            name: _select(
+                both, chosen[name], f"Omniglot ({split}, {name})", self.config, self.config.mirrored and name == "train"
+            )
+            for name in chosen
         }
 
     @property
@@ -195,12 +205,15 @@ def _part(split: str, alphabet: str, number: int) -> str:
     return "val" if alphabet in VINYALS_VAL else "test" if alphabet in VINYALS_TEST else "train"
 
 
-def _select(characters: Examples, chosen: list[bool], title: str, config: Any) -> Examples:
+def _select(characters: Examples, chosen: list[bool], title: str, config: Any, mirrored: bool) -> Examples:
     x = characters.x.unflatten(0, (-1, DRAWERS))[torch.tensor(chosen)]  # (characters, drawers, 1, size, size)
     names = [name for name, is_chosen in zip(characters.names, chosen) if is_chosen]
     if config.rotations:
         x = torch.stack([x.rot90(turns, (-2, -1)) for turns in range(4)], dim=1).flatten(0, 1)
         names = [name + turned for name in names for turned in ("", "/rot090", "/rot180", "/rot270")]
+    if mirrored:
+        x = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
+        names = [name + side for name in names for side in ("", "/mirrored")]
     return Examples(x.flatten(0, 1), (DRAWERS,) * len(names), tuple(names), title)
 
 
