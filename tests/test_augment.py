@@ -61,6 +61,20 @@ def test_a_drawing_is_never_mirrored() -> None:
     assert (centre(upper)[:, 1] > centre(lower)[:, 1]).float().mean() > 0.85
 
 
+def test_a_drawing_stays_as_sharp_as_it_was() -> None:
+    """As much full ink, as few grey pixels and edges as steep, where interpolation alone leaves a third of the full ink."""
+    torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    ring = (1.5 - ((rows - 13.3).hypot(columns - 13.8) - 7).abs()).clamp(0, 1)  # a stroke of two pixels with grey edges
+    x = ring.expand(200, 1, 28, 28)
+    y = drawing(x)
+    for share in ((x > 0.9, y > 0.9), ((x > 0.1) & (x < 0.9), (y > 0.1) & (y < 0.9))):
+        before, after = (part.float().mean() for part in share)
+        assert 0.6 < after / before < 1.6
+    edges = [(image[..., 1:] - image[..., :-1]).abs().mean() for image in (x, y)]
+    assert 0.85 < edges[1] / edges[0] < 1.2
+
+
 def test_half_of_the_photographs_are_mirrored() -> None:
     torch.manual_seed(0)
     x = torch.linspace(0, 0.5, 24).expand(200, 3, 24, 24)  # brighter to the right
