@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from . import options
 from .backbones import Backbone
 from .episodes import Batch, Episode, TaskSpec, ways_of
+from .errors import OptionError
 from .options import Range
+from .views import shifted
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,29 @@ class FeatureLearner(Algorithm):
     """An algorithm that adapts wholly in feature space: its forward is `classify` on what `embed` gives.
 
     Evaluation and prediction then embed each example once and draw tasks from the features.
-    In eval mode `embed` must treat each example by itself.
+    In eval mode `embed` must treat each example by itself. A subclass whose options extend these has `views`.
+
+    Raises OptionError for views of what is no image.
     """
+
+    @dataclass(frozen=True)
+    class Config(options.Config):
+        views: Annotated[
+            Literal["one", "shifted"],
+            "after training, embed an image as it is, or as the mean of it and itself moved by a pixel each way",
+        ] = "one"
+
+    def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
+        super().__init__(backbone, spec, config)
+        # The options of a plugin need not extend ours.
+        self.shifts = getattr(self.config, "views", "one") == "shifted"
+        if self.shifts and len(spec.input_shape) != 3:
+            raise OptionError(f"examples of shape {spec.input_shape} are no images to have views of", "leave out --views")
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the features (N, D) of examples (N, *)."""
+        if self.shifts and not self.training:
+            return torch.stack([self.backbone(view) for view in shifted(x)]).mean(0)
         return self.backbone(x)
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Baseline(metazoo.FeatureLearner):
     """
 
     @dataclass(frozen=True)
-    class Config(metazoo.Config):
+    class Config(metazoo.FeatureLearner.Config):
         head: Annotated[Literal["linear", "cosine"], "linear (Baseline), or cosine (Baseline++)"] = "linear"
         finetune_steps: Annotated[int, "gradient steps of a new head", Range(0)] = 100
         finetune_lr: Annotated[float, "learning rate of a new head (momentum 0.9)", Range(0)] = 2.0

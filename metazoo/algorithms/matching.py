@@ -23,7 +23,7 @@ class MatchingNet(metazoo.FeatureLearner):
     """
 
     @dataclass(frozen=True)
-    class Config(metazoo.Config):
+    class Config(metazoo.FeatureLearner.Config):
         similarity: Annotated[Literal["cosine", "euclidean"], "cosine, or negative squared Euclidean distance"] = "cosine"
         temperature: Annotated[
             float,

@@ -22,7 +22,7 @@ class ProtoNet(metazoo.FeatureLearner):
     """
 
     @dataclass(frozen=True)
-    class Config(metazoo.Config):
+    class Config(metazoo.FeatureLearner.Config):
         distance: Annotated[Literal["euclidean", "cosine"], "squared Euclidean distance, or cosine"] = "euclidean"
 
     recipe = {"train_ways": 60, "train_queries": 5, "steps": 1000}
