@@ -1,4 +1,4 @@
-"""Runs that several tests look at: trained once, never changed (copy what you mean to damage); and servers to download from."""
+"""Runs and data that several tests look at: never changed (copy what you mean to damage); and servers to download from."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from packs import Vectors, images
 from servers import Server
 
 from metazoo import runs, zoo
+from metazoo.datasets import packing
+from metazoo.datasets.glyphs import Glyphs
+from metazoo.datasets.packing import pack
 from metazoo.evaluate import Protocol
 from metazoo.plan import plan
 from metazoo.train import Watcher, train
@@ -79,6 +83,28 @@ def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("exported")
     zoo.export(protonet_run, "protonet.tiny_3w1s", "a tiny one", "CC0-1.0", out, [Protocol("test", 3, 1, 3, 0, 12)], "cpu")
     return out
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of images of noise; never changed."""
+    return images(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def packed_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packed glyphs; never changed."""
+    out = tmp_path_factory.mktemp("packed") / "glyphs"
+    pack(Glyphs(Glyphs.Config(alphabets=6)), "glyphs", out)
+    return out
+
+
+@pytest.fixture
+def packed_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of packed vectors, two to a shard, that may be damaged."""
+    monkeypatch.setattr(packing, "SHARD", 40)
+    pack(Vectors(), "vectors", tmp_path / "small")
+    return tmp_path / "small"
 
 
 @pytest.fixture
