@@ -1,15 +1,16 @@
-"""Runs and data that several tests look at: never changed (copy what you mean to damage); and servers to download from."""
+"""Runs and data that several tests look at: never changed (copy what you mean to damage); plugins to install, and servers."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distributions import Distribution, pip_install
 from packs import Vectors, images
 from servers import Server
 
@@ -105,6 +106,12 @@ def packed_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(packing, "SHARD", 40)
     pack(Vectors(), "vectors", tmp_path / "small")
     return tmp_path / "small"
+
+
+@pytest.fixture(scope="session")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, Distribution]], Path]:
+    """Installs plugins with pip, and returns the folder with a folder of each, to be put on PYTHONPATH, and `all` of them."""
+    return lambda plugins: pip_install(tmp_path_factory.mktemp("plugins"), plugins)
 
 
 @pytest.fixture

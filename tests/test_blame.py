@@ -1,11 +1,16 @@
-"""Whose bug it is: the plugin whose own code an exception came from, and nobody else's."""
+"""Whose bug it is: the plugin whose own code an exception came from, and nobody else's; and how that is told."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from distributions import ALGORITHM, Call, Distribution, metazoo_calls
 
+import metazoo
 from metazoo import blame
 from metazoo.plugins import Plugin
 
@@ -59,3 +64,162 @@ def test_the_plugin_whose_code_it_was(case: str, monkeypatch: pytest.MonkeyPatch
         # The last frame of the plugin's own, whatever it called.
         own = [module for module in modules if module.partition(".")[0] == fault.plugin.target.partition(".")[0]][-1]
         assert fault.place == f'File "{own}.py", line 2, in function'
+
+
+BUGS = (
+    ALGORITHM
+    + """
+import torch
+
+class InLoss(Nearest):
+    def loss(self, task):
+        return metazoo.class_means(task.support_x, None)  # bug-in-loss
+
+class InForward(Nearest):
+    def classify(self, support_z, support_y, query_z):
+        return self.compare()
+
+    def compare(self):
+        raise KeyError("two\\nlines")  # bug-in-forward
+
+class InConstructor(Nearest):
+    def __init__(self, backbone, spec, config=None):
+        super().__init__(backbone, spec, config)
+        torch.ones(2) @ torch.ones(3)  # bug-in-constructor
+
+class Missing(Nearest):
+    def loss(self, task):
+        return torch.ones(len(open("no-such-file").read()))  # bug-of-file
+
+class Dry(metazoo.Backbone):
+    @dataclass(frozen=True)
+    class Config(metazoo.Config):
+        width: int = 4
+        kernel: int = 3
+
+    def __init__(self, input_shape, config=None):
+        super().__init__(input_shape, config)
+        self.layer = torch.nn.Conv2d(input_shape[0], self.config.width, self.config.kernel)
+        self.out_features = self.forward(torch.zeros(1, *input_shape)).shape[1]
+
+    def forward(self, x):
+        return self.layer(x).flatten(1)  # dry-run
+
+class Returns(Nearest):
+    def loss(self, task):
+        pass
+
+class Large(Nearest):
+    def loss(self, task):
+        return torch.ones(2**50)
+
+class Mended(Nearest):
+    def loss(self, task):
+        raise metazoo.OptionError("these tasks are too few", "take more")
+
+@metazoo.hookimpl
+def register_algorithms():
+    return {"bug-in-loss": InLoss, "bug-in-forward": InForward, "bug-in-constructor": InConstructor, "bug-in-return": Returns,
+            "bug-of-size": Large, "bug-of-file": Missing, "no-bug": Mended}
+
+@metazoo.hookimpl
+def register_backbones():
+    return {"dry": Dry}
+
+@metazoo.hookimpl
+def register_commands(cli):
+    cli.command("bug-in-command")(lambda: 1 / 0)  # bug-in-command
+"""
+)
+BUGGY = {
+    "bug-in-loss": ("AttributeError: ", "loss"),
+    "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
+    "bug-of-file": ("FileNotFoundError: ", "loss"),
+    "bug-in-return": ("TypeError: ", ""),
+    "bug-of-size": ("RuntimeError: ", ""),
+}
+# What a network cannot be made of: by the user's choice or by the plugin's fault, nobody knows.
+UNMADE = {
+    "too small": (["protonet", "--backbone", "dry", "--backbone-kernel", "99"], "Calculated padded input size", "dry-run"),
+    "constructor": (["bug-in-constructor"], "size mismatch|inconsistent tensor size", "bug-in-constructor"),
+    "too large": (["protonet", "--backbone", "dry", "--backbone-width", str(2**50)], "DefaultCPUAllocator", ""),
+    "beyond numbers": (["protonet", "--backbone", "dry", "--backbone-width", str(2**62)], "overflowed", ""),
+    "beyond C": (["protonet", "--backbone", "dry", "--backbone-width", str(2**99)], "Overflow", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def installed(install: Callable[[Mapping[str, Distribution]], Path]) -> Path:
+    """The plugin with the bugs, installed."""
+    return install({"buggy": Distribution(BUGS)})
+
+
+@pytest.fixture(scope="module")
+def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
+    """What each algorithm with a bug makes `metazoo train` say, and a command with one."""
+    folder = tmp_path_factory.mktemp("met")
+    quick = ["--data-alphabets", "6", "--backbone-width", "4", "--steps", "1", "--device", "cpu"]
+    names = [*BUGGY, "no-bug"]
+    calls = [["train", name, *quick, "--out", str(folder / name)] for name in names]
+    calls += [["train", *quick, *words, "--out", str(folder / "unmade")] for words, _, _ in UNMADE.values()]
+    [said] = metazoo_calls(folder, ([installed / "buggy"], [*calls, ["bug-in-command"]]))
+    return dict(zip([*names, *UNMADE, "bug-in-command"], said))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "cause", "function"),
+    [(bug, *BUGGY[bug]) for bug in BUGGY if BUGGY[bug][1]] + [("bug-in-command", "ZeroDivisionError: ", "<lambda>")],
+)
+def test_a_bug_of_a_plugin_is_traced_and_its_own(
+    bug: str, cause: str, function: str, met: dict[str, Call], installed: Path
+) -> None:  # fmt: skip
+    status, out, err = met[bug]
+    *traced, error, place, hint = err.splitlines()
+    assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
+    assert error.startswith(f"error: plugin 'buggy' of zoo-buggy 1.2.3 has a bug: {cause}")
+    # The last line of the plugin's own, whatever of metazoo's or torch's it called.
+    assert place == f"  {place_of(installed, bug)}, in {function}"
+    assert hint == "hint: its author needs the traceback above; `pip uninstall zoo-buggy` does without it"
+
+
+def place_of(installed: Path, mark: str) -> str:
+    module = installed / "buggy" / "zoo_buggy.py"
+    line = next(i for i, text in enumerate(module.read_text().splitlines(), start=1) if text.endswith(f"# {mark}"))
+    return f'File "{module}", line {line}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", UNMADE)
+def test_a_network_that_cannot_be_made_is_the_users_to_mend_or_the_plugins(
+    case: str, met: dict[str, Call], installed: Path
+) -> None:  # fmt: skip
+    _, cause, mark = UNMADE[case]
+    status, out, err = met[case]
+    error, *place, hint = err.splitlines()
+    assert (status, out) == (2, "")
+    assert re.match(f"error: the network cannot be made: .*({cause})", error)
+    if mark:
+        [place_text] = place
+        assert place_text.startswith(f"  plugin 'buggy' of zoo-buggy 1.2.3: {place_of(installed, mark)}, in ")
+        assert hint == "hint: choose other sizes or options; where none will do, its author needs the two lines above"
+    else:
+        assert (place, hint) == ([], "hint: make it smaller")
+
+
+@pytest.mark.slow
+def test_a_bug_that_shows_outside_of_the_plugin_is_traced_too(met: dict[str, Call]) -> None:
+    status, out, err = met["bug-in-return"]
+    *traced, error, hint = err.splitlines()
+    assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
+    assert error.startswith(f"error: metazoo {metazoo.__version__} met an error that it did not foresee: TypeError: ")
+    assert "check_algorithm" in hint
+
+
+@pytest.mark.slow
+def test_what_is_no_bug_has_no_traceback(met: dict[str, Call]) -> None:
+    assert met["no-bug"] == Call(2, "", "error: these tasks are too few\nhint: take more\n")
+    status, out, err = met["bug-of-size"]
+    assert (status, out) == (1, "")
+    assert err.startswith("error: out of memory: RuntimeError: ")
+    assert err.splitlines()[1].startswith("hint: take fewer or smaller tasks")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from distributions import ALGORITHM, Call, Distribution, SourceTree, metazoo_calls, module_of
+from test_blame import BUGGY, BUGS
 
 import metazoo.cli
 from metazoo import registrable
@@ -22,16 +22,6 @@ from metazoo import registrable
 pytestmark = pytest.mark.slow
 
 BUILT_IN = {"baseline", "baseline++", "maml", "matching", "protonet"}
-
-ALGORITHM = """
-from dataclasses import dataclass
-from typing import Annotated
-import metazoo
-
-class Nearest(metazoo.FeatureLearner):
-    def classify(self, support_z, support_y, query_z):
-        return -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
-"""
 REGISTERED = """
 @metazoo.hookimpl
 def register_algorithms():
@@ -51,13 +41,11 @@ def returning(value: str) -> str:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A plugin's source, what must be said of it, of the hint, and its entry point where that is not the module."""
+class Broken(Distribution):
+    """A plugin, what must be said of it, and of the hint."""
 
-    source: str
     problem: str
     hint: str = ""
-    target: str = "MODULE"
 
 
 FROZEN = "@dataclass(frozen=True)\nclass Config(metazoo.Config):\n"
@@ -164,7 +152,7 @@ CASES = {
     ),
 }
 
-GOOD = (
+GOOD = SourceTree(
     ALGORITHM
     + """
 import click
@@ -219,176 +207,24 @@ def register_commands(cli):
         click.echo(f"hello {name}")
 """
 )
-BUGS = """
-import torch
-
-class InLoss(Nearest):
-    def loss(self, task):
-        return metazoo.class_means(task.support_x, None)  # bug-in-loss
-
-class InForward(Nearest):
-    def classify(self, support_z, support_y, query_z):
-        return self.compare()
-
-    def compare(self):
-        raise KeyError("two\\nlines")  # bug-in-forward
-
-class InConstructor(Nearest):
-    def __init__(self, backbone, spec, config=None):
-        super().__init__(backbone, spec, config)
-        torch.ones(2) @ torch.ones(3)  # bug-in-constructor
-
-class Missing(Nearest):
-    def loss(self, task):
-        return torch.ones(len(open("no-such-file").read()))  # bug-of-file
-
-class Dry(metazoo.Backbone):
-    @dataclass(frozen=True)
-    class Config(metazoo.Config):
-        width: int = 4
-        kernel: int = 3
-
-    def __init__(self, input_shape, config=None):
-        super().__init__(input_shape, config)
-        self.layer = torch.nn.Conv2d(input_shape[0], self.config.width, self.config.kernel)
-        self.out_features = self.forward(torch.zeros(1, *input_shape)).shape[1]
-
-    def forward(self, x):
-        return self.layer(x).flatten(1)  # dry-run
-
-class Returns(Nearest):
-    def loss(self, task):
-        pass
-
-class Large(Nearest):
-    def loss(self, task):
-        return torch.ones(2**50)
-
-class Mended(Nearest):
-    def loss(self, task):
-        raise metazoo.OptionError("these tasks are too few", "take more")
-
-@metazoo.hookimpl
-def register_algorithms():
-    return {"bug-in-loss": InLoss, "bug-in-forward": InForward, "bug-in-constructor": InConstructor, "bug-in-return": Returns,
-            "bug-of-size": Large, "bug-of-file": Missing, "no-bug": Mended}
-
-@metazoo.hookimpl
-def register_backbones():
-    return {"dry": Dry}
-
-@metazoo.hookimpl
-def register_commands(cli):
-    cli.command("bug-in-command")(lambda: 1 / 0)  # bug-in-command
-"""
 OTHERS = {
-    "twin-one": ALGORITHM + REGISTERED.replace("NAME", "twin"),
-    "twin-two": ALGORITHM + REGISTERED.replace("NAME", "twin"),
-    "usurper": ALGORITHM + REGISTERED.replace("NAME", "protonet"),
-    "renamed-hook": ALGORITHM
-    + "@metazoo.hookimpl(specname='register_algorithms')\ndef mine():\n    return {'renamed': Nearest}\n"
-    + "@metazoo.hookimpl(optionalhook=True)\ndef of_another_version():\n    pass\n",
-    "two-points": ALGORITHM + REGISTERED.replace("NAME", "two-points"),
-    "buggy": ALGORITHM + BUGS,
+    "twin-one": Distribution(ALGORITHM + REGISTERED.replace("NAME", "twin")),
+    "twin-two": Distribution(ALGORITHM + REGISTERED.replace("NAME", "twin")),
+    "usurper": Distribution(ALGORITHM + REGISTERED.replace("NAME", "protonet")),
+    "renamed-hook": Distribution(
+        ALGORITHM
+        + "@metazoo.hookimpl(specname='register_algorithms')\ndef mine():\n    return {'renamed': Nearest}\n"
+        + "@metazoo.hookimpl(optionalhook=True)\ndef of_another_version():\n    pass\n"
+    ),
+    "two-points": Distribution(ALGORITHM + REGISTERED, again="again"),
+    "buggy": Distribution(BUGS),
 }
 
 
-def module_of(case: str) -> str:
-    return "zoo_" + case.replace("-", "_")
-
-
-def write_source(folder: Path, case: str, source: str) -> Path:
-    """Write the source tree of a distribution `zoo-CASE` with one module and an entry point named after the case."""
-    folder.mkdir()
-    (folder / f"{module_of(case)}.py").write_text(source)
-    (folder / "pyproject.toml").write_text(
-        f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-        f'[project]\nname = "zoo-{case}"\nversion = "1.2.3"\n'
-        f'[project.entry-points.metazoo]\n{case} = "{module_of(case)}"\n[tool.setuptools]\npy-modules = ["{module_of(case)}"]\n'
-    )
-    return folder
-
-
-def write_wheel(folder: Path, case: str, source: str, target: str) -> Path:
-    """Write the wheel that building such a tree gives: for forty of them that takes a minute, writing them no time."""
-    points = [f"{case} = {target.replace('MODULE', module_of(case))}"]
-    if case == "two-points":
-        points.append(f"again = {module_of(case)}")
-    info = f"{module_of(case)}-1.2.3.dist-info"
-    files = {
-        f"{module_of(case)}.py": source.replace("NAME", case),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: zoo-{case}\nVersion: 1.2.3\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "\n".join(["[metazoo]", *points]),
-    }
-    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
-    path = folder / f"{module_of(case)}-1.2.3-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(name, text)
-    return path
-
-
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install every plugin of this module with pip, and return the folder with a folder of each, to be put on PYTHONPATH."""
-    root = tmp_path_factory.mktemp("plugins")
-    sources = [write_source(root / "source", "good", GOOD)]
-    for case, broken in CASES.items():
-        sources.append(write_wheel(root, case, broken.source, broken.target))
-    for case, source in OTHERS.items():
-        sources.append(write_wheel(root, case, source, "MODULE"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
-    done = subprocess.run([*pip, "--target", root / "all", *sources], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    # One call to pip for all is much the faster; then each gets what pip wrote for it, alone.
-    for case in ["good", *CASES, *OTHERS]:
-        (root / case).mkdir()
-        info = next((root / "all").glob(f"{module_of(case)}-*.dist-info"))
-        shutil.copytree(info, root / case / info.name)
-        shutil.copy(root / "all" / f"{module_of(case)}.py", root / case)
-    return root
-
-
-class Call(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-DRIVER = """
-import contextlib, io, json, os, sys
-import metazoo.cli.listing, metazoo.cli.training
-
-def answer(path, calls):
-    sys.path[:0] = path
-    for call in calls:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            status = metazoo.cli.run(call)
-        yield status, out.getvalue(), err.getvalue()
-
-for path, calls, file in json.loads(sys.argv[1]):
-    pid = os.fork()
-    if not pid:
-        with open(file, "w") as results:
-            json.dump(list(answer(path, calls)), results)
-        os._exit(0)
-    os.waitpid(pid, 0)
-"""
-
-
-def metazoo_calls(folder: Path, *jobs: tuple[list[Path], list[list[str]]]) -> list[list[Call]]:
-    """Run each job's command lines of metazoo in a process of its own, with the job's folders first on its path.
-
-    The processes are forks of one that has imported torch and read no plugin yet, for that import takes nearly all the time.
-    """
-    plan = [([str(p) for p in path], calls, str(folder / f"{i}.json")) for i, (path, calls) in enumerate(jobs)]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(plan)],
-        check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [[Call(*result) for result in json.loads(Path(file).read_text())] for _, _, file in plan]
+def installed(install: Callable[[Mapping[str, Distribution]], Path]) -> Path:
+    """Every plugin of this module, installed."""
+    return install({"good": GOOD, **CASES, **OTHERS})
 
 
 @pytest.fixture(scope="module")
@@ -452,90 +288,6 @@ def test_all_of_them_at_once(installed: Path, tmp_path: Path) -> None:
     }
     broken = {plugin["name"] for plugin in json.loads(plugins.out)["plugins"] if plugin["problem"]}
     assert broken == {*CASES, "two-points"}
-
-
-BUGGY = {
-    "bug-in-loss": ("AttributeError: ", "loss"),
-    "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
-    "bug-of-file": ("FileNotFoundError: ", "loss"),
-    "bug-in-return": ("TypeError: ", ""),
-    "bug-of-size": ("RuntimeError: ", ""),
-}
-# What a network cannot be made of: by the user's choice or by the plugin's fault, nobody knows.
-UNMADE = {
-    "too small": (["protonet", "--backbone", "dry", "--backbone-kernel", "99"], "Calculated padded input size", "dry-run"),
-    "constructor": (["bug-in-constructor"], "size mismatch|inconsistent tensor size", "bug-in-constructor"),
-    "too large": (["protonet", "--backbone", "dry", "--backbone-width", str(2**50)], "DefaultCPUAllocator", ""),
-    "beyond numbers": (["protonet", "--backbone", "dry", "--backbone-width", str(2**62)], "overflowed", ""),
-    "beyond C": (["protonet", "--backbone", "dry", "--backbone-width", str(2**99)], "Overflow", ""),
-}
-
-
-@pytest.fixture(scope="module")
-def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
-    """What each algorithm with a bug makes `metazoo train` say, and a command with one."""
-    folder = tmp_path_factory.mktemp("met")
-    quick = ["--data-alphabets", "6", "--backbone-width", "4", "--steps", "1", "--device", "cpu"]
-    names = [*BUGGY, "no-bug"]
-    calls = [["train", name, *quick, "--out", str(folder / name)] for name in names]
-    calls += [["train", *quick, *words, "--out", str(folder / "unmade")] for words, _, _ in UNMADE.values()]
-    [said] = metazoo_calls(folder, ([installed / "buggy"], [*calls, ["bug-in-command"]]))
-    return dict(zip([*names, *UNMADE, "bug-in-command"], said))
-
-
-@pytest.mark.parametrize(
-    ("bug", "cause", "function"),
-    [(bug, *BUGGY[bug]) for bug in BUGGY if BUGGY[bug][1]] + [("bug-in-command", "ZeroDivisionError: ", "<lambda>")],
-)
-def test_a_bug_of_a_plugin_is_traced_and_its_own(
-    bug: str, cause: str, function: str, met: dict[str, Call], installed: Path
-) -> None:  # fmt: skip
-    status, out, err = met[bug]
-    *traced, error, place, hint = err.splitlines()
-    assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
-    assert error.startswith(f"error: plugin 'buggy' of zoo-buggy 1.2.3 has a bug: {cause}")
-    # The last line of the plugin's own, whatever of metazoo's or torch's it called.
-    assert place == f"  {place_of(installed, bug)}, in {function}"
-    assert hint == "hint: its author needs the traceback above; `pip uninstall zoo-buggy` does without it"
-
-
-def place_of(installed: Path, mark: str) -> str:
-    module = installed / "buggy" / "zoo_buggy.py"
-    line = next(i for i, text in enumerate(module.read_text().splitlines(), start=1) if text.endswith(f"# {mark}"))
-    return f'File "{module}", line {line}'
-
-
-@pytest.mark.parametrize("case", UNMADE)
-def test_a_network_that_cannot_be_made_is_the_users_to_mend_or_the_plugins(
-    case: str, met: dict[str, Call], installed: Path
-) -> None:  # fmt: skip
-    _, cause, mark = UNMADE[case]
-    status, out, err = met[case]
-    error, *place, hint = err.splitlines()
-    assert (status, out) == (2, "")
-    assert re.match(f"error: the network cannot be made: .*({cause})", error)
-    if mark:
-        [place_text] = place
-        assert place_text.startswith(f"  plugin 'buggy' of zoo-buggy 1.2.3: {place_of(installed, mark)}, in ")
-        assert hint == "hint: choose other sizes or options; where none will do, its author needs the two lines above"
-    else:
-        assert (place, hint) == ([], "hint: make it smaller")
-
-
-def test_a_bug_that_shows_outside_of_the_plugin_is_traced_too(met: dict[str, Call]) -> None:
-    status, out, err = met["bug-in-return"]
-    *traced, error, hint = err.splitlines()
-    assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
-    assert error.startswith(f"error: metazoo {metazoo.__version__} met an error that it did not foresee: TypeError: ")
-    assert "check_algorithm" in hint
-
-
-def test_what_is_no_bug_has_no_traceback(met: dict[str, Call]) -> None:
-    assert met["no-bug"] == Call(2, "", "error: these tasks are too few\nhint: take more\n")
-    status, out, err = met["bug-of-size"]
-    assert (status, out) == (1, "")
-    assert err.startswith("error: out of memory: RuntimeError: ")
-    assert err.splitlines()[1].startswith("hint: take fewer or smaller tasks")
 
 
 def test_two_plugins_that_claim_one_name(installed: Path, tmp_path: Path) -> None:
