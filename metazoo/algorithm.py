@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -99,33 +100,36 @@ class Algorithm(nn.Module):
 
 
 class FeatureLearner(Algorithm):
-    """An algorithm that adapts wholly in feature space: its forward is `classify` on what `embed` gives.
+    """An algorithm that adapts wholly in feature space: its forward is `classify` on what `features` gives.
 
     Evaluation and prediction then embed each example once and draw tasks from the features.
-    In eval mode `embed` must treat each example by itself. A subclass whose options extend these has `views`.
-
-    Raises OptionError for views of what is no image.
+    In eval mode `embed` must treat each example by itself. Raises OptionError for views of what is no image.
     """
 
     @dataclass(frozen=True)
     class Config(options.Config):
+        # By keyword alone: the options of a subclass keep their places.
         views: Annotated[
             Literal["one", "shifted"],
-            "after training, embed an image as it is, or as the mean of it and itself moved by a pixel each way",
-        ] = "one"
+            "embed an image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
+        ] = dataclasses.field(default="one", kw_only=True)
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
         super().__init__(backbone, spec, config)
-        # The options of a plugin need not extend ours.
-        self.shifts = getattr(self.config, "views", "one") == "shifted"
-        if self.shifts and len(spec.input_shape) != 3:
-            raise OptionError(f"examples of shape {spec.input_shape} are no images to have views of", "leave out --views")
+        if getattr(self.config, "views", "one") != "one" and len(spec.input_shape) != 3:
+            raise OptionError(
+                f"examples of shape {spec.input_shape} are no images to have views of", "leave out the option views"
+            )
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the features (N, D) of examples (N, *)."""
-        if self.shifts and not self.training:
-            return torch.stack([self.backbone(view) for view in shifted(x)]).mean(0)
+        """Return the features (N, D) of examples (N, *), each seen once."""
         return self.backbone(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what is classified, (N, D): `embed` of examples (N, *), or of images the mean of their `views`."""
+        if self.training or getattr(self.config, "views", "one") == "one":
+            return self.embed(x)
+        return torch.stack([self.embed(view) for view in shifted(x)]).mean(0)
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         """Return logits (B, Q, ways) from features (B, S, D), labels (B, S) and features (B, Q, D)."""
@@ -138,7 +142,7 @@ class FeatureLearner(Algorithm):
             pairs = [self.embed_both(support_x[i : i + 1], query_x[i : i + 1]) for i in range(len(support_x))]
             return torch.cat([support for support, _ in pairs]), torch.cat([query for _, query in pairs])
         x = torch.cat([support_x.flatten(0, 1), query_x.flatten(0, 1)])
-        support_z, query_z = self.embed(x).tensor_split([support_x.shape[:2].numel()])
+        support_z, query_z = self.features(x).tensor_split([support_x.shape[:2].numel()])
         return support_z.unflatten(0, support_x.shape[:2]), query_z.unflatten(0, query_x.shape[:2])
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:

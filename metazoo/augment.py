@@ -33,7 +33,8 @@ def drawing(x: Tensor) -> Tensor:
 
     Takes ink of up to 1 on a ground of 0, shape (N, C, H, W). Up to 10 degrees, a shear of 0.15, a factor of 1.2 on each axis
     and a twelfth of the width; the bend is a smooth displacement with a standard deviation of about 3 % of the width.
-    Interpolation blurs, which drawings that are not varied are not: an unsharp mask gives the strokes their edges back.
+    Interpolation blurs what is not blurred where nothing is varied: an unsharp mask gives the strokes their edges back. On
+    a ground that is not 0 it leaves halos.
     """
     turn, shear, shift_x, shift_y, wide, high = _uniform(x, 6)
     angle = turn * (10 * math.pi / 180)

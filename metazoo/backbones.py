@@ -56,7 +56,7 @@ class Conv4(Backbone):
     """Four blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max-pooling (Vinyals et al. 2016, arXiv:1606.04080).
 
     28x28 images give `width` features, 84x84 images 25 * width. A `growth` of 2 doubles the channels from block to block, as
-    VGG does (Simonyan and Zisserman 2015, arXiv:1409.1556), and with them the features: times 8.
+    VGG does (Simonyan and Zisserman 2015, arXiv:1409.1556), and gives 8 times the features; channels are rounded.
     """
 
     @dataclass(frozen=True)

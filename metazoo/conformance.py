@@ -174,18 +174,18 @@ def keeps_queries_apart(case: Classification) -> None:
 
 
 def embeds_and_classifies(case: Classification) -> None:
-    """In a FeatureLearner `forward` is `classify` of `embed` in eval mode, and `embed` treats each example by itself."""
+    """In a FeatureLearner `forward` is `classify` of `features` in eval mode, and `embed` treats each example by itself."""
     model, episode = _trained(case), case.unequal()
     if not isinstance(model, FeatureLearner):
         return
     with torch.no_grad():
-        support, query = (model.embed(x.flatten(0, 1)) for x in (episode.support_x, episode.query_x))
+        support, query = (model.features(x.flatten(0, 1)) for x in (episode.support_x, episode.query_x))
         _require(support.dim() == 2, f"`embed` returned the shape {tuple(support.shape)}, not (N, D)")
-        by_itself = model.embed(episode.support_x[:1, 0])
+        by_itself = model.features(episode.support_x[:1, 0])
         _require(_close(support[:1], by_itself), "`embed` does not treat each example by itself in eval mode")
         tasks = len(episode)
         logits = model.classify(support.unflatten(0, (tasks, -1)), episode.support_y, query.unflatten(0, (tasks, -1)))
-    _require(_close(_answer(model, episode), logits), "in eval mode `forward` is not `classify` of what `embed` returns")
+    _require(_close(_answer(model, episode), logits), "in eval mode `forward` is not `classify` of what `features` returns")
 
 
 def keeps_its_state(case: Classification) -> None:

@@ -216,13 +216,14 @@ class Dataset:
     """Something that tasks are drawn from; the base of every data set.
 
     A subclass declares its options in `Config` and implements `tasks`. `local_options` names those options that say where
-    the data lie rather than what they are: they are not kept with a model. `licence` is that of the data, `recipe` holds the
-    training options that suit them (a mapping of fields of `metazoo.Recipe`), `regression` says whether targets are numbers
-    rather than classes. Making one is cheap: data are read when first drawn.
+    the data lie rather than what they are: they are not kept with a model; `training_options` those that change the split
+    "train" alone. `licence` is that of the data, `recipe` holds the training options that suit them (a mapping of fields of
+    `metazoo.Recipe`), `regression` says whether targets are numbers. Making one is cheap: data are read when first drawn.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
     local_options: ClassVar[tuple[str, ...]] = ()
+    training_options: ClassVar[tuple[str, ...]] = ()
     regression: ClassVar[bool] = False
     licence: ClassVar[str] = ""
     recipe: ClassVar[Mapping[str, Any]] = {}

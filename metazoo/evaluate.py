@@ -166,7 +166,7 @@ def embedded(model: FeatureLearner, tasks: EpisodeSampler, count: int, device: t
     used[rows.flatten()] = True
     numbers = EMBEDDED_AT_ONCE if torch.device(device).type == "cpu" else DRAWN_AT_ONCE
     parts = used.nonzero().squeeze(1).split(max(1, numbers // tasks.examples.x[0].numel()))
-    features = torch.cat(distributed.mapped(lambda part: model.embed(tasks.examples.take(part).to(device)), parts))
+    features = torch.cat(distributed.mapped(lambda part: model.features(tasks.examples.take(part).to(device)), parts))
     places = used.cumsum(0) - 1
     return _Embedded(tasks, places[rows], features)
 

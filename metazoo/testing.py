@@ -35,7 +35,7 @@ def check_algorithm(algorithm: str | type[Algorithm], options: Mapping[str, Any]
       parameter, buffer or gradient; `torch.no_grad()` makes no difference;
     - in eval mode a batch of tasks is answered as each task alone;
     - unless `transductive`, a query is answered the same whatever the other queries are;
-    - in a FeatureLearner `forward` is `classify` of `embed` in eval mode, and `embed` treats each example by itself;
+    - in a FeatureLearner `forward` is `classify` of `features` in eval mode, and `embed` treats each example by itself;
     - a model with the same state_dict gives the same answers;
     - two training steps from one seed are equal bit for bit;
     - some training on fixed tasks, as the recipe says, makes their queries' loss fall.

@@ -47,6 +47,16 @@ def test_each_example_is_embedded_by_itself_in_eval_mode(build: type[metazoo.Bac
     torch.testing.assert_close(backbone(x)[2:3], backbone(x[2:3]), rtol=1e-4, atol=1e-5)
 
 
+def test_conv4_grows_from_block_to_block() -> None:
+    def channels(**config: float) -> list[int]:
+        backbone = Conv4((1, 28, 28), Conv4.Config(**config))  # type: ignore[arg-type]
+        return [module.out_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+
+    assert channels() == [64, 64, 64, 64]
+    assert channels(width=8, growth=2) == [8, 16, 32, 64]
+    assert channels(width=5, growth=1.3) == [5, 6, 8, 11]
+
+
 def test_conv4_with_a_head_has_the_known_number_of_parameters() -> None:
     # 3x3 kernels and biases, BatchNorm's two vectors: 1 -> 64, then 64 -> 64 three times; a linear head of 5 ways.
     known = (9 * 64 + 64 + 128) + 3 * (9 * 64 * 64 + 64 + 128) + (64 * 5 + 5)

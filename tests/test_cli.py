@@ -469,6 +469,16 @@ def test_paired_differences_know_more_than_two_intervals(
     assert one["seed"] == two["seed"] == difference["seed"] == 0
 
 
+def test_options_set_otherwise_stand_beside_the_result(capsys: Capture, protonet_run: Path) -> None:
+    words = ["eval", str(protonet_run), "--episodes", "4"]
+    out, _ = output(capsys, *words, "-o", "views=shifted", "-o", "distance=euclidean")
+    assert "inductive, views=shifted, distance=euclidean" in " ".join(out.split())
+    out, _ = output(capsys, *words, "-o", "views=shifted", "--json")
+    assert json.loads(out)["results"][0]["options"] == {"views": "shifted"}
+    out, _ = output(capsys, *words, "--json")
+    assert "options" not in json.loads(out)["results"][0]
+
+
 def test_models_of_different_data_are_not_paired(
     capsys: Capture, protonet_run: Path, sinusoid_run: Path, damaged: Path
 ) -> None:

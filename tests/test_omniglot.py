@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import zipfile
 from collections import Counter
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metazoo import DataError
+from metazoo import DataError, cli
 from metazoo.datasets import omniglot
 from metazoo.datasets.omniglot import ALPHABETS, BACKGROUND, EVALUATION, MD5, Omniglot
 from metazoo.images import decode
@@ -126,6 +127,16 @@ def test_training_classes_alone_are_mirrored(root):
     assert torch.equal(mirrored["train"].x[60:80], plain["train"].x[20:40].flip(-1))
     assert len(mirrored["train"].names) == 2 * len(plain["train"].names) == len(mirrored["train"].counts)
     assert [mirrored[part].names for part in ("val", "test")] == [plain[part].names for part in ("val", "test")]
+
+
+def test_mirrored_characters_are_alphabets_of_their_own(root):
+    data = Omniglot(Omniglot.Config(root=str(root), mirrored=True, within_alphabet=True))
+    tasks = data.tasks("train", 3, 1, 1, 0)
+    names = data.split("train").names
+    for classes in tasks.choose(0, 50)[0]:
+        assert {names[c].partition("/")[0] for c in classes} == {"Greek"}
+        assert len({names[c].partition("/")[2].partition("/")[2] for c in classes}) == 1
+    assert {names[c].endswith("mirrored") for classes in tasks.choose(0, 50)[0] for c in classes} == {True, False}
 
 
 def test_the_validation_characters_can_be_trained_on(root):
@@ -324,3 +335,17 @@ def test_tasks_within_an_alphabet(root):
     assert tasks.draw(0, 2).support_x.shape == (2, 2, 1, 28, 28)
     with pytest.raises(DataError, match=r"no alphabet of .* has 4 characters; the largest has 3"):
         data.tasks("train", 4, 1, 2, 0)
+
+
+def test_what_changes_training_alone_leaves_the_test_comparable(root, tmp_path, capsys):
+    tiny = ["--ways", "3", "--queries", "2", "--steps", "1", "--validation-episodes", "2", "--test-episodes", "2"]
+    for name, words in {"plain": [], "other": ["--data-mirrored", "--data-train-on-val"]}.items():
+        made = ["train", "protonet", "--dataset", "omniglot", "--data-root", str(root), *tiny, "--train-ways", "3"]
+        assert cli.run([*made, "--train-queries", "1", "--backbone-width", "4", *words, "--out", str(tmp_path / name)]) == 0
+    both = ["eval", str(tmp_path / "plain"), str(tmp_path / "other"), "--data-root", str(root), "--episodes", "3", "--json"]
+    for split, differences in (("test", 1), ("train", 0)):
+        capsys.readouterr()
+        assert cli.run([*both, "--split", split]) == 0
+        out, err = capsys.readouterr()
+        assert len(json.loads(out)["differences"]) == differences
+        assert ("different data" in err) == (split == "train")

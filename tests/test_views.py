@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def test_an_image_moves_by_a_pixel_each_way_and_repeats_its_border() -> None:
     assert torch.equal(right, x[:, :, :, [0, 0, 1, 2]])
 
 
-def protonet(views: str) -> ProtoNet:
+def protonet(views: Literal["one", "shifted"]) -> ProtoNet:
     torch.manual_seed(0)
     backbone = Conv4((1, 16, 16), Conv4.Config(width=8))
     model = ProtoNet(backbone, metazoo.TaskSpec((1, 16, 16), 3), ProtoNet.Config(views=views))
@@ -32,23 +34,43 @@ def protonet(views: str) -> ProtoNet:
 def test_an_embedding_is_the_mean_of_those_of_the_views_but_in_training() -> None:
     one, several = protonet("one"), protonet("shifted")
     x = torch.rand(7, 1, 16, 16)
-    assert torch.equal(several.embed(x), one.embed(x))
+    assert torch.equal(several.features(x), one.features(x))
     one.eval()
     several.eval()
-    assert torch.equal(one.embed(x), one.backbone(x))
-    expected = sum(one.embed(view) for view in shifted(x)) / 5
-    torch.testing.assert_close(several.embed(x), expected)
-    assert (several.embed(x) - one.embed(x)).abs().max() > 1e-3
-    torch.testing.assert_close(several.embed(x)[3:4], several.embed(x[3:4]))
+    assert torch.equal(one.features(x), one.backbone(x))
+    expected = sum(one.features(view) for view in shifted(x)) / 5
+    torch.testing.assert_close(several.features(x), expected)
+    assert (several.features(x) - one.features(x)).abs().max() > 1e-3
+    torch.testing.assert_close(several.features(x)[3:4], several.features(x[3:4]))
+
+
+class Doubled(metazoo.FeatureLearner):
+    """A plugin's algorithm with an embedding of its own, and none of our options declared."""
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.backbone(x)
+
+    def classify(self, support_z: torch.Tensor, support_y: torch.Tensor, query_z: torch.Tensor) -> torch.Tensor:
+        return -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
+
+
+def test_an_embedding_of_a_plugins_own_has_views() -> None:
+    several = protonet("shifted").eval()
+    plugin = Doubled(several.backbone, several.spec, Doubled.Config(views="shifted")).eval()
+    x = torch.rand(4, 1, 16, 16)
+    torch.testing.assert_close(plugin.features(x), 2 * several.features(x))
+    support_y = torch.tensor([[0, 1, 2]])
+    answer = plugin(x[None, :3], support_y, x[None, 3:])
+    torch.testing.assert_close(answer, plugin.classify(plugin.features(x)[None, :3], support_y, plugin.features(x)[None, 3:]))
 
 
 def test_a_shipped_model_bears_a_pixel_better_with_views() -> None:
-    models = [metazoo.load("protonet.omniglot", views=views) for views in ("one", "shifted")]
+    models: list[Any] = [metazoo.load("protonet.omniglot", views=views) for views in ("one", "shifted")]
     x = torch.zeros(1, 1, 28, 28)
     x[:, :, 8:20, 10:12] = 1
     x[:, :, 8:10, 10:20] = 1
     with torch.no_grad():
-        moved = [(model.embed(x) - model.embed(x.roll(1, 3))).norm() / model.embed(x).norm() for model in models]
+        moved = [(model.features(x) - model.features(x.roll(1, 3))).norm() / model.features(x).norm() for model in models]
     assert moved[1] < 0.75 * moved[0]
 
 

@@ -144,7 +144,9 @@ def eval_(
         if data.regression and ways:
             raise OptionError("--ways means nothing here: tasks of regression have no classes", "leave it out")
         _check_input(source, data)
-        model = _model(source, changes).to(place)
+        changed = _changes(source, changes)
+        model = source.model(**changed).to(place)
+        told = {"options": changed} if changed else {}
         title = dataset or source.blueprint.dataset
         cells = []
         grid = itertools.product((0,) if data.regression else ways or (recipe["ways"],), shots or (recipe["shots"],))
@@ -152,7 +154,7 @@ def eval_(
             key = recipe["seed"] if seed is None else seed
             drawn = Protocol(split or "test", way, shot, queries or recipe["queries"], key, episodes or EPISODES, protocol)
             result, scores = measure(model, data, drawn, place)
-            cells.append(({"model": source.name, "data": title, **result}, scores))
+            cells.append(({"model": source.name, "data": title, **result, **told}, scores))
         measured.append(Measured(source, data, cells))
     rows = [row for one in measured for row, _ in one.cells]
     differences = _differences(measured)
@@ -197,10 +199,9 @@ def _check_input(source: Source, data: Dataset) -> None:
             )
 
 
-def _model(source: Source, changes: Sequence[str]) -> Any:
+def _changes(source: Source, changes: Sequence[str]) -> dict[str, Any]:
     config = registry().algorithm(source.blueprint.algorithm).value.Config
-    owner = f"algorithm '{source.blueprint.algorithm}'"
-    return source.model(**options.parse_assignments(config, changes, owner))
+    return options.parse_assignments(config, changes, f"algorithm '{source.blueprint.algorithm}'")
 
 
 def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -208,7 +209,7 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     first, *others = measured
     result: list[dict[str, Any]] = []
     for one in others:
-        if not _same_tasks(one.data, first.data):
+        if not _same_tasks(one.data, first.data, first.cells[0][0].get("split")):
             names = f"'{first.source.name}' and '{one.source.name}'"
             click.echo(f"note: {names} have different data, so there is no paired difference; --dataset sets it", err=True)
             continue
@@ -221,16 +222,18 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     return result
 
 
-def _same_tasks(a: Dataset, b: Dataset) -> bool:
-    """Return whether two data sets give the same tasks, though perhaps from another place or in another size."""
-    free = {*a.input_format, *a.local_options}
+def _same_tasks(a: Dataset, b: Dataset, split: str | None) -> bool:
+    """Return whether two data sets give the same tasks of a split, though perhaps from another place or in another size."""
+    free = {*a.input_format, *a.local_options, *(a.training_options if split != "train" else ())}
     fixed = [[(key, value) for key, value in options.as_dict(d.config).items() if key not in free] for d in (a, b)]
     if type(a) is not type(b) or fixed[0] != fixed[1]:
         return False
     if isinstance(a, ClassDataset) and isinstance(b, ClassDataset):
-        return _classes(a) == _classes(b)
+        parts = [split] if split in a.splits else [part for part in a.splits if part != "train"]
+        return all(_classes(a, part) == _classes(b, part) for part in parts)
     return True
 
 
-def _classes(data: ClassDataset) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    return {split: (examples.names, examples.counts) for split, examples in data.splits.items()}
+def _classes(data: ClassDataset, split: str) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    examples = data.splits.get(split)
+    return (examples.names, examples.counts) if examples is not None else None

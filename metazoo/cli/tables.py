@@ -32,8 +32,9 @@ def task_text(result: dict[str, Any]) -> str:
 
 
 def mode_text(result: dict[str, Any]) -> str:
-    """Return whether queries were judged together."""
-    return "transductive" if result["transductive"] else "inductive"
+    """Return whether queries were judged together, and which options were set otherwise than the model has them."""
+    changes = [f"{name}={value}" for name, value in result.get("options", {}).items()]
+    return ", ".join(["transductive" if result["transductive"] else "inductive", *changes])
 
 
 def result_line(name: str, result: dict[str, Any], chance: float | None) -> str:

@@ -84,12 +84,13 @@ class Omniglot(ClassDataset):
     """Handwritten characters, ink 1 on 0, shape (1, size, size); a class is a character ("Greek/character03").
 
     With `rotations` each character also gives three classes turned counter-clockwise ("Greek/character03/rot090"), in
-    every split, and with `mirrored` every training class one more ("Greek/character03/rot090/mirrored"). Images are resized,
-    then turned and mirrored; the other order would differ by a few of 255 grey levels. Splits:
+    every split, and with `mirrored` every training class one more ("Greek/character03/rot090/mirrored"), also where the
+    mirror image of a character is itself or another one. Images are resized, then turned and mirrored; the other order would
+    differ by a few of 255 grey levels. Splits:
     `lake` trains on the 30 background alphabets, 5 of which are for validation, and tests on the 20 of the evaluation set;
     `vinyals` has 1028/172/423 characters; `small1` and `small2` train on 4 alphabets, validate on 1 and test as `lake` does.
     With `train_on_val` the training part has the characters of the validation part as well, as at the end of Snell et al. 2017
-    (arXiv:1703.05175); validation then says nothing of new characters.
+    (arXiv:1703.05175); validation, and the checkpoint that it chooses, then say nothing of new characters.
 
     Raises DataError where an archive is missing and cannot be fetched, is damaged, or has not the characters that it should.
     """
@@ -108,6 +109,7 @@ class Omniglot(ClassDataset):
         url: Annotated[str, "where to download from"] = "https://github.com/brendenlake/omniglot/raw/master/python"
 
     local_options = ("root", "url")
+    training_options = ("mirrored", "train_on_val")
     licence = "MIT"
 
     @property
