@@ -153,7 +153,8 @@ def caltech() -> str:
     commands = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("caltech-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        commands.append(f"`{record['command']}`, {record['machine']}, commit {record['commit'][:10]}.")
+        trained = ", ".join(dict.fromkeys(row["commit"][:10] for row in record["rows"]))
+        commands.append(f"`{record['command']}`, {record['machine']}, trained at commit {trained}.")
         for name in dict.fromkeys(row["algorithm"] for row in record["rows"]):
             rows = {row["shots"]: row for row in record["rows"] if row["algorithm"] == name}
             cells = [value_text(rows[shots]).removesuffix(" %") if shots in rows else "" for shots in (1, 5)]
