@@ -69,7 +69,7 @@ def omniglot_table(chosen: list[dict[str, Any]]) -> str:
 PUBLISHED = [
     (
         [("protonet, Snell et al. 2017", (98.8, 99.7, 96.0, 98.9))],
-        ["protonet.omniglot", "protonet.omniglot_wide"],
+        ["protonet.omniglot", "protonet.omniglot_wide", "protonet.omniglot_large"],
         "inductive",
     ),
     ([("matching, Vinyals et al. 2016", (98.1, 98.9, 93.8, 98.5))], ["matching.omniglot"], "inductive"),
