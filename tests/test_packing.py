@@ -105,11 +105,13 @@ def test_a_kill_at_any_time_loses_nothing(tree: Path, tmp_path: Path) -> None:
     assert whole["train.bin"] == x.numpy().tobytes()
 
 
-# Its disk is slow, so that a signal comes in between on a busy machine, too.
+# Its disk is slow, so that a signal comes in between on a busy machine, too; and it heeds Ctrl-C, which a shell makes those
+# ignore that it starts in the background.
 COMMAND = """
-    import os, sys, time
+    import os, signal, sys, time
     from metazoo.cli import run
     from metazoo.datasets import packing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     packing.SHARD = 1
     fsync = os.fsync
     os.fsync = lambda file: (time.sleep(0.05), fsync(file))
