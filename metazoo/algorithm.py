@@ -116,10 +116,15 @@ class FeatureLearner(Algorithm):
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
         super().__init__(backbone, spec, config)
-        if getattr(self.config, "views", "one") != "one" and len(spec.input_shape) != 3:
+        if self._views != "one" and len(spec.input_shape) != 3:
             raise OptionError(
                 f"examples of shape {spec.input_shape} are no images to have views of", "leave out the option views"
             )
+
+    @property
+    def _views(self) -> str:
+        # The options of a plugin need not extend ours.
+        return getattr(self.config, "views", "one")
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the features (N, D) of examples (N, *), each seen once."""
@@ -127,7 +132,7 @@ class FeatureLearner(Algorithm):
 
     def features(self, x: Tensor) -> Tensor:
         """Return what is classified, (N, D): `embed` of examples (N, *), or of images the mean of their `views`."""
-        if self.training or getattr(self.config, "views", "one") == "one":
+        if self.training or self._views == "one":
             return self.embed(x)
         return torch.stack([self.embed(view) for view in shifted(x)]).mean(0)
 

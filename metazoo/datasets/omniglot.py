@@ -125,10 +125,9 @@ class Omniglot(ClassDataset):
         chosen = {name: [part == name for part in parts] for name in ("train", "val", "test")}
         if self.config.train_on_val:
             chosen["train"] = [part != "test" for part in parts]
+        turned, mirrored = self.config.rotations, self.config.mirrored
         return {
-            name: _select(
-                both, chosen[name], f"Omniglot ({split}, {name})", self.config, self.config.mirrored and name == "train"
-            )
+            name: _select(both, chosen[name], f"Omniglot ({split}, {name})", turned, mirrored and name == "train")
             for name in chosen
         }
 
@@ -207,10 +206,10 @@ def _part(split: str, alphabet: str, number: int) -> str:
     return "val" if alphabet in VINYALS_VAL else "test" if alphabet in VINYALS_TEST else "train"
 
 
-def _select(characters: Examples, chosen: list[bool], title: str, config: Any, mirrored: bool) -> Examples:
+def _select(characters: Examples, chosen: list[bool], title: str, rotations: bool, mirrored: bool) -> Examples:
     x = characters.x.unflatten(0, (-1, DRAWERS))[torch.tensor(chosen)]  # (characters, drawers, 1, size, size)
     names = [name for name, is_chosen in zip(characters.names, chosen) if is_chosen]
-    if config.rotations:
+    if rotations:
         x = torch.stack([x.rot90(turns, (-2, -1)) for turns in range(4)], dim=1).flatten(0, 1)
         names = [name + turned for name in names for turned in ("", "/rot090", "/rot180", "/rot270")]
     if mirrored:
