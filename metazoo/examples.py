@@ -45,7 +45,8 @@ class Examples:
         rows = rows.to(self.x.device)
         # index_select copies whole examples; the brackets would go through them element by element, ten times slower.
         x = self.x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        return x.float().div_(255) if x.dtype == torch.uint8 else x
+        # By a tensor: a GPU multiplies by the reciprocal of a number, which rounds otherwise than a CPU divides.
+        return x.float().div_(torch.full((), 255.0, device=x.device)) if x.dtype == torch.uint8 else x
 
     def merge(self, other: Examples, title: str) -> Examples:
         """Return these classes followed by the other's."""

@@ -49,7 +49,8 @@ def test_the_gradient_is_that_of_the_cpu(algorithm: str) -> None:
         task = source.draw(0, 2).to(device)
         model.to(device).zero_grad()
         model.loss(type(task)(*(t.double() if t.is_floating_point() else t for t in vars(task).values()))).backward()
-        gradients[device] = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+        # A copy: moving a model moves its gradients.
+        gradients[device] = [p.grad.cpu().clone() for p in model.parameters() if p.requires_grad]
     assert any(g.norm() > 1e-3 for g in gradients["cpu"])
     for ours, theirs in zip(gradients["cpu"], gradients["cuda"]):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
@@ -100,7 +101,9 @@ class Broken(Watcher):
 
 
 def test_resumes_on_the_gpu(tmp_path: Path) -> None:
-    blueprint, data = plan("protonet", "glyphs", {}, {"alphabets": 6}, {"width": 8}, {**RECIPE, "device": "cuda"})
+    # Adam makes steps of full size of the rounding errors that are the gradient by a bias before BatchNorm.
+    recipe = {**RECIPE, "device": "cuda", "optimizer": "sgd"}
+    blueprint, data = plan("protonet", "glyphs", {}, {"alphabets": 6}, {"width": 8}, recipe)
     for name in ("whole", "broken"):
         runs.create(tmp_path / name, blueprint)
     train(blueprint, data, tmp_path / "whole", Watcher())
@@ -243,7 +246,7 @@ def launches(work: Callable[[], object]) -> int:
     """Return how many kernels some work launches."""
     work()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         work()
         torch.cuda.synchronize()
     return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)

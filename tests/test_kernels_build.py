@@ -13,7 +13,9 @@ import time
 import zipfile
 from pathlib import Path
 
+import pybind11
 import pytest
+import torch
 
 from metazoo.errors import MetazooError
 from metazoo.kernels.build import build, find_sources, is_of
@@ -101,7 +103,7 @@ def test_a_library_that_has_lost_its_end_is_built_again(csrc, tmp_path):
     assert library.stat().st_size == whole
 
 
-def test_an_error_shows_the_end_of_what_the_compiler_says(csrc, tmp_path):
+def test_an_error_shows_what_the_compiler_says(csrc, tmp_path):
     (csrc / "module.cpp").write_text(TINY + "int wrong() { return nothing_of_that_name; }\n")
     with pytest.raises(KernelBuildError, match="nothing_of_that_name") as caught:
         build("emulated", csrc=csrc, folder=tmp_path)
@@ -111,6 +113,19 @@ def test_an_error_shows_the_end_of_what_the_compiler_says(csrc, tmp_path):
     assert "nothing_of_that_name" in log.read_text()
     assert not list(tmp_path.rglob("_emulated.*"))
     assert not list(tmp_path.rglob("building-*"))
+
+
+def test_an_error_is_shown_though_other_files_have_more_to_say_after_it(csrc, tmp_path):
+    (csrc / "module.cpp").write_text('#error "the mistake"\n' + '#pragma message("and another thing")\n' * 30)
+    with pytest.raises(KernelBuildError, match="the mistake"):
+        build("emulated", csrc=csrc, folder=tmp_path)
+
+
+def test_pybind11_is_the_installed_one(csrc, tmp_path):
+    # That of torch 2.11 says #error where its stable ABI is used.
+    build("emulated", csrc=csrc, folder=tmp_path)
+    script = next(tmp_path.rglob("build.ninja")).read_text()
+    assert script.index(str(Path(pybind11.get_include()))) < script.index(str(Path(torch.__file__).parent / "include"))
 
 
 def test_what_others_could_have_written_is_not_run(csrc, tmp_path):

@@ -181,7 +181,7 @@ def count(scope: Scope, way: Way) -> Row:
     way()
     torch.cuda.synchronize(scope.device)
     try:
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
             way()
             torch.cuda.synchronize(scope.device)
         launched = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]

@@ -37,7 +37,7 @@ _NVCC = ["-O3", "-Xptxas=-v", "-Wno-deprecated-gpu-targets"]
 _STRICT_CXX = ["-Wall", "-Werror"]
 _STRICT_NVCC = ["-Werror=all-warnings"]
 _UNDER_WAY = "building-"
-_LAST_LINES = 12  # of the compilers' output, in an error
+_LINES = 12  # of the compilers' output, in an error
 
 
 def find_sources() -> Path:
@@ -138,7 +138,8 @@ def _script(kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bo
     """Return build.ninja."""
     torch, (cxx, compiler) = _torch(), find_cxx()
     home = Path(str(torch.__file__)).parent
-    system = [home / "include", _pybind11(), sysconfig.get_path("include")]
+    # torch has a copy of pybind11, which refuses to be included where its stable ABI is used: ours comes first.
+    system = [_pybind11(), home / "include", sysconfig.get_path("include")]
     told = {"TORCH": torch.__version__, "ARCHS": archs, "VERSION": VERSION}
     # The build id of the file says what it was built from: see `is_of`.
     link = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed", f"-Wl,--build-id=0x{digest_of(csrc)}"]
@@ -206,7 +207,10 @@ def _run(script: Path, work: Path, log: Path) -> None:
     # ninja repeats the command, which is long, and says at the end that it stopped.
     own = re.compile(r"ninja: |\[\d+/\d+\]|.* -o ")
     lines = [line for line in told.splitlines() if line.strip() and not own.match(line)]
-    raise KernelBuildError("the kernels do not compile:\n  " + "\n  ".join(lines[-_LAST_LINES:]), f"all of it is in {log}")
+    # One file may fail while the others go on, whose reports then come last.
+    first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), len(lines) - _LINES)
+    told = "\n  ".join(lines[max(first, 0) :][:_LINES])
+    raise KernelBuildError(f"the kernels do not compile:\n  {told}", f"all of it is in {log}")
 
 
 def _keep(built: Path, library: Path) -> None:
