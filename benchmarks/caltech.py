@@ -11,7 +11,9 @@ import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from metazoo.runs import RESULT, commit, machine
@@ -28,6 +30,8 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
 }
 BATCH = 64
+# The rows of 1 and 5 shots of what draws batches come of one training.
+LOCKS = {(name, shots): Lock() for name in ALGORITHMS for shots in SHOTS}
 
 
 def metazoo(*words: str, output: bool = False) -> str:
@@ -72,6 +76,18 @@ def measure(folder: Path, shots: int, arguments: argparse.Namespace) -> dict[str
     return json.loads(printed)["results"][0]
 
 
+def row_of(name: str, shots: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train an algorithm and return its row of the table."""
+    trained_for = SHOTS[-1] if ALGORITHMS[name][2] is None else shots
+    with LOCKS[name, trained_for]:
+        folder = train(name, trained_for, arguments)
+    told = json.loads((folder / RESULT).read_text())
+    return {
+        "algorithm": name, "shots": shots, **measure(folder, shots, arguments), "model": f"{name}.{arguments.backbone}",
+        **{key: told[key] for key in ("validation", "best_step", "steps", "seconds", "commit")},
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -81,18 +97,16 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bf16"), help="arithmetic of training")
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--jobs", type=int, default=1, help="algorithms at a time, on a GPU that one does not fill")
     arguments = parser.parse_args()
     path = arguments.out / f"caltech-{arguments.backbone}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    for name in arguments.only:
-        for shots in SHOTS:
-            folder = train(name, SHOTS[-1] if ALGORITHMS[name][2] is None else shots, arguments)
-            told = json.loads((folder / RESULT).read_text())
-            row = {
-                "algorithm": name, "shots": shots, **measure(folder, shots, arguments), "model": f"{name}.{arguments.backbone}",
-                **{key: told[key] for key in ("validation", "best_step", "steps", "seconds", "commit")},
-            }  # fmt: skip
-            rows = [r for r in rows if (r["algorithm"], r["shots"]) != (name, shots)] + [row]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        work = [pool.submit(row_of, name, shots, arguments) for name in arguments.only for shots in SHOTS]
+        for done in as_completed(work):
+            row = done.result()
+            rows = [r for r in rows if (r["algorithm"], r["shots"]) != (row["algorithm"], row["shots"])] + [row]
+            rows.sort(key=lambda r: (list(ALGORITHMS).index(r["algorithm"]), r["shots"]))
             result = {
                 "command": f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} "
                 f"--images {arguments.images} --precision {arguments.precision}",

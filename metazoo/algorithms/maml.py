@@ -59,6 +59,10 @@ class MAML(metazoo.Algorithm):
         per_step_norm: Annotated[
             bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
         ] = False
+        views: Annotated[
+            Literal["one", "shifted"],
+            "embed a query image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
+        ] = "one"
         tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (on a CPU in threads), or all together"] = (
             "auto"
         )
@@ -75,6 +79,7 @@ class MAML(metazoo.Algorithm):
                 "leave out one of them",
             )
         self.norms = metazoo.use_batch_statistics(backbone)
+        self.convolutions = metazoo.use_task_convolutions(backbone)
         steps = self.config.inner_steps if self.config.per_step_norm else 0
         # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
         self.norm_offsets = nn.ParameterList(nn.Parameter(torch.zeros(steps, 2, n.features)) for n in self.norms if steps)
@@ -148,9 +153,9 @@ class MAML(metazoo.Algorithm):
     def _together(self, support_x: Tensor) -> bool:
         """Return whether tasks run under vmap."""
         if self.config.tasks == "auto":
-            # Under vmap per-task convolution weights become grouped convolutions: slow on a CPU (docs/performance.md).
+            # A CPU is quicker with convolutions, one task after another (docs/performance.md).
             convolves = any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
-            return support_x.device.type != "cpu" or not convolves
+            return len(support_x) > 1 if support_x.device.type != "cpu" else not convolves
         return self.config.tasks == "vmap"
 
     def _step_weights(self, steps: int) -> list[float]:
@@ -170,18 +175,22 @@ class MAML(metazoo.Algorithm):
         together = self._together(support_x)
         for norm in self.norms:
             norm.fused = not together
+        for convolution in self.convolutions:
+            convolution.unfolded = together and support_x.device.type != "cpu"
         each = _all_at_once if together else _alone
         if self.config.adapt == "head":
             support_x, query_x = each(lambda fast, sx, qx: self._embed(sx, qx), (), support_x, query_x)
 
         def inner_loss(fast: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
-            loss = metazoo.task_loss(self._predict(fast, x, None)[:, :outputs], y)
+            own, head = self._parts(fast)
+            z = self._features(own, x, None) if self.config.adapt == "all" else x
+            loss = metazoo.task_loss(F.linear(z, *head)[:, :outputs], y)
             return loss if self.spec.regression else loss * outputs
 
         def answer(fast: tuple[Tensor, ...], sx: Tensor, qx: Tensor) -> tuple[Tensor, ...]:
-            if self.config.batch_norm == "support" and self.config.adapt == "all":
-                return (self._predict(fast, torch.cat([sx, qx]), len(sx))[len(sx) :, :outputs],)
-            return (self._predict(fast, qx, None)[:, :outputs],)
+            own, head = self._parts(fast)
+            z = self._query_features(own, sx, qx) if self.config.adapt == "all" else qx
+            return (F.linear(z, *head)[:, :outputs],)
 
         flat = _flat(self._start().values()).unsqueeze(0)  # (1, P): a row that all tasks start from, then one for each
         first_order = self.config.first_order or (self.training and 0 < self.config.first_order_steps > int(self.outer_steps))
@@ -245,31 +254,29 @@ class MAML(metazoo.Algorithm):
         pieces = flat.split([shape.numel() for shape in shapes], 1)
         return tuple(piece.reshape(len(flat), *shape) for piece, shape in zip(pieces, shapes))
 
-    def _predict(self, fast: tuple[Tensor, ...], x: Tensor, support: int | None) -> Tensor:
-        """Return the network's outputs (N, out) with a task's parameters put in their places."""
+    def _parts(self, fast: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return a task's parameters: the backbone's by name, and the weight and bias of the head."""
         named = dict(zip(self._start(), (p.permute(0, 3, 1, 2) if p.dim() == 4 else p for p in fast)))
-        if self.config.adapt == "all":
-            for norm in self.norms:
-                norm.support = support
-            own = {name[9:]: p for name, p in named.items() if name.startswith("backbone.")}
-            x = self._centered(functional_call(self.backbone, own, x), support)
-        return F.linear(x, named["head.weight"], named["head.bias"])
+        own = {name[9:]: p for name, p in named.items() if name.startswith("backbone.")}
+        return own, (named["head.weight"], named["head.bias"])
+
+    def _features(self, own: dict[str, Tensor], x: Tensor, support: int | None) -> Tensor:
+        """Return the features (N, D) of examples, by the statistics of all or of the first `support` of them."""
+        for norm in self.norms:
+            norm.support = support
+        z = functional_call(self.backbone, own, x)
+        return z - z[:support].mean(0) if self.config.center else z
+
+    def _query_features(self, own: dict[str, Tensor], support_x: Tensor, query_x: Tensor) -> Tensor:
+        """Return the features (Q, D) of a task's queries, by their own statistics or the support's."""
+        if self.config.batch_norm == "batch":
+            return self.mean_over_views(lambda x: self._features(own, x, None), query_x)
+        known = len(support_x)
+        return self.mean_over_views(lambda x: self._features(own, torch.cat([support_x, x]), known)[known:], query_x)
 
     def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of a task's support and queries, which ANIL's inner steps do not change."""
-        if self.config.batch_norm == "batch":
-            for norm in self.norms:
-                norm.support = None
-            return self._centered(self.backbone(support_x), None), self._centered(self.backbone(query_x), None)
-        for norm in self.norms:
-            norm.support = len(support_x)
-        z = self._centered(self.backbone(torch.cat([support_x, query_x])), len(support_x))
-        support_z, query_z = z.split([len(support_x), len(query_x)])
-        return support_z, query_z
-
-    def _centered(self, z: Tensor, support: int | None) -> Tensor:
-        """Return features less their mean, over all or over the first `support` of them, where the options say so."""
-        return z - z[:support].mean(0) if self.config.center else z
+        return self._features({}, support_x, None), self._query_features({}, support_x, query_x)
 
 
 def _channels_last(p: Tensor) -> Tensor:
