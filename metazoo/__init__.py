@@ -7,7 +7,6 @@ from . import images, ops
 from .algorithm import Algorithm, FeatureLearner, Recipe, class_means, task_loss
 from .backbones import Backbone
 from .classifier import FewShotClassifier
-from .convolution import TaskConvolution, use_task_convolutions
 from .drawing import random_words, uniform
 from .episodes import (
     Batch,
@@ -51,7 +50,6 @@ __all__ = [
     "Range",
     "Recipe",
     "Stream",
-    "TaskConvolution",
     "TaskSource",
     "TaskSpec",
     "UnknownNameError",
@@ -68,6 +66,5 @@ __all__ = [
     "task_loss",
     "uniform",
     "use_batch_statistics",
-    "use_task_convolutions",
     "ways_of",
 ]

@@ -187,12 +187,18 @@ def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point:
         raise ValueError(f"{name} takes floating-point numbers, not {x.dtype} and {y.dtype}")
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+    if _has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = sum_dtype(dtype)
     if x.shape[0] != y.shape[0]:
         tasks = y.shape[0] if x.shape[0] == 1 else x.shape[0]
         x, y = x.expand(tasks, -1, -1), y.expand(tasks, -1, -1)
     return x if x.dtype == dtype else x.to(dtype), y if y.dtype == dtype else y.to(dtype)
+
+
+# torch.compile of torch 2.11 cannot look into it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def _root(square: Tensor) -> Tensor:

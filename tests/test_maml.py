@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import metazoo
 from metazoo.algorithms.maml import MAML
 from metazoo.backbones import MLP, Conv4
+from metazoo.views import shifted
 
 WAYS = 3
 
@@ -368,6 +369,20 @@ def test_support_statistics_make_it_inductive(adapt: str, tasks: str, center: bo
         assert torch.allclose(whole[:, :1], part) == (batch_norm == "support")
         assert model.transductive == (batch_norm == "batch")
     assert not line_model().transductive
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "support"])
+@pytest.mark.parametrize(("adapt", "tasks"), [*itertools.product(["all", "head"], ["loop", "vmap"])])
+def test_an_answer_is_the_mean_over_views_but_in_training(adapt: str, tasks: str, batch_norm: str) -> None:
+    options = {"adapt": adapt, "tasks": tasks, "batch_norm": batch_norm, "center": True}
+    one, several = image_model(**options), image_model(**options, views="shifted")
+    sx, sy, qx, _ = vars(images()).values()
+    torch.testing.assert_close(several(sx, sy, qx), one(sx, sy, qx))
+    one.eval()
+    several.eval()
+    views = [torch.stack(both) for both in zip(*map(shifted, qx))]  # five of (tasks, queries, 1, 16, 16)
+    torch.testing.assert_close(several(sx, sy, qx), sum(one(sx, sy, view) for view in views) / 5)
+    assert (several(sx, sy, qx) - one(sx, sy, qx)).abs().max() > 1e-3
 
 
 def test_support_statistics_equal_batch_statistics_on_the_support() -> None:

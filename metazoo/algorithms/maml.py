@@ -59,13 +59,8 @@ class MAML(metazoo.Algorithm):
         per_step_norm: Annotated[
             bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
         ] = False
-        views: Annotated[
-            Literal["one", "shifted"],
-            "embed a query image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
-        ] = "one"
-        tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (on a CPU in threads), or all together"] = (
-            "auto"
-        )
+        views: Annotated[Literal["one", "shifted"], "views of a query image to take the mean of, but in training steps"] = "one"
+        tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (a CPU: in threads), or all together"] = "auto"
         checkpoint_inner: Annotated[bool, "compute inner steps again instead of keeping them: less memory, more time"] = False
 
     regresses = True
@@ -79,7 +74,6 @@ class MAML(metazoo.Algorithm):
                 "leave out one of them",
             )
         self.norms = metazoo.use_batch_statistics(backbone)
-        self.convolutions = metazoo.use_task_convolutions(backbone)
         steps = self.config.inner_steps if self.config.per_step_norm else 0
         # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
         self.norm_offsets = nn.ParameterList(nn.Parameter(torch.zeros(steps, 2, n.features)) for n in self.norms if steps)
@@ -154,8 +148,9 @@ class MAML(metazoo.Algorithm):
         """Return whether tasks run under vmap."""
         if self.config.tasks == "auto":
             # A CPU is quicker with convolutions, one task after another (docs/performance.md).
-            convolves = any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
-            return len(support_x) > 1 if support_x.device.type != "cpu" else not convolves
+            if support_x.device.type == "cpu":
+                return not any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
+            return len(support_x) > 1
         return self.config.tasks == "vmap"
 
     def _step_weights(self, steps: int) -> list[float]:
@@ -175,8 +170,6 @@ class MAML(metazoo.Algorithm):
         together = self._together(support_x)
         for norm in self.norms:
             norm.fused = not together
-        for convolution in self.convolutions:
-            convolution.unfolded = together and support_x.device.type != "cpu"
         each = _all_at_once if together else _alone
         if self.config.adapt == "head":
             support_x, query_x = each(lambda fast, sx, qx: self._embed(sx, qx), (), support_x, query_x)
@@ -257,8 +250,8 @@ class MAML(metazoo.Algorithm):
     def _parts(self, fast: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """Return a task's parameters: the backbone's by name, and the weight and bias of the head."""
         named = dict(zip(self._start(), (p.permute(0, 3, 1, 2) if p.dim() == 4 else p for p in fast)))
-        own = {name[9:]: p for name, p in named.items() if name.startswith("backbone.")}
-        return own, (named["head.weight"], named["head.bias"])
+        head = named.pop("head.weight"), named.pop("head.bias")
+        return {name.removeprefix("backbone."): p for name, p in named.items()}, head
 
     def _features(self, own: dict[str, Tensor], x: Tensor, support: int | None) -> Tensor:
         """Return the features (N, D) of examples, by the statistics of all or of the first `support` of them."""
@@ -271,8 +264,8 @@ class MAML(metazoo.Algorithm):
         """Return the features (Q, D) of a task's queries, by their own statistics or the support's."""
         if self.config.batch_norm == "batch":
             return self.mean_over_views(lambda x: self._features(own, x, None), query_x)
-        known = len(support_x)
-        return self.mean_over_views(lambda x: self._features(own, torch.cat([support_x, x]), known)[known:], query_x)
+        n = len(support_x)
+        return self.mean_over_views(lambda x: self._features(own, torch.cat([support_x, x]), n)[n:], query_x)
 
     def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of a task's support and queries, which ANIL's inner steps do not change."""
