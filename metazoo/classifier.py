@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import DataError, OptionError
 from .images import decode
+from .precision import without_tf32
 from .train import find_device
 from .zoo import find
 
@@ -65,6 +66,7 @@ class FewShotClassifier:
         self._support, self._labels = support, torch.tensor([places[label] for label in labels], device=self.device)
         return self
 
+    @without_tf32()
     @torch.no_grad()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class for each example, (N, classes) in the order of `classes_`.

@@ -25,7 +25,7 @@ MODULES = {
 
 # From the lowest up: a module imports what stands on earlier lines, or on its own line, never what stands below.
 ORDER = [
-    ["version", "errors", "files", "download", "taskwise", "normalization", "distributed", "stopper", "views"],
+    ["version", "errors", "files", "download", "taskwise", "normalization", "distributed", "precision", "stopper", "views"],
     ["kernels.**"],
     ["options", "hookspecs", "drawing", "device_drawing", "examples"],
     ["episodes", "ops", "images"],
