@@ -16,7 +16,7 @@ from .errors import DataError, OptionError
 from .images import decode
 from .precision import without_tf32
 from .train import find_device
-from .zoo import find
+from .zoo import Source, find
 
 QUERIES_AT_ONCE = 500
 
@@ -24,7 +24,7 @@ QUERIES_AT_ONCE = 500
 class FewShotClassifier:
     """Classifies examples by a few labelled ones of each class, with a pretrained model.
 
-    `model` is what `metazoo.load` takes; `options` are options of its algorithm to set
+    `model` is what `metazoo.load` takes, or what `metazoo.zoo.find` gives for it; `options` are options of its algorithm to set
     otherwise; `invert` says whether dark and light are swapped in image files (default: as in the model's training).
 
     Examples are image files (paths or PIL images), or a tensor or array (N, *) in the model's own input shape:
@@ -32,14 +32,14 @@ class FewShotClassifier:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] = "protonet.omniglot", *, device: str = "auto", invert: bool | None = None,
+        self, model: str | os.PathLike[str] | Source = "protonet.omniglot", *, device: str = "auto", invert: bool | None = None,
         **options: Any,
     ):  # fmt: skip
         # The weights as they were read are not kept beside the model that is made of them.
-        source = find(model)
+        source = model if isinstance(model, Source) else find(model)
         self.name, self.blueprint = source.name, source.blueprint
         if self.blueprint.spec.regression:
-            raise OptionError(f"'{model}' is a regression model and classifies nothing", "`metazoo list` shows every model")
+            raise OptionError(f"'{self.name}' is a regression model and classifies nothing", "`metazoo list` shows every model")
         self.device = find_device(device)
         self.model = source.model(**options).to(self.device)
         self.input_format = dict(self.blueprint.input_format)

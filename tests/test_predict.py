@@ -96,6 +96,21 @@ def test_csv_can_be_read_back_whatever_the_names(
     assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)
 
 
+def test_options_of_the_algorithm(support: Path, query: Path, protonet_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for more in ([], ["-o", "views=shifted"]):
+        assert run(words(support, query, protonet_run, "--json", *more)) == 0
+        found.append([list(item["probabilities"].values()) for item in json.loads(capsys.readouterr().out)])
+    shots = [(p, label) for label in CLASSES for p in sorted((support / label).iterdir())]
+    classifier = FewShotClassifier(protonet_run, device="cpu", views="shifted")
+    classifier.fit([p for p, _ in shots], [label for _, label in shots])
+    assert np.allclose(found[1], classifier.predict_proba([query / "a.png", query / "b.JPG", query / "deeper" / "c.gif"]))
+    assert not np.allclose(found[0], found[1])
+    error, hint = failure(capsys, words(support, query, protonet_run, "-o", "viewz=shifted"), 2)
+    assert error == "error: algorithm 'protonet' has no option 'viewz'"
+    assert "did you mean 'views'" in hint
+
+
 def test_a_single_file(support: Path, query: Path, protonet_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words(support, query / "b.JPG", protonet_run, "--json")) == 0
     assert [(i["file"], i["label"]) for i in json.loads(capsys.readouterr().out)] == [(str(query / "b.JPG"), "bar")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,11 @@ def find_value(arguments: Sequence[str], flag: str) -> str | None:
 def data_section(name: str, usual: Mapping[str, Any] = {}) -> Section:
     """Return the options of a data set, by name; `usual` are values that differ from its defaults."""
     return Section("dataset_options", f"Options of data set {name}", "data-", registry().dataset(name).value.Config, usual)
+
+
+def algorithm_values(name: str, assignments: Iterable[str]) -> dict[str, Any]:
+    """Return the values of options of an algorithm, by name, in texts of the form NAME=VALUE."""
+    return options.parse_assignments(registry().algorithm(name).value.Config, assignments, f"algorithm '{name}'")
 
 
 def _destination(section: Section, option: options.Option) -> str:

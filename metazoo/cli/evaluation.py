@@ -14,7 +14,7 @@ import torch
 from metazoo import distributed, options
 from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
-from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
+from metazoo.cli.configured import ConfiguredCommand, Section, algorithm_values, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.rechecking import Data, recheck_all
 from metazoo.cli.tables import print_results, table, task_text, value_text
@@ -144,7 +144,7 @@ def eval_(
         if data.regression and ways:
             raise OptionError("--ways means nothing here: tasks of regression have no classes", "leave it out")
         _check_input(source, data)
-        changed = _changes(source, changes)
+        changed = algorithm_values(source.blueprint.algorithm, changes)
         model = source.model(**changed).to(place)
         told = {"options": changed} if changed else {}
         title = dataset or source.blueprint.dataset
@@ -197,11 +197,6 @@ def _check_input(source: Source, data: Dataset) -> None:
                 f"'{source.name}' takes examples of shape {spec.input_shape}, those of {type(data).__name__} have {shape}",
                 "choose the data set's image size and channels (--data-...) to fit, or another model",
             )
-
-
-def _changes(source: Source, changes: Sequence[str]) -> dict[str, Any]:
-    config = registry().algorithm(source.blueprint.algorithm).value.Config
-    return options.parse_assignments(config, changes, f"algorithm '{source.blueprint.algorithm}'")
 
 
 def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from metazoo import options, runs, zoo
+from metazoo import runs, zoo
 from metazoo.cli import echo_json
+from metazoo.cli.configured import algorithm_values
 from metazoo.cli.evaluation import Numbers
 from metazoo.cli.tables import print_results
 from metazoo.errors import OptionError
 from metazoo.evaluate import Protocol
-from metazoo.plugins import registry
 from metazoo.train import find_device
 
 
@@ -51,9 +51,7 @@ def export(
         for way, shot in itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
     ]
     protocols += [Protocol(name=protocol) for protocol in official]
-    config = registry().algorithm(blueprint.algorithm).value.Config
-    owner = f"algorithm '{blueprint.algorithm}'"
-    changes = [{}, *(options.parse_assignments(config, variant.split(","), owner) for variant in variants)]
+    changes = [{}, *(algorithm_values(blueprint.algorithm, variant.split(",")) for variant in variants)]
     card = zoo.export(run, name, summary, licence, out, protocols, find_device(device), changes)
     if as_json:
         echo_json(card)

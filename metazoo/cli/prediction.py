@@ -10,8 +10,10 @@ import click
 
 from metazoo.classifier import FewShotClassifier
 from metazoo.cli import echo_json
+from metazoo.cli.configured import algorithm_values
 from metazoo.cli.tables import table
 from metazoo.datasets.folder import query_images, support_images
+from metazoo.zoo import find
 
 
 @click.command()
@@ -24,14 +26,20 @@ from metazoo.datasets.folder import query_images, support_images
 @click.option("--support", required=True, type=click.Path(path_type=Path), help="folder with one folder of images a class")
 @click.option("--query", required=True, type=click.Path(path_type=Path), help="image, or folder of images, to classify")
 @click.option("--invert/--no-invert", default=None, help="swap dark and light  [default: as in the model's training]")
+@click.option("-o", "--option", "changes", multiple=True, metavar="NAME=VALUE", help="set an option of the algorithm otherwise")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON, with the probability of every class")
 @click.option("--csv", "as_csv", is_flag=True, help="print as CSV: file, label, probability")
-def predict(model: str, support: Path, query: Path, invert: bool | None, device: str, as_json: bool, as_csv: bool) -> None:
+def predict(
+    model: str, support: Path, query: Path, invert: bool | None, changes: tuple[str, ...], device: str, as_json: bool,
+    as_csv: bool,
+) -> None:  # fmt: skip
     """Classify images by a few labelled ones: one folder a class, one to twenty images in each."""
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
-    classifier = FewShotClassifier(model, device=device, invert=invert)
+    source = find(model)
+    values = algorithm_values(source.blueprint.algorithm, changes)
+    classifier = FewShotClassifier(source, device=device, invert=invert, **values)
     labelled = [(path, name) for name, paths in support_images(support) for path in paths]
     classifier.fit([path for path, _ in labelled], [name for _, name in labelled])
     files = query_images(query)
