@@ -13,7 +13,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from metazoo.runs import RESULT, commit, machine
@@ -30,8 +29,6 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
 }
 BATCH = 64
-# The rows of 1 and 5 shots of what draws batches come of one training.
-LOCKS = {(name, shots): Lock() for name in ALGORITHMS for shots in SHOTS}
 
 
 def metazoo(*words: str, output: bool = False) -> str:
@@ -76,16 +73,21 @@ def measure(folder: Path, shots: int, arguments: argparse.Namespace) -> dict[str
     return json.loads(printed)["results"][0]
 
 
-def row_of(name: str, shots: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train an algorithm and return its row of the table."""
-    trained_for = SHOTS[-1] if ALGORITHMS[name][2] is None else shots
-    with LOCKS[name, trained_for]:
-        folder = train(name, trained_for, arguments)
+def rows_of(name: str, trained_for: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train an algorithm for a number of shots and return its rows of the table; what draws batches is tested with each."""
+    folder = train(name, trained_for, arguments)
     told = json.loads((folder / RESULT).read_text())
-    return {
-        "algorithm": name, "shots": shots, **measure(folder, shots, arguments), "model": f"{name}.{arguments.backbone}",
-        **{key: told[key] for key in ("validation", "best_step", "steps", "seconds", "commit")},
-    }  # fmt: skip
+    kept = {key: told[key] for key in ("validation", "best_step", "steps", "seconds", "commit")}
+    return [
+        {
+            "algorithm": name,
+            "shots": shots,
+            **measure(folder, shots, arguments),
+            "model": f"{name}.{arguments.backbone}",
+            **kept,
+        }
+        for shots in (SHOTS if ALGORITHMS[name][2] is None else [trained_for])
+    ]
 
 
 def main() -> None:
@@ -101,18 +103,26 @@ def main() -> None:
     arguments = parser.parse_args()
     path = arguments.out / f"caltech-{arguments.backbone}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    order = list(ALGORITHMS)
+    trainings = [(name, shots) for name in arguments.only for shots in (SHOTS if ALGORITHMS[name][2] else SHOTS[-1:])]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        work = [pool.submit(row_of, name, shots, arguments) for name in arguments.only for shots in SHOTS]
-        for done in as_completed(work):
-            row = done.result()
-            rows = [r for r in rows if (r["algorithm"], r["shots"]) != (row["algorithm"], row["shots"])] + [row]
-            rows.sort(key=lambda r: (list(ALGORITHMS).index(r["algorithm"]), r["shots"]))
-            result = {
-                "command": f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} "
-                f"--images {arguments.images} --precision {arguments.precision}",
-                "machine": machine(), "commit": commit(), "images": arguments.images, "rows": rows,
-            }  # fmt: skip
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        work = [pool.submit(rows_of, name, shots, arguments) for name, shots in trainings]
+        try:
+            for done in as_completed(work):
+                new = done.result()
+                found = {(row["algorithm"], row["shots"]) for row in new}
+                rows = [row for row in rows if (row["algorithm"], row["shots"]) not in found] + new
+                rows.sort(key=lambda row: (order.index(row["algorithm"]), row["shots"]))
+                result = {
+                    "command": f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} "
+                    f"--images {arguments.images} --precision {arguments.precision}",
+                    "jobs": arguments.jobs, "machine": machine(), "commit": commit(), "images": arguments.images, "rows": rows,
+                }  # fmt: skip
+                path.write_text(json.dumps(result, indent=1) + "\n")
+        except BaseException:
+            # What runs is stopped or fails by itself; nothing else begins.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

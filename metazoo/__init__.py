@@ -25,6 +25,7 @@ from .normalization import BatchStatistics, use_batch_statistics
 from .options import Config, Range
 from .taskwise import for_each_task, gradient_of, mean_over_tasks, recomputed
 from .version import VERSION
+from .views import Views
 from .zoo import load
 
 __version__ = VERSION
@@ -53,6 +54,7 @@ __all__ = [
     "TaskSource",
     "TaskSpec",
     "UnknownNameError",
+    "Views",
     "class_means",
     "for_each_task",
     "gradient_of",

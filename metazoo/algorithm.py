@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from . import options
 from .backbones import Backbone
 from .episodes import Batch, Episode, TaskSpec, ways_of
-from .errors import OptionError
 from .options import Range
-from .views import shifted
+from .views import Views
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ class Algorithm(nn.Module):
     A subclass declares its options in `Config`, the training options that suit it in `recipe` (a mapping of fields
     of `Recipe`), and implements `forward`. Its constructor takes what this one takes. `draws` says what `loss` is
     given in training: tasks of the training split ("episodes"), or batches of its base classes ("batches"). `regresses` says
-    whether it takes tasks of regression, too. Raises OptionError where its option `views`, if it has one, is for images and
-    the examples are none.
+    whether it takes tasks of regression, too.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
@@ -76,21 +74,6 @@ class Algorithm(nn.Module):
         self.backbone = backbone
         self.spec = spec
         self.config: Any = config if config is not None else self.Config()
-        if self._views != "one" and len(spec.input_shape) != 3:
-            raise OptionError(
-                f"examples of shape {spec.input_shape} are no images to have views of", "leave out the option views"
-            )
-
-    @property
-    def _views(self) -> str:
-        # The options of a plugin need not have it.
-        return getattr(self.config, "views", "one")
-
-    def mean_over_views(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the mean of a function of examples (N, *) over the views that the option `views` names; in training, of x."""
-        if self.training or self._views == "one":
-            return function(x)
-        return torch.stack([function(view) for view in shifted(x)]).mean(0)
 
     @property
     def transductive(self) -> bool:
@@ -119,7 +102,7 @@ class FeatureLearner(Algorithm):
     """An algorithm that adapts wholly in feature space: its forward is `classify` on what `features` gives.
 
     Evaluation and prediction then embed each example once and draw tasks from the features.
-    In eval mode `embed` must treat each example by itself.
+    In eval mode `embed` must treat each example by itself. Raises OptionError for views of what is no image.
     """
 
     @dataclass(frozen=True)
@@ -130,13 +113,18 @@ class FeatureLearner(Algorithm):
             "embed an image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
         ] = dataclasses.field(default="one", kw_only=True)
 
+    def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
+        super().__init__(backbone, spec, config)
+        # The options of a plugin need not extend ours.
+        self._views = Views(getattr(self.config, "views", "one"), spec.input_shape)
+
     def embed(self, x: Tensor) -> Tensor:
         """Return the features (N, D) of examples (N, *), each seen once."""
         return self.backbone(x)
 
     def features(self, x: Tensor) -> Tensor:
         """Return what is classified, (N, D): `embed` of examples (N, *), or of images the mean of their `views`."""
-        return self.mean_over_views(self.embed, x)
+        return self._views.mean(self.embed, x)
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         """Return logits (B, Q, ways) from features (B, S, D), labels (B, S) and features (B, Q, D)."""

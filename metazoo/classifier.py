@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import DataError, OptionError
+from .examples import as_floats
 from .images import decode
-from .precision import without_tf32
 from .train import find_device
 from .zoo import Source, find
 
@@ -66,7 +66,6 @@ class FewShotClassifier:
         self._support, self._labels = support, torch.tensor([places[label] for label in labels], device=self.device)
         return self
 
-    @without_tf32()
     @torch.no_grad()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class for each example, (N, classes) in the order of `classes_`.
@@ -99,7 +98,7 @@ class FewShotClassifier:
                 raise DataError(f"an array of {X.dtype} holds no examples: {error}") from error
             if self.input_format and not (x.dtype == torch.uint8 or x.is_floating_point()):
                 raise DataError(f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]")
-            x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+            x = as_floats(x) if x.dtype == torch.uint8 else x.float()
         else:
             X = list(X)
             if any(isinstance(i, (Tensor, np.ndarray)) for i in X):
@@ -107,7 +106,7 @@ class FewShotClassifier:
             if not self.input_format:
                 raise DataError(f"'{self.name}' does not take images", f"give a tensor of examples of shape {shape}")
             images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
-            x = torch.stack(images).float() / 255 if images else torch.zeros(0, *shape)
+            x = as_floats(torch.stack(images)) if images else torch.zeros(0, *shape)
         if tuple(x.shape[1:]) != shape:
             raise DataError(
                 f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {', '.join(map(str, shape))})"

@@ -51,12 +51,12 @@ class Episode:
         return len(self.support_x)
 
     def __getitem__(self, tasks: slice) -> Episode:
-        """Return some of the tasks."""
-        return Episode(self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks])
+        """Return some of the tasks; all of them are the episode itself, whose labels on a GPU may have been read."""
+        return self if tasks.indices(len(self)) == (0, len(self), 1) else Episode(*(t[tasks] for t in vars(self).values()))
 
     def to(self, device: torch.device | str) -> Episode:
         """Return the same tasks on a device."""
-        return Episode(*(t.to(device, non_blocking=True) for t in (self.support_x, self.support_y, self.query_x, self.query_y)))
+        return Episode(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
 @dataclass(frozen=True)

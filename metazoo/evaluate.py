@@ -15,7 +15,6 @@ from . import distributed
 from .algorithm import Algorithm, FeatureLearner
 from .episodes import ClassDataset, Dataset, EpisodeSampler, TaskSource
 from .errors import MetazooError, UnknownNameError, did_you_mean
-from .precision import without_tf32
 
 # Numbers in the examples that a network, or tasks over features, are given at once: more are no faster, and need more memory.
 EMBEDDED_AT_ONCE = 2**18
@@ -122,7 +121,6 @@ def metric(data: Dataset) -> str:
     return "mse" if data.regression else "accuracy"
 
 
-@without_tf32()
 @torch.no_grad()
 def evaluate(
     model: Algorithm, tasks: TaskSource, count: int, device: torch.device | str = "cpu", *, cache: bool = True,

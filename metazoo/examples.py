@@ -45,8 +45,7 @@ class Examples:
         rows = rows.to(self.x.device)
         # index_select copies whole examples; the brackets would go through them element by element, ten times slower.
         x = self.x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        # By a tensor: a GPU multiplies by the reciprocal of a number, which rounds otherwise than a CPU divides.
-        return x.float().div_(torch.full((), 255.0, device=x.device)) if x.dtype == torch.uint8 else x
+        return as_floats(x) if x.dtype == torch.uint8 else x
 
     def merge(self, other: Examples, title: str) -> Examples:
         """Return these classes followed by the other's."""
@@ -85,3 +84,9 @@ class Stream:
 def as_bytes(x: Tensor) -> memoryview:
     """Return the values of a tensor on the CPU as they lie in memory, one after another in the order of its dimensions."""
     return x.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Return uint8 pixels as float32 in [0, 1], the same on every device."""
+    # By a tensor: a GPU multiplies by the reciprocal of a number, which rounds otherwise than a CPU divides.
+    return x.float().div_(torch.full((), 255.0, device=x.device))

@@ -27,7 +27,6 @@ from .episodes import Batch, BatchSampler, ClassDataset, Dataset, Episode, TaskS
 from .errors import MetazooError, OptionError, first_line
 from .evaluate import Protocol, Score, evaluate, measure, metric
 from .plan import training_tasks
-from .precision import without_tf32
 from .state import State, load_state, save_state
 from .stopper import Stopper
 from .version import VERSION
@@ -62,7 +61,6 @@ class Watcher:
         """So many tasks of the test are done."""
 
 
-@without_tf32()
 def train(
     blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: zoo.Source | None = None
 ) -> dict[str, Any]:  # fmt: skip

@@ -37,8 +37,9 @@ RECIPE = {
 OPTIONS = {"protonet": {}, "matching": {"fce": True}, "baseline": {}, "maml": {"learned_rates": "per-step", "inner_steps": 2}}
 
 
+@pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize("algorithm", list(OPTIONS))
-def test_the_gradient_is_that_of_the_cpu(algorithm: str) -> None:
+def test_the_gradient_is_that_of_the_cpu(algorithm: str, tasks: int) -> None:
     blueprint, data = plan(algorithm, "glyphs", OPTIONS[algorithm], {"alphabets": 6}, {"width": 8}, RECIPE)
     torch.manual_seed(0)
     model = blueprint.model().double().train()
@@ -46,7 +47,7 @@ def test_the_gradient_is_that_of_the_cpu(algorithm: str) -> None:
     source = BatchSampler(examples, 12) if model.draws == "batches" else EpisodeSampler(examples, 3, 1, 3)
     gradients = {}
     for device in ("cpu", "cuda"):
-        task = source.draw(0, 2).to(device)
+        task = source.draw(0, tasks).to(device)
         model.to(device).zero_grad()
         model.loss(type(task)(*(t.double() if t.is_floating_point() else t for t in vars(task).values()))).backward()
         # A copy: moving a model moves its gradients.
@@ -102,7 +103,7 @@ class Broken(Watcher):
 
 def test_resumes_on_the_gpu(tmp_path: Path) -> None:
     # Adam makes steps of full size of the rounding errors that are the gradient by a bias before BatchNorm.
-    recipe = {**RECIPE, "device": "cuda", "optimizer": "sgd"}
+    recipe = {**RECIPE, "device": "cuda", "optimizer": "nesterov"}
     blueprint, data = plan("protonet", "glyphs", {}, {"alphabets": 6}, {"width": 8}, recipe)
     for name in ("whole", "broken"):
         runs.create(tmp_path / name, blueprint)
@@ -182,12 +183,13 @@ def test_a_cuda_graph_captures_and_replays_them() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize(("algorithm", "options"), [("maml", {"inner_steps": 2}), ("protonet", {})])
-def test_a_cuda_graph_captures_a_gradient(algorithm: str, options: dict[str, object]) -> None:
+def test_a_cuda_graph_captures_a_gradient(algorithm: str, options: dict[str, object], tasks: int) -> None:
     blueprint, data = plan(algorithm, "glyphs", options, {"alphabets": 6}, {"width": 8}, RECIPE)
     torch.manual_seed(0)
     model = blueprint.model().double().to("cuda").train()
-    task = EpisodeSampler(data.split("train"), 3, 1, 3).draw(0, 2).to("cuda")
+    task = EpisodeSampler(data.split("train"), 3, 1, 3).draw(0, tasks).to("cuda")
     task = type(task)(*(t.double() if t.is_floating_point() else t for t in vars(task).values()))
 
     def gradient() -> tuple[torch.Tensor, ...]:

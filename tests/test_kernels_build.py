@@ -116,9 +116,15 @@ def test_an_error_shows_what_the_compiler_says(csrc, tmp_path):
 
 
 def test_an_error_is_shown_though_other_files_have_more_to_say_after_it(csrc, tmp_path):
-    (csrc / "module.cpp").write_text('#error "the mistake"\n' + '#pragma message("and another thing")\n' * 30)
+    chatter = '#pragma message("no error")\n' * 30
+    (csrc / "module.cpp").write_text(f'{chatter}#error "the mistake"\n{chatter}')
     with pytest.raises(KernelBuildError, match="the mistake"):
         build("emulated", csrc=csrc, folder=tmp_path)
+
+
+def test_what_the_linker_misses_is_named(csrc, tmp_path):
+    with pytest.raises(KernelBuildError, match="lnowhere"):
+        build("emulated", csrc=csrc, folder=tmp_path, extra_flags=["-lnowhere"])
 
 
 def test_pybind11_is_the_installed_one(csrc, tmp_path):

@@ -136,6 +136,13 @@ def test_meta_gradient_equals_the_naive_one(tasks: str, first_order: bool, inner
     compare(line_model(**options), sinusoids())
 
 
+def test_tasks_run_together_where_that_is_quicker() -> None:
+    elsewhere = [torch.empty(count, 6, 1, 16, 16, device="meta") for count in (1, 2)]  # as on a GPU
+    assert [image_model()._together(x) for x in elsewhere] == [False, True]
+    assert not image_model()._together(images().support_x)
+    assert line_model()._together(sinusoids().support_x)
+
+
 @pytest.mark.parametrize("tasks", ["loop", "vmap"])
 def test_steps_that_are_computed_again_give_the_naive_gradient(tasks: str) -> None:
     options = {"tasks": tasks, "inner_steps": 3, "checkpoint_inner": True}

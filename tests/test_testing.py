@@ -22,8 +22,10 @@ def test_every_registered_algorithm_conforms(name: str) -> None:
     check_algorithm(name)
 
 
-@pytest.mark.parametrize(("name", "others"), [("protonet", {}), ("baseline", {}), ("matching", {"fce": True})])
-def test_those_with_views_conform(name: str, others: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    ("name", "others"), [("protonet", {}), ("baseline", {}), ("matching", {"fce": True}), ("maml", {"batch_norm": "support"})]
+)
+def test_those_with_views_conform(name: str, others: dict[str, Any]) -> None:
     check_algorithm(name, {"views": "shifted", **others})
 
 

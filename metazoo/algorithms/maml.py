@@ -59,9 +59,14 @@ class MAML(metazoo.Algorithm):
         per_step_norm: Annotated[
             bool, "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++"
         ] = False
-        views: Annotated[Literal["one", "shifted"], "views of a query image to take the mean of, but in training steps"] = "one"
-        tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (a CPU: in threads), or all together"] = "auto"
+        tasks: Annotated[Literal["auto", "loop", "vmap"], "run tasks one by one (on a CPU in threads), or all together"] = (
+            "auto"
+        )
         checkpoint_inner: Annotated[bool, "compute inner steps again instead of keeping them: less memory, more time"] = False
+        views: Annotated[
+            Literal["one", "shifted"],
+            "embed a query image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
+        ] = "one"
 
     regresses = True
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
@@ -73,6 +78,7 @@ class MAML(metazoo.Algorithm):
                 "per_step_norm gives the backbone something to change in every inner step, but adapt=head never runs it again",
                 "leave out one of them",
             )
+        self.views = metazoo.Views(self.config.views, spec.input_shape)
         self.norms = metazoo.use_batch_statistics(backbone)
         steps = self.config.inner_steps if self.config.per_step_norm else 0
         # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
@@ -147,7 +153,8 @@ class MAML(metazoo.Algorithm):
     def _together(self, support_x: Tensor) -> bool:
         """Return whether tasks run under vmap."""
         if self.config.tasks == "auto":
-            # A CPU is quicker with convolutions, one task after another (docs/performance.md).
+            # Under vmap per-task weights become grouped convolutions: slow on a CPU, and for a single task slower than its
+            # own on a GPU, too (docs/performance.md).
             if support_x.device.type == "cpu":
                 return not any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
             return len(support_x) > 1
@@ -262,13 +269,19 @@ class MAML(metazoo.Algorithm):
 
     def _query_features(self, own: dict[str, Tensor], support_x: Tensor, query_x: Tensor) -> Tensor:
         """Return the features (Q, D) of a task's queries, by their own statistics or the support's."""
-        if self.config.batch_norm == "batch":
-            return self.mean_over_views(lambda x: self._features(own, x, None), query_x)
-        n = len(support_x)
-        return self.mean_over_views(lambda x: self._features(own, torch.cat([support_x, x]), n)[n:], query_x)
+        if self.config.batch_norm == "support":
+            return self._both_features(own, support_x, query_x)[len(support_x) :]
+        return self.views.mean(lambda x: self._features(own, x, None), query_x)
+
+    def _both_features(self, own: dict[str, Tensor], support_x: Tensor, query_x: Tensor) -> Tensor:
+        """Return the features (S + Q, D) of a task's support and queries, by the support's statistics."""
+        return self.views.mean(lambda x: self._features(own, torch.cat([support_x, x]), len(support_x)), query_x)
 
     def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of a task's support and queries, which ANIL's inner steps do not change."""
+        if self.config.batch_norm == "support":
+            z = self._both_features({}, support_x, query_x)
+            return z[: len(support_x)], z[len(support_x) :]
         return self._features({}, support_x, None), self._query_features({}, support_x, query_x)
 
 

@@ -16,6 +16,7 @@ from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, algorithm_values, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
+from metazoo.cli.precision import float32_is_float32
 from metazoo.cli.rechecking import Data, recheck_all
 from metazoo.cli.tables import print_results, table, task_text, value_text
 from metazoo.episodes import ClassDataset, Dataset
@@ -120,6 +121,7 @@ def eval_(
                 "--all takes every model as its card has it", "only --data-root, --episodes, --device and --json go with it"
             )
         keep_freed_memory()
+        float32_is_float32()
         return recheck_all((dataset_options or {}).get("root"), episodes, find_device(device), as_json)
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'", click.get_current_context())
@@ -128,6 +130,7 @@ def eval_(
             "--protocol brings tasks of its own", "leave out --ways, --shots, --queries, --episodes, --seed and --split"
         )
     keep_freed_memory()
+    float32_is_float32()
     sources = [_find(name) for name in models]
     place = find_device(device)
     measured: list[Measured] = []

@@ -11,6 +11,7 @@ import click
 from metazoo.classifier import FewShotClassifier
 from metazoo.cli import echo_json
 from metazoo.cli.configured import algorithm_values
+from metazoo.cli.precision import float32_is_float32
 from metazoo.cli.tables import table
 from metazoo.datasets.folder import query_images, support_images
 from metazoo.zoo import find
@@ -37,6 +38,7 @@ def predict(
     """Classify images by a few labelled ones: one folder a class, one to twenty images in each."""
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
+    float32_is_float32()
     source = find(model)
     values = algorithm_values(source.blueprint.algorithm, changes)
     classifier = FewShotClassifier(source, device=device, invert=invert, **values)

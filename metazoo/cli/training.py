@@ -17,6 +17,7 @@ from metazoo.checkpoint import Blueprint, read_json
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
+from metazoo.cli.precision import float32_is_float32
 from metazoo.cli.progress import shown
 from metazoo.cli.tables import result_line
 from metazoo.errors import MetazooError, OptionError
@@ -107,6 +108,7 @@ def train(
     `torchrun --nproc-per-node N -m metazoo train ...` shares out the tasks of each step among N processes.
     """
     keep_freed_memory()
+    float32_is_float32()
     if resume is not None and (algorithm or dataset or out):
         raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
     init = None

@@ -207,10 +207,11 @@ def _run(script: Path, work: Path, log: Path) -> None:
     # ninja repeats the command, which is long, and says at the end that it stopped.
     own = re.compile(r"ninja: |\[\d+/\d+\]|.* -o ")
     lines = [line for line in told.splitlines() if line.strip() and not own.match(line)]
-    # One file may fail while the others go on, whose reports then come last.
-    first = next((i for i, line in enumerate(lines) if re.search(r"\berror\b", line)), len(lines) - _LINES)
-    told = "\n  ".join(lines[max(first, 0) :][:_LINES])
-    raise KernelBuildError(f"the kernels do not compile:\n  {told}", f"all of it is in {log}")
+    # One file may fail while the others go on, whose reports then come last; a linker says why before its driver says `error`.
+    is_error = re.compile(r"(?!collect2).*\b(?:error|fatal)(?: [#\w-]+)?\s*:")
+    first = next((i for i, line in enumerate(lines) if is_error.match(line)), max(0, len(lines) - _LINES))
+    excerpt = "\n  ".join(lines[first : first + _LINES])
+    raise KernelBuildError(f"the kernels do not compile:\n  {excerpt}", f"all of it is in {log}")
 
 
 def _keep(built: Path, library: Path) -> None:
