@@ -1,14 +1,14 @@
 """Proves a checkout on a machine with a GPU, offline and in one command: `make gpu-test`, or
 
-    benchmarks/gpu.sh [--minutes 9] [--parts tests,goals,memcheck,racecheck,benchmarks] [--out FILE]
+    benchmarks/gpu.sh [--minutes 9] [--parts tests,memcheck,racecheck,goals,benchmarks] [--out FILE]
 
 Needs Python 3.10 or later with torch for CUDA, what metazoo depends on, pytest and nvcc; metazoo itself need not be
 installed. In an environment of its own under build/gpu-test it installs the checkout, builds and loads the kernels, runs the
-tests marked gpu, measures the goals (benchmarks/goals), and runs compute-sanitizer over benchmarks/sanitize.py, and the
-benchmarks in the time that is left. All goes into one file, benchmarks/results/gpu-DEVICE-DATE.json, written anew after every
-part (and while the benchmarks run), so that being stopped loses only what was running. Where that file is there already, of
-the same sources, parts that are not run again are kept: a machine lent for minutes can be used twice. Ends with status 1 where
-a part fails. `--device cpu --quick` is a rehearsal.
+tests marked gpu and, beside them, compute-sanitizer over benchmarks/sanitize.py; then it measures the goals (benchmarks/goals)
+and, in the time that is left, the benchmarks. All goes into one file, benchmarks/results/gpu-DEVICE-DATE.json, written anew
+after every part (and while the benchmarks run), so that being stopped loses only what was running. Where that file is there
+already, of the same sources, parts that are not run again are kept: a machine lent for minutes can be used twice. Ends with
+status 1 where a part fails. `--device cpu --quick` is a rehearsal.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ import sysconfig
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .kernels.report import ROOT, command, commit, sources, write
 from .needs import Failure, device_name, missing, tool
 
-PARTS = ("tests", "goals", "memcheck", "racecheck", "benchmarks")
+# What takes no times runs side by side; what does, alone and after it.
+CHECKS, MEASURES = ("tests", "memcheck", "racecheck"), ("goals", "benchmarks")
+PARTS = (*CHECKS, *MEASURES)
 WORK = ROOT / "build" / "gpu-test"
 # Of the time that is left when a part begins, at most so much is its own.
-SHARES = {"install": 1.0, "kernels": 0.5, "tests": 0.4, "goals": 0.6, "memcheck": 0.25, "racecheck": 0.25}
+SHARES = {"install": 1.0, "kernels": 0.5, "tests": 0.4, "memcheck": 0.4, "racecheck": 0.4, "goals": 0.6}
 TAIL = 4000
 LOAD_KERNELS = """
 import json, sys, torch
@@ -103,6 +106,7 @@ class Session:
 
     def __init__(self, options: argparse.Namespace, name: str):
         self.options = options
+        self.lock = threading.Lock()
         self.end = time.monotonic() + 60 * options.minutes
         today = datetime.date.today().isoformat()
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -142,8 +146,9 @@ class Session:
 
     def keep(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Record a part and write the file."""
-        self.record["parts"][name] = {key: value for key, value in result.items() if key != "said"}
-        write(self.out, self.record)
+        with self.lock:
+            self.record["parts"][name] = {key: value for key, value in result.items() if key != "said"}
+            write(self.out, self.record)
         print(f"== {name}: {result['outcome']}", result.get("reason", ""), flush=True)
         return result
 
@@ -260,16 +265,25 @@ class Session:
             result["results"] = json.loads(found.read_text(encoding="utf-8"))
         self.keep("benchmarks", result)
 
+    def take(self, part: str) -> None:
+        """Run a part, whatever its kind."""
+        if part in ("memcheck", "racecheck"):
+            self.sanitizer(part)
+        else:
+            getattr(self, part)()
+
     def __call__(self) -> int:
         if self.record["missing"]:
             print(f"missing here: {', '.join(self.record['missing'])}", flush=True)
         if self.install():
             self.kernels()
-            for part in self.options.parts:
-                if part in ("memcheck", "racecheck"):
-                    self.sanitizer(part)
-                else:
-                    getattr(self, part)()
+            with ThreadPoolExecutor(len(CHECKS)) as pool:
+                checks = [pool.submit(self.take, part) for part in CHECKS if part in self.options.parts]
+            for check in checks:
+                check.result()
+            for part in MEASURES:
+                if part in self.options.parts:
+                    self.take(part)
         outcomes = {name: part["outcome"] for name, part in self.record["parts"].items()}
         self.record["finished"] = True
         write(self.out, self.record)

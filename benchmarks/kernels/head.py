@@ -160,4 +160,4 @@ def cases(scope: Scope) -> Iterator[Case]:
         # A CPU takes minutes for all of them; its ratios do not depend on the number.
         episodes = 6400 // features if scope.quick else 10_000 if scope.cuda else 64_000 // features
         label = f"{episodes} episodes of {features} features"
-        yield Case("evaluation", label, 1, lambda f=features, e=episodes: evaluation_rows(scope, f, e))
+        yield Case("evaluation", label, 3, lambda f=features, e=episodes: evaluation_rows(scope, f, e))
