@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,12 @@ def start_from(source: Source, model: Algorithm) -> None:
 
 def export(
     run: Path, name: str, summary: str, licence: str, out: Path, protocols: Sequence[Protocol], device: Any,
-    variants: Sequence[Mapping[str, Any]] = ({},),
+    variants: Sequence[Mapping[str, Any]] = ({},), watch: Callable[[int, int], None] = lambda done, count: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a run's best model and its card into a folder, and return the card.
 
-    It is measured under each of these protocols in each of the variants: options of the algorithm to set otherwise.
+    It is measured under each of these protocols in each of the variants: options of the algorithm to set otherwise. `watch` is
+    told how many tasks are done, and of how many, where all protocols have as many.
     The layout is that of `metazoo.pretrained`: a package that holds such pairs offers them by the hook
     `register_pretrained`. Raises CheckpointError where `run` is not the folder of a finished run.
     """
@@ -136,11 +137,17 @@ def export(
     source = find(run)
     result = read_json(run / runs.RESULT)
     data = blueprint.data()
-    results = []
+    results: list[dict[str, Any]] = []
     for changes in variants:
         model = source.model(**changes).to(device)
         told = {"options": dict(changes)} if changes else {}
-        results += [{**measure(model, data, protocol, device)[0], **told} for protocol in protocols]
+        for protocol in protocols:
+            before, parts = len(results), len(protocols) * len(variants)
+
+            def count(done: int, tasks: int, before: int = before, parts: int = parts) -> None:
+                watch(before * tasks + done, parts * tasks)
+
+            results.append({**measure(model, data, protocol, device, count)[0], **told})
     file = f"{name}.safetensors"
     card = {
         "name": name,

@@ -549,3 +549,16 @@ def test_an_ascii_terminal_gets_a_table_too(tmp_path: Path, protonet_run: Path) 
     done = shell(f"$M eval '{protonet_run}' --episodes 2", tmp_path, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.returncode == 0, done.stderr
     assert "3-way 1-shot" in done.stdout
+
+
+def test_a_measurement_shows_on_a_terminal_how_far_it_is(protonet_run: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "metazoo", "eval", str(protonet_run), "--episodes", "40", "--device", "cpu"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}, text=True)
+    os.close(theirs)
+    shown = os.read(ours, 2**16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "3-way 1-shot" in shown
+    assert "100%" in shown
+    assert done.stdout.startswith("model")

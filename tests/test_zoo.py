@@ -43,7 +43,10 @@ def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A folder with a card and its weights."""
     out = tmp_path_factory.mktemp("exported")
     protocols = [Protocol("test", 3, shots, 3, 0, 12) for shots in (1, 2)]
-    zoo.export(protonet_run, NAME, "a tiny one", "CC0-1.0", out, protocols, "cpu")
+    told: list[tuple[int, int]] = []
+    zoo.export(protonet_run, NAME, "a tiny one", "CC0-1.0", out, protocols, "cpu", watch=lambda *n: told.append(n))
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] == sum(protocol.count for protocol in protocols)
     return out
 
 

@@ -17,6 +17,7 @@ from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, algorithm_values, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.precision import float32_is_float32
+from metazoo.cli.progress import counted
 from metazoo.cli.rechecking import Data, recheck_all
 from metazoo.cli.tables import print_results, table, task_text, value_text
 from metazoo.episodes import ClassDataset, Dataset
@@ -156,7 +157,8 @@ def eval_(
         for way, shot in [(0, 0)] if protocol else grid:
             key = recipe["seed"] if seed is None else seed
             drawn = Protocol(split or "test", way, shot, queries or recipe["queries"], key, episodes or EPISODES, protocol)
-            result, scores = measure(model, data, drawn, place)
+            with counted(f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}") as watch:
+                result, scores = measure(model, data, drawn, place, watch)
             cells.append(({"model": source.name, "data": title, **result, **told}, scores))
         measured.append(Measured(source, data, cells))
     rows = [row for one in measured for row, _ in one.cells]

@@ -12,6 +12,7 @@ from metazoo.cli import echo_json
 from metazoo.cli.configured import algorithm_values
 from metazoo.cli.evaluation import Numbers
 from metazoo.cli.precision import float32_is_float32
+from metazoo.cli.progress import counted
 from metazoo.cli.tables import print_results
 from metazoo.errors import OptionError
 from metazoo.evaluate import Protocol
@@ -54,7 +55,8 @@ def export(
     protocols += [Protocol(name=protocol) for protocol in official]
     changes = [{}, *(algorithm_values(blueprint.algorithm, variant.split(",")) for variant in variants)]
     float32_is_float32()
-    card = zoo.export(run, name, summary, licence, out, protocols, find_device(device), changes)
+    with counted(f"measuring {name}") as watch:
+        card = zoo.export(run, name, summary, licence, out, protocols, find_device(device), changes, watch)
     if as_json:
         echo_json(card)
     else:

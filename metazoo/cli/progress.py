@@ -48,12 +48,12 @@ def shown(how: str, title: str, chance: float | None) -> Iterator[Watcher]:
 
 @contextlib.contextmanager
 def counted(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal while it lasts, and nothing elsewhere; give what is told how much of how much is done."""
+    """Show a bar on a terminal while it lasts, nothing elsewhere; give what is told how much of how much is done."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True, highlight=False)) as progress:
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
         bar = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
