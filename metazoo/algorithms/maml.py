@@ -153,8 +153,8 @@ class MAML(metazoo.Algorithm):
     def _together(self, support_x: Tensor) -> bool:
         """Return whether tasks run under vmap."""
         if self.config.tasks == "auto":
-            # Under vmap per-task weights become grouped convolutions: slow on a CPU, and for a single task slower than its
-            # own on a GPU, too (docs/performance.md).
+            # Under vmap per-task weights become grouped convolutions: slow on a CPU, and on a GPU slower than a single task's
+            # plain ones (docs/performance.md).
             if support_x.device.type == "cpu":
                 return not any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
             return len(support_x) > 1
