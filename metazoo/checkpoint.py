@@ -156,7 +156,8 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], Any]:
 
 def _damaged(where: str, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{where} is damaged or no checkpoint of metazoo: {error}", "delete it, and train or fetch the model again"
+        f"{where} is damaged or no checkpoint of metazoo: {error}",
+        "give another file; if this was a model, train or fetch it again",
     )
 
 

@@ -172,7 +172,9 @@ def parse_assignments(config: type, assignments: typing.Iterable[str], owner: st
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise OptionError(f"'{text}' is not of the form NAME=VALUE")
+            raise OptionError(
+                f"'{text}' is not of the form NAME=VALUE", f"the options are {', '.join(options)}" if options else None
+            )
         if name not in options:
             raise OptionError(
                 f"{owner} has no option '{name}'",

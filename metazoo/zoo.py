@@ -46,7 +46,7 @@ class Source:
 
 
 def find(name: str | os.PathLike[str]) -> Source:
-    """Return the model of that name: a run folder, a .safetensors file, a name of the zoo, or the address of a card.
+    """Return the model of that name: a run folder, a .safetensors file, a card beside it, a name of the zoo, or an address.
 
     An address is what `remote.find` takes: https://host/NAME.json, file:///folder/NAME.json, hf://user/repo/NAME. Raises
     UnknownNameError where there is none, CheckpointError where it is damaged or not the one its card describes.
@@ -62,6 +62,8 @@ def find(name: str | os.PathLike[str]) -> Source:
                 f"`metazoo train --resume {path}` goes on with it",
             )
         return Source(str(name), path / runs.BEST, read_weights(path / runs.BEST), blueprint)
+    if path.is_file() and path.suffix == ".json":
+        return _source(str(name), *weights_of(read_card(path), path.parent))
     if path.is_file():
         return _source(str(name), path, read_weights(path))
     if path.suffix == ".safetensors" or len(path.parts) > 1:
@@ -115,7 +117,7 @@ def start_from(source: Source, model: Algorithm) -> None:
             has = f"it has {tuple(theirs[key].shape)}" if key in theirs else "which it has not"
             raise OptionError(
                 f"the backbone of '{source.name}' does not fit: '{key}' must be {tuple(value.shape)}, {has}",
-                "choose the same --backbone and image size, or another --init",
+                "choose the same --backbone with the same options (--backbone-...) and image size, or another --init",
             )
     model.backbone.load_state_dict({key: theirs[key] for key in ours})
 

@@ -181,7 +181,7 @@ def test_a_file_that_begins_as_ours_is_not_read_beyond_what_its_header_promises(
     safetensors_file(path, {"__metadata__": {KEY: "{}"}, **tensors}, 2**40)
     with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo") as caught:
         load_model(path)
-    assert caught.value.hint == "delete it, and train or fetch the model again"
+    assert caught.value.hint == "give another file; if this was a model, train or fetch it again"
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "eval": (2, "Missing argument 'MODEL...'", "metazoo eval --help"),
     "eval protonet.nothing": (2, "no pretrained model named 'protonet.nothing'", "metazoo list"),
     "eval nowhere/nothing": (2, "no run folder or model file nowhere/nothing", "metazoo list"),
-    "eval RUN/metrics.jsonl": (1, "damaged or no checkpoint of metazoo", "delete it"),
+    "eval RUN/metrics.jsonl": (1, "damaged or no checkpoint of metazoo", "fetch it again"),
     "eval RUN/..": (1, "is not a run folder", "metazoo train"),
     "eval RUN --ways 1": (2, "--ways cannot be '1'", "at least 2"),
     "eval RUN --ways 5,": (2, "--ways cannot be '5,'", "separated by commas"),

@@ -50,6 +50,11 @@ def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
+def test_a_card_is_loaded_by_its_path(exported: Path, protonet_run: Path) -> None:
+    ours, theirs = zoo.load(exported / f"{NAME}.json"), zoo.load(protonet_run)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
+
+
 @pytest.fixture
 def site(exported: Path, tmp_path: Path) -> Path:
     """A folder for sys.path that holds an installed distribution with the exported model."""

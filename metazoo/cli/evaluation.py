@@ -113,7 +113,7 @@ def eval_(
     interval. The --data-... options are those of the first model's data set.
 
     With --all the zoo is measured again on the tasks of its cards, or on the first --episodes of them: the exit status is 0
-    if every interval overlaps the card's.
+    if every interval overlaps the card's. That of fewer tasks is taken to be as wide as the card's spread makes it.
     """
     if every:
         others = (ways, shots, queries, seed, split, protocol, dataset)
