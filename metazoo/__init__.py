@@ -23,7 +23,7 @@ from .examples import Examples, Stream
 from .hookspecs import hookimpl
 from .normalization import BatchStatistics, use_batch_statistics
 from .options import Config, Range
-from .taskwise import for_each_task, gradient_of, mean_over_tasks, recomputed
+from .taskwise import all_at_once, alone, for_each_task, gradient_of, mean_over_tasks, recomputed
 from .version import VERSION
 from .views import Views
 from .zoo import load
@@ -55,6 +55,8 @@ __all__ = [
     "TaskSpec",
     "UnknownNameError",
     "Views",
+    "all_at_once",
+    "alone",
     "class_means",
     "for_each_task",
     "gradient_of",

@@ -62,15 +62,14 @@ def find(name: str | os.PathLike[str]) -> Source:
                 f"`metazoo train --resume {path}` goes on with it",
             )
         return Source(str(name), path / runs.BEST, read_weights(path / runs.BEST), blueprint)
-    if path.is_file() and path.suffix == ".json":
-        return _source(str(name), *weights_of(read_card(path), path.parent))
-    if path.is_file():
+    is_card = path.is_file() and path.suffix == ".json"
+    if path.is_file() and not is_card:
         return _source(str(name), path, read_weights(path))
-    if path.suffix == ".safetensors" or len(path.parts) > 1:
+    if not is_card and (path.suffix == ".safetensors" or len(path.parts) > 1):
         raise UnknownNameError(
             f"there is no run folder or model file {path}", "`metazoo list pretrained` shows every pretrained model"
         )
-    place = Path(registry().card(str(name)).value)
+    place = path if is_card else Path(registry().card(str(name)).value)
     return _source(str(name), *weights_of(read_card(place), place.parent))
 
 
@@ -140,13 +139,13 @@ def export(
     result = read_json(run / runs.RESULT)
     data = blueprint.data()
     results: list[dict[str, Any]] = []
+    parts = len(protocols) * len(variants)
     for changes in variants:
         model = source.model(**changes).to(device)
         told = {"options": dict(changes)} if changes else {}
         for protocol in protocols:
-            before, parts = len(results), len(protocols) * len(variants)
 
-            def count(done: int, tasks: int, before: int = before, parts: int = parts) -> None:
+            def count(done: int, tasks: int, before: int = len(results)) -> None:
                 watch(before * tasks + done, parts * tasks)
 
             results.append({**measure(model, data, protocol, device, count)[0], **told})

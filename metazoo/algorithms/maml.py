@@ -8,7 +8,7 @@ metazoo's default).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 import metazoo
 from metazoo import Range, ops
@@ -177,7 +177,7 @@ class MAML(metazoo.Algorithm):
         together = self._together(support_x)
         for norm in self.norms:
             norm.fused = not together
-        each = _all_at_once if together else _alone
+        each = metazoo.all_at_once if together else metazoo.alone
         if self.config.adapt == "head":
             support_x, query_x = each(lambda fast, sx, qx: self._embed(sx, qx), (), support_x, query_x)
 
@@ -292,20 +292,6 @@ def _channels_last(p: Tensor) -> Tensor:
 
 def _flat(parameters: Iterable[Tensor]) -> Tensor:
     return torch.cat([_channels_last(p).flatten() for p in parameters])
-
-
-def _all_at_once(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors that a function of one task gives, stacked over tasks, from parameters (B or 1, *) and data (B, *)."""
-    shared = bool(fast) and len(fast[0]) == 1
-    if shared:
-        # Weights that all tasks have in common stay ordinary convolutions.
-        fast = tuple(piece.squeeze(0) for piece in fast)
-    return vmap(function, (None if shared else 0, *[0] * len(data)), randomness="different")(fast, *data)
-
-
-def _alone(function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
-    """Return the same as `_all_at_once`, of the only task."""
-    return tuple(part.unsqueeze(0) for part in function(tuple(p.squeeze(0) for p in fast), *(d.squeeze(0) for d in data)))
 
 
 @metazoo.hookimpl
