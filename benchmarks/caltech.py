@@ -2,7 +2,9 @@
 
 FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on the same number of
 images, with the same augmentation; the checkpoint is chosen on the validation classes. What episodes train is trained for each
-number of shots; the baselines, once. FOLDER keeps the runs: started again, it goes on. Results: FOLDER/caltech-BACKBONE.json.
+number of shots; the baselines, once. With `--from-baseline` episodes begin where `baseline` ended, as in Meta-Baseline (Chen et
+al. 2021, arXiv:2003.04390) and FEAT (Ye et al. 2020, arXiv:1812.03664), which a deep backbone wants where tasks are few.
+FOLDER keeps the runs: started again, it goes on. Results: FOLDER/caltech-BACKBONE.json.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "protonet": ("protonet", [], (10, 10)),
     "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
 }
+# What else episodes are given from the backbone of `baseline`, which bears smaller steps than a new one, and a new head larger.
+FINISH = ["--lr", "0.0003"]
+FINISHED = {**dict.fromkeys(ALGORITHMS, FINISH), "maml": [*FINISH, "--zero-head", "--head-lr", "0.3"]}
 BATCH = 64
 
 
@@ -41,9 +46,11 @@ def metazoo(*words: str, output: bool = False) -> str:
 def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
     """Train an algorithm, or go on with it, and return its run folder."""
     algorithm, options, task = ALGORITHMS[name]
+    finishing = task is not None and arguments.from_baseline is not None
+    seen = f"{arguments.images}+{arguments.from_baseline}" if finishing else str(arguments.images)
     folder = (
         arguments.out
-        / f"{name}-{arguments.backbone}-{arguments.images}-{arguments.precision}"
+        / f"{name}-{arguments.backbone}-{seen}-{arguments.precision}"
         / ("batches" if task is None else f"{shots}-shot")
     )
     if (folder / RESULT).exists():
@@ -53,7 +60,9 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
         return folder
     drawn = ["--batch-size", str(BATCH)] if task is None else ["--train-ways", str(task[0]), "--train-queries", str(task[1])]
     images = BATCH if task is None else task[0] * (shots + task[1])
-    steps = max(VALIDATIONS, arguments.images // images)
+    steps = max(VALIDATIONS, (arguments.from_baseline if finishing else arguments.images) // images)
+    if finishing:
+        drawn += ["--init", str(train("baseline", SHOTS[-1], arguments)), *FINISHED[name]]
     metazoo(
         "train", algorithm, *options, "--dataset", "folder", "--data-root", str(arguments.data), "--data-size", "32",
         "--backbone", arguments.backbone, "--augment", "photo", "--precision", arguments.precision,
@@ -96,6 +105,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="conv4", choices=("conv4", "resnet12"))
     parser.add_argument("--images", type=int, default=120_000, help="training images that each run sees")
+    parser.add_argument(
+        "--from-baseline",
+        type=int,
+        metavar="IMAGES",
+        help="start episodes from the backbone of baseline, for so many images more",
+    )
     parser.add_argument("--precision", default="float32", choices=("float32", "bf16"), help="arithmetic of training")
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
@@ -105,6 +120,13 @@ def main() -> None:
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     order = list(ALGORITHMS)
     trainings = [(name, shots) for name in arguments.only for shots in (SHOTS if ALGORITHMS[name][2] else SHOTS[-1:])]
+    command = (
+        f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} --images {arguments.images} "
+        f"--precision {arguments.precision}"
+    )
+    if arguments.from_baseline is not None:
+        command += f" --from-baseline {arguments.from_baseline}"
+        train("baseline", SHOTS[-1], arguments)  # before the others, which would each begin it
     with ThreadPoolExecutor(arguments.jobs) as pool:
         work = [pool.submit(rows_of, name, shots, arguments) for name, shots in trainings]
         try:
@@ -114,8 +136,7 @@ def main() -> None:
                 rows = [row for row in rows if (row["algorithm"], row["shots"]) not in found] + new
                 rows.sort(key=lambda row: (order.index(row["algorithm"]), row["shots"]))
                 result = {
-                    "command": f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} "
-                    f"--images {arguments.images} --precision {arguments.precision}",
+                    "command": command,
                     "jobs": arguments.jobs, "machine": machine(), "commit": commit(), "images": arguments.images, "rows": rows,
                 }  # fmt: skip
                 path.write_text(json.dumps(result, indent=1) + "\n")

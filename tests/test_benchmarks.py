@@ -149,17 +149,28 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
             folder.mkdir(parents=True)
             for i in range(20):
                 Image.new("RGB", (32, 32), (20 * c, 255 - 20 * c, 10 * i)).save(folder / f"{i}.png")
-    options = ["--data", tmp_path / "images", "--out", tmp_path / "out", "--images", 500, "--episodes", 4, "--only"]
+    out = tmp_path / "out"
+    options = ["--data", tmp_path / "images", "--out", out, "--images", 500, "--episodes", 4, "--only"]
     first = run("benchmarks.caltech", *options, "baseline")
     assert first.returncode == 0, first.stderr
     again = run("benchmarks.caltech", *options, "baseline", "protonet")
     assert again.returncode == 0, again.stderr
     assert "training baseline" not in again.stderr
-    record = json.loads((tmp_path / "out" / "caltech-conv4.json").read_text())
+    record = json.loads((out / "caltech-conv4.json").read_text())
     rows = [(row["algorithm"], row["shots"], row["transductive"]) for row in record["rows"]]
     assert rows == [("baseline", 1, False), ("baseline", 5, False), ("protonet", 1, False), ("protonet", 5, False)]
     assert all(row["tasks"] == 4 and 0 <= row["mean"] <= 1 for row in record["rows"])
     assert "--images 500" in record["command"]
+    # Two trainings at a time from one that is there, and both go on from its backbone.
+    finished = run("benchmarks.caltech", *options, "protonet", "--from-baseline", 300, "--jobs", 2)
+    assert finished.returncode == 0, finished.stderr
+    baseline = out / "baseline-conv4-500-float32" / "batches"
+    for shots in (1, 5):
+        recipe = json.loads((out / "protonet-conv4-500+300-float32" / f"{shots}-shot" / "config.json").read_text())["recipe"]
+        assert recipe["init"] == str(baseline) and recipe["steps"] == 10
+    record = json.loads((out / "caltech-conv4.json").read_text())
+    assert [(row["algorithm"], row["shots"]) for row in record["rows"]] == [row[:2] for row in rows]
+    assert "--images 500 --precision float32 --from-baseline 300" in record["command"]
 
 
 @pytest.mark.slow
