@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import options
 from .backbones import Backbone
 from .episodes import Batch, Episode, TaskSpec, ways_of
+from .errors import DataError
 from .options import Range
 from .views import Views
 
@@ -84,6 +85,28 @@ class Algorithm(nn.Module):
     def needs_float32(self) -> bool:
         """Whether training goes wrong where the backbone computes in bf16, as second derivatives through it do."""
         return False
+
+    def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Return what `forward` does, or raise DataError where these are not the shapes of tasks."""
+        dimensions = 2 + len(self.spec.input_shape)
+        if not (
+            support_x.dim() == query_x.dim() == dimensions
+            and len(support_x) == len(query_x)
+            and support_x.shape[2:] == query_x.shape[2:]
+            and support_y.shape[:2] == support_x.shape[:2]
+            and support_y.dim() == (3 if self.spec.regression else 2)
+        ):
+            one = ", ".join(map(str, self.spec.input_shape))
+            given = (
+                f"{name} {tuple(x.shape)}"
+                for name, x in zip(("support_x", "support_y", "query_x"), (support_x, support_y, query_x))
+            )
+            raise DataError(
+                f"the model takes tasks, support_x (B, S, {one}), support_y (B, S{', D' * self.spec.regression}) and query_x "
+                f"(B, Q, {one}), but it was given {', '.join(given)}",
+                "the first dimension is the task's: one task alone is support_x[None], support_y[None], query_x[None]",
+            )
+        return super().__call__(support_x, support_y, query_x)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return logits (B, Q, ways), or in regression predictions (B, Q, D).

@@ -18,7 +18,7 @@ REINSTALL = "reinstall the package that brings it, or export it again"
 
 def read_card(path: Path) -> dict[str, Any]:
     """Return the card in a file, or raise CheckpointError where it is damaged."""
-    return _check(read_json(path), str(path), REINSTALL)
+    return _check(read_json(path, REINSTALL), str(path), REINSTALL)
 
 
 def parse_card(data: bytes, where: str) -> dict[str, Any]:

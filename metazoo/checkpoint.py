@@ -96,7 +96,10 @@ class Blueprint:
             spec = TaskSpec(**{**known["spec"], "input_shape": tuple(int(n) for n in known["spec"]["input_shape"])})
             return cls(**{**known, "recipe": recipe, "spec": spec})
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OptionError) as error:
-            raise CheckpointError(f"{where} does not describe a metazoo model: {error!r}") from error
+            raise CheckpointError(
+                f"{where} does not describe a metazoo model: {error!r}",
+                "it was changed or damaged, or a newer metazoo wrote it: get or train it again, or `pip install -U metazoo`",
+            ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,14 +107,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds, or raise CheckpointError."""
+def read_json(path: Path, hint: str) -> Any:
+    """Return what a JSON file holds, or raise CheckpointError, which says by `hint` what to do where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}", hint) from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:

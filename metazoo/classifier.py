@@ -53,7 +53,7 @@ class FewShotClassifier:
         labels = [label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label for label in y]
         support = self._read(X)
         if len(labels) != len(support):
-            raise DataError(f"there are {len(support)} examples but {len(labels)} labels")
+            raise DataError(f"there are {len(support)} examples but {len(labels)} labels", "give one label for each example")
         try:
             classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
         except TypeError as error:
@@ -95,7 +95,9 @@ class FewShotClassifier:
             try:
                 x = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, order="C"))
             except TypeError as error:
-                raise DataError(f"an array of {X.dtype} holds no examples: {error}") from error
+                raise DataError(
+                    f"an array of {X.dtype} holds no examples: {error}", "give a list of image files, or an array of numbers"
+                ) from error
             if self.input_format and not (x.dtype == torch.uint8 or x.is_floating_point()):
                 raise DataError(f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]")
             x = as_floats(x) if x.dtype == torch.uint8 else x.float()
@@ -109,7 +111,10 @@ class FewShotClassifier:
             x = as_floats(torch.stack(images)) if images else torch.zeros(0, *shape)
         if tuple(x.shape[1:]) != shape:
             raise DataError(
-                f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {', '.join(map(str, shape))})"
+                f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {', '.join(map(str, shape))})",
+                "give image files, which are made to fit, or bring the tensor into that shape; one example is x[None]"
+                if self.input_format
+                else "bring the tensor into that shape; one example is x[None]",
             )
         if self.input_format and x.numel() and not (x.min() >= 0 and x.max() <= 1):
             raise DataError(

@@ -85,6 +85,12 @@ class Protocol:
             )
         return official[self.name]()
 
+    def classes(self, data: Dataset) -> tuple[str, ...]:
+        """Return the names of the classes that its tasks are drawn from, as far as these are known."""
+        if self.name is not None:
+            return tuple(getattr(self.tasks(data)[0], "names", ()))
+        return data.split(self.split).names if isinstance(data, ClassDataset) else ()
+
     def as_dict(self, data: Dataset) -> dict[str, Any]:
         """Return what a result says of its protocol."""
         if self.name is not None:
@@ -135,6 +141,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
+        answer: Callable[[Tensor, Tensor, Tensor], Tensor]
         if cache and isinstance(model, FeatureLearner) and type(tasks) is EpisodeSampler:
             # A subclass may draw in a way of its own.
             tasks = embedded(model, tasks, count, device)

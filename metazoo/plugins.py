@@ -124,8 +124,8 @@ class Registry:
             if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
                 return plugin.fail(
                     f"it implements the hook {caller.name}, which does not exist",
-                    did_you_mean(caller.name, HOOKS)
-                    + f"the hooks are {', '.join(HOOKS)}; is the plugin made for another version of metazoo?",
+                    (did_you_mean(caller.name, HOOKS) or "is the plugin made for another version of metazoo? ")
+                    + f"The hooks are {', '.join(HOOKS)}.",
                 )
         self._live.append((plugin, module, manager))
 

@@ -37,6 +37,8 @@ CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
     "last.safetensors",
     "result.json",
 )
+# What to do where a file of a run folder cannot be read.
+DAMAGED = "it was changed or damaged: bring it back from a copy, or train again in another folder"
 
 
 def create(folder: Path, blueprint: Blueprint) -> None:
@@ -59,7 +61,16 @@ def read_blueprint(folder: Path) -> Blueprint:
         raise CheckpointError(f"there is no run folder {folder}", "give the folder that `metazoo train` made")
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}", "give the folder that `metazoo train` made")
-    return Blueprint.from_dict(read_json(folder / CONFIG), str(folder / CONFIG))
+    return Blueprint.from_dict(read_json(folder / CONFIG, DAMAGED), str(folder / CONFIG))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what the finished run in a folder came to, or raise CheckpointError."""
+    result = read_json(folder / RESULT, DAMAGED)
+    needed = {"metric", "mean", "interval", "tasks", "transductive", "best_step", "steps", "seconds", "machine", "metazoo"}
+    if not isinstance(result, dict) or not needed <= set(result):
+        raise CheckpointError(f"{folder / RESULT} is not the result of a run", DAMAGED)
+    return result
 
 
 def create_numbered(parent: Path, name: str, blueprint: Blueprint) -> Path:

@@ -210,6 +210,11 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # which lists two dozen types that few machines have
+        raise OptionError(
+            f"there is no device '{name}'", "a device is cpu, cuda, cuda:1, ...; auto takes a GPU where there is one"
+        ) from error
+    try:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)

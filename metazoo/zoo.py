@@ -13,8 +13,8 @@ from typing import Any
 from . import remote, runs
 from .algorithm import Algorithm, Recipe
 from .cards import REINSTALL, read_card
-from .checkpoint import Blueprint, parse_model, parse_tensors, read_json, read_weights, write_json
-from .episodes import ClassDataset
+from .checkpoint import Blueprint, parse_model, parse_tensors, read_weights, write_json
+from .episodes import ClassDataset, Dataset
 from .errors import CheckpointError, OptionError, UnknownNameError
 from .evaluate import Protocol, measure
 from .files import read_verified, write_atomically
@@ -43,6 +43,17 @@ class Source:
     def model(self, **changes: Any) -> Algorithm:
         """Return the model in eval mode; `changes` are options of the algorithm to set otherwise."""
         return parse_model(self.contents, str(self.weights), **changes)[0]
+
+    def trained_on(self, data: Dataset) -> frozenset[str]:
+        """Return the names of the classes that the model was trained on, if `data` are of the data set that these are from."""
+        own = registry().dataset(self.blueprint.dataset).value
+        if type(data) is not own or not isinstance(data, ClassDataset):
+            return frozenset()
+        # A card does not say where the data lie; here they are the ones at hand.
+        theirs = self.blueprint.data(**{name: getattr(data.config, name) for name in own.local_options})
+        assert isinstance(theirs, ClassDataset)
+        splits = (data if theirs.config == data.config else theirs).splits
+        return frozenset(splits["train"].names) if "train" in splits else frozenset()
 
 
 def find(name: str | os.PathLike[str]) -> Source:
@@ -130,13 +141,19 @@ def export(
     It is measured under each of these protocols in each of the variants: options of the algorithm to set otherwise. `watch` is
     told how many tasks are done, and of how many, where all protocols have as many.
     The layout is that of `metazoo.pretrained`: a package that holds such pairs offers them by the hook
-    `register_pretrained`. Raises CheckpointError where `run` is not the folder of a finished run.
+    `register_pretrained`. Raises CheckpointError where `run` is not the folder of a finished run, and OptionError where another
+    model of that name is in the folder.
     """
     blueprint = runs.read_blueprint(run)
     if not (run / runs.RESULT).exists():
         raise CheckpointError(f"the run in {run} is not finished", f"`metazoo train --resume {run}` goes on with it")
     source = find(run)
-    result = read_json(run / runs.RESULT)
+    result = runs.read_result(run)
+    file = f"{name}.safetensors"
+    if (out / file).exists() and read_verified(out / file, source.sha256) is None:
+        raise OptionError(
+            f"{out / file} exists and is another model's", "choose another --name or --out, or move it and its card away"
+        )
     data = blueprint.data()
     results: list[dict[str, Any]] = []
     parts = len(protocols) * len(variants)
@@ -149,7 +166,6 @@ def export(
                 watch(before * tasks + done, parts * tasks)
 
             results.append({**measure(model, data, protocol, device, count)[0], **told})
-    file = f"{name}.safetensors"
     card = {
         "name": name,
         "summary": summary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,6 +28,27 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 def nearest() -> Nearest:
     torch.manual_seed(0)
     return Nearest(Conv4((1, 16, 16), Conv4.Config(width=8)), metazoo.TaskSpec((1, 16, 16), 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y, q: (x[0], y[0], q[0]),
+        lambda x, y, q: (x, y[0], q),
+        lambda x, y, q: (x, y, q[0]),
+        lambda x, y, q: (x, y[:, 1:], q),
+        lambda x, y, q: (x, y, q[1:]),
+        lambda x, y, q: (x, y, q[..., 1:]),
+        lambda x, y, q: (x, y.unsqueeze(2), q),
+    ],
+)
+def test_what_are_no_tasks_is_told_by_its_shapes(change: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
+    given = change(images(2, 6), UNEQUAL, images(2, 4))
+    with pytest.raises(metazoo.DataError) as caught:
+        nearest()(*given)
+    assert "(B, S, 1, 16, 16), support_y (B, S) and query_x (B, Q, 1, 16, 16)" in caught.value.message
+    assert all(str(tuple(x.shape)) in caught.value.message for x in given)
+    assert "support_x[None]" in str(caught.value.hint)
 
 
 UNEQUAL = torch.tensor([[0, 1, 2, 0, 2, 0], [2, 1, 1, 0, 1, 1]])

@@ -167,7 +167,7 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
     baseline = out / "baseline-conv4-500-float32" / "batches"
     for shots in (1, 5):
         recipe = json.loads((out / "protonet-conv4-500+300-float32" / f"{shots}-shot" / "config.json").read_text())["recipe"]
-        assert recipe["init"] == str(baseline) and recipe["steps"] == 10
+        assert (recipe["init"], recipe["steps"]) == (str(baseline), 10)
     record = json.loads((out / "caltech-conv4.json").read_text())
     assert [(row["algorithm"], row["shots"]) for row in record["rows"]] == [row[:2] for row in rows]
     assert "--images 500 --precision float32 --from-baseline 300" in record["command"]

@@ -195,8 +195,9 @@ def test_unusable_examples_and_labels_are_refused_in_words(protonet_run: Path, t
         (x, [1j, 2j, 1j, 2j, 1j, 2j, 1j], "labels cannot"),
     ]
     for examples, labels, words in cases:
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as caught:
             classifier.fit(examples, labels)
+        assert caught.value.hint, words
 
 
 def test_a_fit_that_fails_leaves_the_one_before(protonet_run: Path) -> None:

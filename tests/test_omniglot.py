@@ -1,6 +1,7 @@
 """Omniglot: small made-up archives in the official layout, and the real ones where METAZOO_DATA has them."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -13,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from metazoo import DataError, cli
+from metazoo import DataError, cli, zoo
 from metazoo.datasets import omniglot
+from metazoo.datasets.glyphs import Glyphs
 from metazoo.datasets.omniglot import ALPHABETS, BACKGROUND, EVALUATION, MD5, Omniglot
+from metazoo.evaluate import Protocol
 from metazoo.images import decode
 
 BACK = {"Balinese": 2, "Greek": 3, "Latin": 1, "Tifinagh": 1}
@@ -349,3 +352,19 @@ def test_what_changes_training_alone_leaves_the_test_comparable(root, tmp_path, 
         out, err = capsys.readouterr()
         assert len(json.loads(out)["differences"]) == differences
         assert ("different data" in err) == (split == "train")
+    capsys.readouterr()
+    assert cli.run([*both, "--split", "val"]) == 0
+    err = capsys.readouterr().err
+    # Three characters in four turns.
+    assert f"'{tmp_path / 'other'}' was trained on 12 of the 12 classes" in err
+    assert err.count("was trained on") == 1
+    # What a model of another split was trained on, and the challenge: Angelic, two of three, is for training in Vinyals' split.
+    lake = zoo.find(tmp_path / "plain")
+    options = {**lake.blueprint.dataset_options, "split": "vinyals"}
+    vinyals = dataclasses.replace(lake, blueprint=dataclasses.replace(lake.blueprint, dataset_options=options))
+    data = Omniglot(Omniglot.Config(root=str(root)))
+    behind = Protocol(name="one-shot-challenge").classes(data)
+    assert len(behind) == 3
+    assert vinyals.trained_on(data).intersection(behind) == {"Angelic/character01", "Angelic/character02"}
+    assert lake.trained_on(data).isdisjoint(behind)
+    assert lake.trained_on(Glyphs()) == frozenset()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import failure
 from PIL import Image
 from test_classifier import picture
 
@@ -44,18 +45,6 @@ def query(tmp_path: Path) -> Path:
 
 def words(support: Path, query: Path, model: Path, *more: str) -> list[str]:
     return ["predict", "--model", str(model), "--support", str(support), "--query", str(query), "--device", "cpu", *more]
-
-
-def failure(capsys: pytest.CaptureFixture[str], arguments: list[str], status: int) -> tuple[str, str]:
-    """Run a command that must fail; return its error and its hint."""
-    assert run(arguments) == status
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.splitlines()
-    assert lines[0].startswith("error: ")
-    assert "Traceback" not in err
-    hints = [line for line in lines if line.startswith("hint: ")]
-    return lines[0], hints[0] if hints else ""
 
 
 def test_a_table_of_file_label_and_probability(
@@ -106,7 +95,7 @@ def test_options_of_the_algorithm(support: Path, query: Path, protonet_run: Path
     classifier.fit([p for p, _ in shots], [label for _, label in shots])
     assert np.allclose(found[1], classifier.predict_proba([query / "a.png", query / "b.JPG", query / "deeper" / "c.gif"]))
     assert not np.allclose(found[0], found[1])
-    error, hint = failure(capsys, words(support, query, protonet_run, "-o", "viewz=shifted"), 2)
+    error, hint = failure(capsys, 2, *words(support, query, protonet_run, "-o", "viewz=shifted"))
     assert error == "error: algorithm 'protonet' has no option 'viewz'"
     assert "did you mean 'views'" in hint
 
@@ -156,7 +145,7 @@ def test_mistakes_are_told(support: Path, query: Path, protonet_run: Path, sinus
         (words(tmp_path / "one", query, protonet_run), 1, "only one class"),
         (["predict", "--query", str(query)], 2, "--support"),
     ):
-        error, _ = failure(capsys, arguments, status)
+        error, _ = failure(capsys, status, *arguments)
         assert what in error, arguments
 
 
@@ -165,7 +154,7 @@ def test_a_damaged_image_is_named(support: Path, query: Path, protonet_run: Path
         whole = path.read_bytes()
         for damaged in (b"", b"no image", whole[: len(whole) // 2]):
             path.write_bytes(damaged)
-            assert str(path) in failure(capsys, words(support, query, protonet_run), 1)[0]
+            assert str(path) in failure(capsys, 1, *words(support, query, protonet_run))[0]
         path.write_bytes(whole)
 
 
@@ -173,7 +162,7 @@ def test_a_class_without_images_is_named(
     support: Path, query: Path, protonet_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (support / "square").mkdir()
-    error, hint = failure(capsys, words(support, query, protonet_run), 1)
+    error, hint = failure(capsys, 1, *words(support, query, protonet_run))
     assert "square has no images" in error
     assert hint
 
@@ -183,7 +172,7 @@ def test_too_many_classes_for_a_head_are_told(
 ) -> None:
     (support / "square").mkdir()
     picture("bar", 1).rotate(90).save(support / "square" / "0.png")
-    error, hint = failure(capsys, words(support, query, maml_run), 2)
+    error, hint = failure(capsys, 2, *words(support, query, maml_run))
     assert "head has 3 outputs, but the task has 4 classes" in error
     assert "--ways 4" in hint
 

@@ -186,7 +186,7 @@ def test_the_list_shows_the_model_with_its_number_and_owner(installed: Path, cap
     result = card_of(installed)["results"][0]
     assert listed[NAME] == {
         "name": NAME,
-        "summary": f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %",
+        "summary": f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %  glyphs, 3-way 1-shot, inductive",
         "from": "strangers-zoo 1.2",
     }
 

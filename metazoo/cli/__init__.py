@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from metazoo.errors import MetazooError, UnknownNameError, first_line, out_of_memory
+from metazoo.errors import MetazooError, UnknownNameError, did_you_mean, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ class Commands(click.Group):
 
         try:
             return registry().command(name).value
-        except UnknownNameError:
-            return super().get_command(ctx, name)
+        except UnknownNameError as error:
+            close = did_you_mean(name, self.list_commands(ctx))
+            raise UnknownNameError(error.message, f"{close}`metazoo --help` lists the commands") from None
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

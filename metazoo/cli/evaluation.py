@@ -110,7 +110,8 @@ def eval_(
     """Evaluate models: run folders, .safetensors files, names of the zoo or addresses (https://.../NAME.json, hf://user/repo).
 
     Models of the same data are given the same tasks, and the difference of each to the first is reported with its
-    interval. The --data-... options are those of the first model's data set.
+    interval. The --data-... options are those of the first model's data set, shown by `metazoo eval MODEL --help`: --data-root
+    says where the data lie.
 
     With --all the zoo is measured again on the tasks of its cards, or on the first --episodes of them: the exit status is 0
     if every interval overlaps the card's. That of fewer tasks is taken to be as wide as the card's spread makes it.
@@ -160,6 +161,7 @@ def eval_(
             with counted(f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}") as watch:
                 result, scores = measure(model, data, drawn, place, watch)
             cells.append(({"model": source.name, "data": title, **result, **told}, scores))
+        _tell_of_training(source, data, drawn)
         measured.append(Measured(source, data, cells))
     rows = [row for one in measured for row, _ in one.cells]
     differences = _differences(measured)
@@ -184,6 +186,14 @@ def _data(source: Source, name: str | None, given: dict[str, Any], before: Datas
             given = {**given, "size": size}
     data = blueprint.data(**given)
     return before if before is not None and type(before) is type(data) and before.config == data.config else data
+
+
+def _tell_of_training(source: Source, data: Dataset, drawn: Protocol) -> None:
+    """Say on stderr that a model was trained on classes that it is measured on."""
+    classes = drawn.classes(data)
+    if known := len(source.trained_on(data).intersection(classes)):
+        of = f"{known} of the {len(classes)} classes that these tasks are drawn from"
+        click.echo(f"note: '{source.name}' was trained on {of}: this is no result for new classes", err=True)
 
 
 def _check_input(source: Source, data: Dataset) -> None:

@@ -61,3 +61,6 @@ def export(
         echo_json(card)
     else:
         print_results([{"model": name, "data": blueprint.dataset, **result} for result in card["results"]])
+        click.echo(
+            f"{name}.json and {name}.safetensors are in {out}  (`metazoo eval {out / f'{name}.json'}` reads them)", err=True
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from metazoo.cli import echo_json
-from metazoo.cli.tables import table, value_text
+from metazoo.cli.tables import mode_text, table, task_text, value_text
 from metazoo.errors import MetazooError
 from metazoo.plugins import Entry, registry
 from metazoo.version import VERSION
@@ -130,8 +130,10 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
         from metazoo.cards import read_card
 
         try:
-            result = read_card(entry.value)["results"][0]
-            item["summary"] = value_text(result)
+            card = read_card(entry.value)
+            result = card["results"][0]
+            where = f"{card['dataset']}, " if "dataset" in card else ""
+            item["summary"] = f"{value_text(result)}  {where}{task_text(result)}, {mode_text(result)}"
         except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
             item["summary"] = f"unusable card: {error}"
     else:

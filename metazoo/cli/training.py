@@ -13,7 +13,7 @@ import click
 
 from metazoo import curve, distributed, runs
 from metazoo.algorithm import Recipe
-from metazoo.checkpoint import Blueprint, read_json
+from metazoo.checkpoint import Blueprint
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
@@ -136,7 +136,7 @@ def train(
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
     if resume is not None and (folder / runs.RESULT).exists():
         click.echo(f"the run in {folder} is finished already", err=True)
-        result = read_json(folder / runs.RESULT)
+        result = runs.read_result(folder)
     else:
         try:
             with shown(progress if distributed.first() else "none", title, chance) as watcher:
@@ -161,4 +161,7 @@ def train(
         echo_json({"run": str(folder), **result})
     else:
         click.echo(result_line(str(folder), result, chance))
+        if chance is not None and result["mean"] - result["interval"] <= chance:
+            hint = "look at the losses in its metrics.jsonl; a smaller or larger --lr, or more --steps, may be needed"
+            click.echo(f"note: that is no better than guessing; {hint}", err=True)
         click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)

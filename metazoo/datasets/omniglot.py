@@ -151,7 +151,9 @@ class Omniglot(ClassDataset):
         with open_tree(self._find("all_runs")) as tree:
             files = {parts[-3:]: parts for parts in tree.files}
             runs = [_read_run(tree, files, f"run{run:02}", self.config.size) for run in range(1, RUNS + 1)]
-        return _FixedTasks(Episode(*(torch.stack(tensors) for tensors in zip(*runs)))), RUNS
+        return _FixedTasks(
+            Episode(*(torch.stack(tensors) for tensors in zip(*runs))), _names(ALPHABETS["images_evaluation"])
+        ), RUNS
 
 
 class _WithinAlphabet(EpisodeSampler):
@@ -179,10 +181,10 @@ class _WithinAlphabet(EpisodeSampler):
 
 
 class _FixedTasks:
-    """A list of tasks, all there from the start."""
+    """A list of tasks, all there from the start, and the names of the classes that they are drawn from."""
 
-    def __init__(self, tasks: Episode):
-        self.tasks = tasks
+    def __init__(self, tasks: Episode, names: tuple[str, ...]):
+        self.tasks, self.names = tasks, names
 
     def draw(self, first: int, count: int) -> Episode:
         if first < 0 or first + count > len(self.tasks):
@@ -195,6 +197,10 @@ class _FixedTasks:
 def _alphabet_and_number(character: str) -> tuple[str, int]:
     alphabet, _, number = character.partition("/character")
     return alphabet, int(number)
+
+
+def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1))
 
 
 def _part(split: str, alphabet: str, number: int) -> str:
@@ -225,7 +231,7 @@ def _read_characters(path: Path, alphabets: Mapping[str, int], size: int) -> Exa
         for key, parts in sorted(files.items()):
             if len(key) == 3:
                 drawings.setdefault(f"{key[0]}/{key[1]}", []).append(parts)
-        expected = [f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1)]
+        expected = _names(alphabets)
         hint = f"get {path.name} again from the official repository of Omniglot"
         if unknown := sorted(set(drawings) - set(expected)):
             raise DataError(f"{path} has drawings of {unknown[0]}, which is no character of it", hint)
@@ -234,7 +240,7 @@ def _read_characters(path: Path, alphabets: Mapping[str, int], size: int) -> Exa
                 found = len(drawings.get(character, ()))
                 raise DataError(f"{path} has {found} drawings of {character}, where there should be {DRAWERS}", hint)
         x = torch.stack([_image(tree, parts, size) for character in expected for parts in drawings[character]])
-    return Examples(x, (DRAWERS,) * len(expected), tuple(expected), f"Omniglot ({path.name})")
+    return Examples(x, (DRAWERS,) * len(expected), expected, f"Omniglot ({path.name})")
 
 
 def _image(tree: Tree, parts: Parts, size: int) -> Tensor:
