@@ -264,10 +264,14 @@ def test_the_tables_of_characters():
     assert (len(BACKGROUND), sum(BACKGROUND.values())) == (30, 964)
     assert (len(EVALUATION), sum(EVALUATION.values())) == (20, 659)
     assert [sum(ALPHABETS[f"images_background_small{i}"].values()) for i in (1, 2)] == [136, 156]
-    parts = Counter(
-        omniglot._part("vinyals", alphabet, i) for alphabet, n in (BACKGROUND | EVALUATION).items() for i in range(1, n + 1)
-    )
-    assert parts == {"train": 1028, "val": 172, "test": 423}
+    everyone = [(alphabet, i) for alphabet, n in (BACKGROUND | EVALUATION).items() for i in range(1, n + 1)]
+    vinyals, random = ([omniglot._part(split, *character) for character in everyone] for split in ("vinyals", "random"))
+    assert Counter(vinyals) == {"train": 1028, "val": 172, "test": 423}
+    assert Counter(random) == {"train": 1100, "val": 100, "test": 423}
+    # All alphabets are in training and in the test alike, and the order is the same everywhere.
+    for part in ("train", "test"):
+        assert len({alphabet for (alphabet, _), theirs in zip(everyone, random) if theirs == part}) == 50
+    assert list(omniglot.RANDOM_PLACE)[:2] == ["Malayalam/character06", "Japanese_(katakana)/character22"]
 
 
 def test_validation_alphabets_follow_their_rule():

@@ -4,6 +4,7 @@ program induction": 1,623 handwritten characters of 50 alphabets, each drawn onc
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,19 @@ VINYALS_TEST = (
 )  # fmt: skip
 VINYALS_SHARED, VINYALS_SHARED_TRAIN = "Gurmukhi", 41  # characters 1 to 41 are for training, 42 to 45 for test
 
+# Finn et al. 2017 (arXiv:1703.03400) shuffle all characters, whatever their alphabet, so that most of those in the test have
+# neighbours in training: easier than the other splits. Their order is that of a list of files; ours, of the sha256 of names.
+RANDOM_TRAIN, RANDOM_VAL = 1100, 100
+RANDOM_PLACE = {
+    name: place
+    for place, name in enumerate(
+        sorted(
+            (f"{name}/character{i:02}" for name, count in (BACKGROUND | EVALUATION).items() for i in range(1, count + 1)),
+            key=lambda name: hashlib.sha256(name.encode()).digest(),
+        )
+    )
+}
+
 # The first two MD5s are the published ones; the others are those of the unchanged files of the official repository.
 MD5 = {
     "images_background": "68d2efa1b9178cc56df9314c21c6e718",
@@ -88,7 +102,8 @@ class Omniglot(ClassDataset):
     mirror image of a character is itself or another one. Images are resized, then turned and mirrored; the other order would
     differ by a few of 255 grey levels. Splits:
     `lake` trains on the 30 background alphabets, 5 of which are for validation, and tests on the 20 of the evaluation set;
-    `vinyals` has 1028/172/423 characters; `small1` and `small2` train on 4 alphabets, validate on 1 and test as `lake` does.
+    `vinyals` has 1028/172/423 characters, nearly by alphabet; `random` 1100/100/423 of all alphabets, as Finn et al. 2017
+    (arXiv:1703.03400), and is easier; `small1` and `small2` train on 4 alphabets, validate on 1 and test as `lake` does.
     With `train_on_val` the training part has the characters of the validation part as well, as at the end of Snell et al. 2017
     (arXiv:1703.05175); validation, and the checkpoint that it chooses, then say nothing of new characters.
 
@@ -98,7 +113,7 @@ class Omniglot(ClassDataset):
     @dataclass(frozen=True)
     class Config(options.Config):
         root: Annotated[str | None, "folder of the archives  [default: $METAZOO_DATA, else download to the cache]"] = None
-        split: Annotated[Literal["lake", "vinyals", "small1", "small2"], "which characters are for what"] = "lake"
+        split: Annotated[Literal["lake", "vinyals", "random", "small1", "small2"], "which characters are for what"] = "lake"
         size: Annotated[int, "height and width in pixels", options.Range(8, 105)] = 28
         rotations: Annotated[bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"] = True
         mirrored: Annotated[bool, "mirror each training class, as a class of its own"] = False
@@ -118,7 +133,7 @@ class Omniglot(ClassDataset):
 
     def load(self) -> dict[str, Examples]:
         split = self.config.split
-        background = self._characters("images_background" + ("" if split in ("lake", "vinyals") else f"_{split}"))
+        background = self._characters("images_background" + (f"_{split}" if split in ("small1", "small2") else ""))
         evaluation = self._characters("images_evaluation")
         both = background.merge(evaluation, "Omniglot")
         parts = [_part(split, *_alphabet_and_number(character)) for character in both.names]
@@ -205,6 +220,9 @@ def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
 
 def _part(split: str, alphabet: str, number: int) -> str:
     """Return what a character is for: "train", "val" or "test"."""
+    if split == "random":
+        place = RANDOM_PLACE[f"{alphabet}/character{number:02}"]
+        return "train" if place < RANDOM_TRAIN else "val" if place < RANDOM_TRAIN + RANDOM_VAL else "test"
     if split != "vinyals":
         return "val" if alphabet in VALIDATION[split] else "train" if alphabet in BACKGROUND else "test"
     if alphabet == VINYALS_SHARED:
