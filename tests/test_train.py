@@ -326,9 +326,12 @@ def test_schedules() -> None:
 
 
 def test_an_unusable_device_is_named() -> None:
-    for name in ("gpu", "cuda:99", "mps:7", "meta"):
+    for name in ("cuda:99", "mps:7", "meta"):
         with pytest.raises(OptionError, match=f"device '{name}' cannot be used"):
             find_device(name)
+    with pytest.raises(OptionError, match="there is no device 'gpu'") as caught:
+        find_device("gpu")
+    assert "auto" in str(caught.value.hint)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
