@@ -2,9 +2,10 @@
 
 FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on the same number of
 images, with the same augmentation; the checkpoint is chosen on the validation classes. What episodes train is trained for each
-number of shots; the baselines, once. With `--from-baseline` episodes begin where `baseline` ended, as in Meta-Baseline (Chen et
-al. 2021, arXiv:2003.04390) and FEAT (Ye et al. 2020, arXiv:1812.03664), which a deep backbone wants where tasks are few.
-FOLDER keeps the runs: started again, it goes on. Results: FOLDER/caltech-BACKBONE.json.
+number of shots; the baselines, once. With `--from-baseline IMAGES` episodes begin with the backbone of `baseline` and see so
+many images more, as in Meta-Baseline (Chen et al. 2021, arXiv:2003.04390) and FEAT (Ye et al. 2020, arXiv:1812.03664).
+FOLDER keeps the runs: started again, it goes on. Results: FOLDER/caltech-BACKBONE.json, and of `--from-baseline`
+FOLDER/caltech-BACKBONE-finished.json.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "protonet": ("protonet", [], (10, 10)),
     "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
 }
-# What else episodes are given from the backbone of `baseline`, which bears smaller steps than a new one, and a new head larger.
+# What a trained backbone bears is less than a new one, and a new head wants more.
 FINISH = ["--lr", "0.0003"]
-FINISHED = {**dict.fromkeys(ALGORITHMS, FINISH), "maml": [*FINISH, "--zero-head", "--head-lr", "0.3"]}
+FINISHED = {"matching": FINISH, "protonet": FINISH, "maml": [*FINISH, "--zero-head", "--head-lr", "0.3"]}
 BATCH = 64
 
 
@@ -116,7 +117,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     parser.add_argument("--jobs", type=int, default=1, help="algorithms at a time, on a GPU that one does not fill")
     arguments = parser.parse_args()
-    path = arguments.out / f"caltech-{arguments.backbone}.json"
+    finishing = arguments.from_baseline is not None
+    path = arguments.out / f"caltech-{arguments.backbone}{'-finished' * finishing}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     order = list(ALGORITHMS)
     trainings = [(name, shots) for name in arguments.only for shots in (SHOTS if ALGORITHMS[name][2] else SHOTS[-1:])]
@@ -124,7 +126,7 @@ def main() -> None:
         f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} --images {arguments.images} "
         f"--precision {arguments.precision}"
     )
-    if arguments.from_baseline is not None:
+    if finishing:
         command += f" --from-baseline {arguments.from_baseline}"
         train("baseline", SHOTS[-1], arguments)  # before the others, which would each begin it
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -137,7 +139,8 @@ def main() -> None:
                 rows.sort(key=lambda row: (order.index(row["algorithm"]), row["shots"]))
                 result = {
                     "command": command,
-                    "jobs": arguments.jobs, "machine": machine(), "commit": commit(), "images": arguments.images, "rows": rows,
+                    "jobs": arguments.jobs, "machine": machine(), "commit": commit(), "images": arguments.images,
+                    "from_baseline": arguments.from_baseline, "rows": rows,
                 }  # fmt: skip
                 path.write_text(json.dumps(result, indent=1) + "\n")
         except BaseException:

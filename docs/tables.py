@@ -159,7 +159,9 @@ def caltech() -> str:
             rows = {row["shots"]: row for row in record["rows"] if row["algorithm"] == name}
             cells = [value_text(rows[shots]).removesuffix(" %") if shots in rows else "" for shots in (1, 5)]
             mode = mode_text(next(iter(rows.values())))
-            lines.append(f"| {path.stem.partition('-')[2]} | `{name}` | {' | '.join(cells)} | {mode} |")
+            backbone = rows[max(rows)]["model"].partition(".")[2]
+            start = " from `baseline`" if record.get("from_baseline") and not name.startswith("baseline") else ""
+            lines.append(f"| {backbone}{start} | `{name}` | {' | '.join(cells)} | {mode} |")
     return "\n".join(lines) + "\n\n" + "\n".join(commands)
 
 

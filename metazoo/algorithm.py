@@ -86,27 +86,10 @@ class Algorithm(nn.Module):
         """Whether training goes wrong where the backbone computes in bf16, as second derivatives through it do."""
         return False
 
-    def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, *more: Any, **named: Any) -> Tensor:
         """Return what `forward` does, or raise DataError where these are not the shapes of tasks."""
-        dimensions = 2 + len(self.spec.input_shape)
-        if not (
-            support_x.dim() == query_x.dim() == dimensions
-            and len(support_x) == len(query_x)
-            and support_x.shape[2:] == query_x.shape[2:]
-            and support_y.shape[:2] == support_x.shape[:2]
-            and support_y.dim() == (3 if self.spec.regression else 2)
-        ):
-            one = ", ".join(map(str, self.spec.input_shape))
-            given = (
-                f"{name} {tuple(x.shape)}"
-                for name, x in zip(("support_x", "support_y", "query_x"), (support_x, support_y, query_x))
-            )
-            raise DataError(
-                f"the model takes tasks, support_x (B, S, {one}), support_y (B, S{', D' * self.spec.regression}) and query_x "
-                f"(B, Q, {one}), but it was given {', '.join(given)}",
-                "the first dimension is the task's: one task alone is support_x[None], support_y[None], query_x[None]",
-            )
-        return super().__call__(support_x, support_y, query_x)
+        _check_tasks(self.spec, support_x, support_y, query_x)
+        return super().__call__(support_x, support_y, query_x, *more, **named)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return logits (B, Q, ways), or in regression predictions (B, Q, D).
@@ -166,6 +149,26 @@ class FeatureLearner(Algorithm):
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         support_z, query_z = self.embed_both(support_x, query_x)
         return self.classify(support_z, support_y, query_z)
+
+
+def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> None:
+    """Raise DataError where these are not the shapes of tasks; images of another size are the backbone's matter."""
+    given, wanted = (support_x, support_y, query_x), (2 + len(spec.input_shape), 3 if spec.regression else 2)
+    missing = {wanted[0] - support_x.dim(), wanted[1] - support_y.dim(), wanted[0] - query_x.dim()}
+    if missing == {0} and (
+        len(support_x) == len(query_x)
+        and support_x.shape[2:] == query_x.shape[2:]
+        and support_y.shape[:2] == support_x.shape[:2]
+    ):
+        return
+    one, shapes = ", ".join(map(str, spec.input_shape)), [str(tuple(x.shape)) for x in given]
+    raise DataError(
+        f"the model takes tasks, support_x (B, S, {one}), support_y (B, S{', D' * spec.regression}) and query_x (B, Q, {one}), "
+        f"but it was given {', '.join(shapes)}",
+        "the first dimension is the task's: one task alone is support_x[None], support_y[None], query_x[None]"
+        if missing == {1}
+        else "B, the number of tasks, is the same in all three, and each of the S examples of a task has one label",
+    )
 
 
 def task_loss(prediction: Tensor, target: Tensor) -> Tensor:

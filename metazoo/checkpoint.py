@@ -113,7 +113,9 @@ def read_json(path: Path, hint: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", hint) from error
 
 

@@ -72,7 +72,7 @@ class Batch:
 
 
 class TaskSource(Protocol):
-    """An endless numbered supply of tasks."""
+    """An endless numbered supply of tasks; one that is drawn from classes may have their `names`, a tuple."""
 
     def draw(self, first: int, count: int) -> Episode:
         """Return the tasks first, first + 1, ..., first + count - 1."""
@@ -112,8 +112,7 @@ class EpisodeSampler:
     """
 
     def __init__(self, examples: Examples, ways: int, shots: int, queries: int, seed: int = 0):
-        if ways > len(examples.counts):
-            count = len(examples.counts)
+        if ways > (count := len(examples.counts)):
             raise DataError(
                 f"{examples.title} has {count} class{'es' * (count != 1)}, but a task needs {ways}",
                 "ask for fewer ways, or add classes; for a few classes of your own, `metazoo predict` needs no training",
@@ -126,6 +125,7 @@ class EpisodeSampler:
                     "ask for fewer shots or queries, or add examples to that class",
                 )
         self.examples, self.ways, self.shots, self.queries, self.seed = examples, ways, shots, queries, seed
+        self.names = examples.names
         self._counts = np.array(examples.counts)
         self._starts = np.cumsum(self._counts) - self._counts
         # A subclass that chooses in a way of its own does so in numpy.

@@ -86,10 +86,8 @@ class Protocol:
         return official[self.name]()
 
     def classes(self, data: Dataset) -> tuple[str, ...]:
-        """Return the names of the classes that its tasks are drawn from, as far as these are known."""
-        if self.name is not None:
-            return tuple(getattr(self.tasks(data)[0], "names", ()))
-        return data.split(self.split).names if isinstance(data, ClassDataset) else ()
+        """Return the names of the classes that its tasks are drawn from, as far as they say so."""
+        return tuple(getattr(self.tasks(data)[0], "names", ()))
 
     def as_dict(self, data: Dataset) -> dict[str, Any]:
         """Return what a result says of its protocol."""

@@ -67,8 +67,14 @@ def read_blueprint(folder: Path) -> Blueprint:
 def read_result(folder: Path) -> dict[str, Any]:
     """Return what the finished run in a folder came to, or raise CheckpointError."""
     result = read_json(folder / RESULT, DAMAGED)
-    needed = {"metric", "mean", "interval", "tasks", "transductive", "best_step", "steps", "seconds", "machine", "metazoo"}
-    if not isinstance(result, dict) or not needed <= set(result):
+    numbers = ("mean", "interval", "tasks", "shots", "best_step", "steps", "seconds")
+    texts = ("metric", "machine", "metazoo")
+    if not (
+        isinstance(result, dict)
+        and all(isinstance(result.get(key), (int, float)) for key in numbers)
+        and all(isinstance(result.get(key), str) for key in texts)
+        and isinstance(result.get("transductive"), bool)
+    ):
         raise CheckpointError(f"{folder / RESULT} is not the result of a run", DAMAGED)
     return result
 

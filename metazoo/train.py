@@ -219,7 +219,9 @@ def find_device(name: str) -> torch.device:
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device '{name}' cannot be used: {first_line(error)}", "leave out --device, or use cpu") from error
+        # The dispatcher's message goes on with all that it knows.
+        why = first_line(error).partition(". ")[0]
+        raise OptionError(f"device '{name}' cannot be used: {why}", "leave out --device, or use cpu") from error
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -15,7 +16,7 @@ from .algorithm import Algorithm, Recipe
 from .cards import REINSTALL, read_card
 from .checkpoint import Blueprint, parse_model, parse_tensors, read_weights, write_json
 from .episodes import ClassDataset, Dataset
-from .errors import CheckpointError, OptionError, UnknownNameError
+from .errors import CheckpointError, MetazooError, OptionError, UnknownNameError
 from .evaluate import Protocol, measure
 from .files import read_verified, write_atomically
 from .options import read
@@ -45,15 +46,22 @@ class Source:
         return parse_model(self.contents, str(self.weights), **changes)[0]
 
     def trained_on(self, data: Dataset) -> frozenset[str]:
-        """Return the names of the classes that the model was trained on, if `data` are of the data set that these are from."""
-        own = registry().dataset(self.blueprint.dataset).value
-        if type(data) is not own or not isinstance(data, ClassDataset):
-            return frozenset()
-        # A card does not say where the data lie; here they are the ones at hand.
-        theirs = self.blueprint.data(**{name: getattr(data.config, name) for name in own.local_options})
-        assert isinstance(theirs, ClassDataset)
-        splits = (data if theirs.config == data.config else theirs).splits
-        return frozenset(splits["train"].names) if "train" in splits else frozenset()
+        """Return the names of the classes of the model's own training, or none where they cannot be found.
+
+        `data` are of the data set that it was trained on, perhaps with other options. A card does not say where the data lie:
+        they are sought where these are. The classes of a model that training began with are not among them.
+        """
+        own = self.blueprint.dataset_options
+        unsaid = [name for name in data.local_options if own.get(name) is None and hasattr(data.config, name)]
+        # A remark on a result may not cost the result.
+        with contextlib.suppress(MetazooError):
+            theirs = self.blueprint.data(**{name: getattr(data.config, name) for name in unsaid})
+            known = data if theirs.config == data.config else theirs
+            if isinstance(known, ClassDataset):
+                # Streams name the classes without reading the images.
+                with known.streams() as streams:
+                    return frozenset(streams["train"].names) if "train" in streams else frozenset()
+        return frozenset()
 
 
 def find(name: str | os.PathLike[str]) -> Source:
@@ -150,10 +158,7 @@ def export(
     source = find(run)
     result = runs.read_result(run)
     file = f"{name}.safetensors"
-    if (out / file).exists() and read_verified(out / file, source.sha256) is None:
-        raise OptionError(
-            f"{out / file} exists and is another model's", "choose another --name or --out, or move it and its card away"
-        )
+    _check_free(out, name, source.sha256)
     data = blueprint.data()
     results: list[dict[str, Any]] = []
     parts = len(protocols) * len(variants)
@@ -196,6 +201,21 @@ def export(
     write_atomically(out / file, source.contents)
     write_json(out / f"{name}.json", card)
     return card
+
+
+def _check_free(folder: Path, name: str, sha256: str) -> None:
+    """Raise OptionError where a folder has a model of that name with other weights, or a file that is no card in its place."""
+    card, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+    hint = "choose another --name or --out, or move it away"
+    if card.exists():
+        try:
+            there = read_card(card)["sha256"]
+        except CheckpointError as error:
+            raise OptionError(f"{card} exists and is no model card", hint) from error
+        if there != sha256:
+            raise OptionError(f"{card} exists and is another model's", hint)
+    elif weights.exists() and read_verified(weights, sha256) is None:
+        raise OptionError(f"{weights} exists and is another model's", hint)
 
 
 def command(blueprint: Blueprint) -> str:

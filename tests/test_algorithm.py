@@ -33,7 +33,6 @@ def nearest() -> Nearest:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x, y, q: (x[0], y[0], q[0]),
         lambda x, y, q: (x, y[0], q),
         lambda x, y, q: (x, y, q[0]),
         lambda x, y, q: (x, y[:, 1:], q),
@@ -48,7 +47,30 @@ def test_what_are_no_tasks_is_told_by_its_shapes(change: Callable[..., tuple[Ten
         nearest()(*given)
     assert "(B, S, 1, 16, 16), support_y (B, S) and query_x (B, Q, 1, 16, 16)" in caught.value.message
     assert all(str(tuple(x.shape)) in caught.value.message for x in given)
-    assert "support_x[None]" in str(caught.value.hint)
+    assert "each of the S examples of a task has one label" in str(caught.value.hint)
+
+
+def test_a_task_without_its_dimension_is_told_how_to_get_one() -> None:
+    x, y, q = images(6), UNEQUAL[0], images(4)
+    with pytest.raises(metazoo.DataError, match="one task alone is support_x"):
+        nearest()(x, y, q)
+    assert nearest()(x[None], y[None], q[None]).shape == (1, 4, 3)
+
+
+class Line(metazoo.Algorithm):
+    """The smallest regressor there is, and one whose forward takes more than a task."""
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, slope: float = 0.0) -> Tensor:
+        return support_y.mean(1, keepdim=True) + slope * query_x
+
+
+def test_a_regressor_takes_targets_of_three_dimensions_and_a_forward_its_own_arguments() -> None:
+    line = Line(MLP((1,)), metazoo.TaskSpec((1,), 1, regression=True))
+    x, y, q = torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.full((2, 5, 1), 2.0)
+    assert torch.equal(line(x, y, q), torch.ones(2, 5, 1))
+    assert torch.equal(line(x, y, q, slope=0.5), torch.full((2, 5, 1), 2.0))
+    with pytest.raises(metazoo.DataError, match=r"support_y \(B, S, D\)"):
+        line(x, y[..., 0], q)
 
 
 UNEQUAL = torch.tensor([[0, 1, 2, 0, 2, 0], [2, 1, 1, 0, 1, 1]])

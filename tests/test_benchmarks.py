@@ -162,15 +162,19 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
     assert all(row["tasks"] == 4 and 0 <= row["mean"] <= 1 for row in record["rows"])
     assert "--images 500" in record["command"]
     # Two trainings at a time from one that is there, and both go on from its backbone.
-    finished = run("benchmarks.caltech", *options, "protonet", "--from-baseline", 300, "--jobs", 2)
+    finished = run("benchmarks.caltech", *options, "protonet", "--from-baseline", 1800, "--jobs", 2)
     assert finished.returncode == 0, finished.stderr
     baseline = out / "baseline-conv4-500-float32" / "batches"
     for shots in (1, 5):
-        recipe = json.loads((out / "protonet-conv4-500+300-float32" / f"{shots}-shot" / "config.json").read_text())["recipe"]
-        assert (recipe["init"], recipe["steps"]) == (str(baseline), 10)
-    record = json.loads((out / "caltech-conv4.json").read_text())
-    assert [(row["algorithm"], row["shots"]) for row in record["rows"]] == [row[:2] for row in rows]
-    assert "--images 500 --precision float32 --from-baseline 300" in record["command"]
+        recipe = json.loads((out / "protonet-conv4-500+1800-float32" / f"{shots}-shot" / "config.json").read_text())["recipe"]
+        assert (recipe["init"], recipe["steps"]) == (str(baseline), 1800 // (10 * (shots + 10)))
+    assert json.loads((out / "caltech-conv4.json").read_text()) == record  # what began from nothing stands by itself
+    record = json.loads((out / "caltech-conv4-finished.json").read_text())
+    assert [(row["algorithm"], row["shots"], row["steps"]) for row in record["rows"]] == [
+        ("protonet", 1, 16),
+        ("protonet", 5, 12),
+    ]
+    assert "--images 500 --precision float32 --from-baseline 1800" in record["command"]
 
 
 @pytest.mark.slow

@@ -207,11 +207,11 @@ def test_train_prints_its_result_alone(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_a_training_that_learned_nothing_says_so(capsys: Capture, tmp_path: Path) -> None:
-    told = "note: that is no better than guessing"
+    told = "note: that cannot be told from guessing"
     words = ["train", "protonet", *QUICK, "--backbone-width", "16", "--steps", "30", "--out"]
     assert told not in output(capsys, *words, str(tmp_path / "learned"), "--test-episodes", "100")[1]
-    # Without an inner step maml guesses.
-    words = ["train", "maml", *QUICK, "--eval-inner-steps", "0", "--out"]
+    # A head of zeros without an inner step says the same of every query: the mean is that of guessing, and has no interval.
+    words = ["train", "maml", *QUICK, "--zero-head", "--lr", "0", "--eval-inner-steps", "0", "--out"]
     assert told in output(capsys, *words, str(tmp_path / "not"), "--test-episodes", "100")[1]
 
 
@@ -271,6 +271,25 @@ def test_export_prints_the_card(capsys: Capture, protonet_run: Path, tmp_path: P
     assert str(tmp_path / "b" / "protonet.tiny-1_a.json") in err
 
 
+def test_export_where_a_card_is_damaged_or_stands_alone(
+    capsys: Capture, protonet_run: Path, other_run: Path, tmp_path: Path
+) -> None:
+    words = ["--name", "protonet.tiny", "--episodes", "4", "--out", str(tmp_path)]
+    output(capsys, "export", str(protonet_run), *words)
+    card, weights = tmp_path / "protonet.tiny.json", tmp_path / "protonet.tiny.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()  # they may be elsewhere
+    assert failure(capsys, 2, "export", str(other_run), *words)[0] == f"error: {card} exists and is another model's"
+    weights.write_bytes(whole[:-1])  # the way to mend them is to export the model again
+    output(capsys, "export", str(protonet_run), *words)
+    assert weights.read_bytes() == whole
+    card.write_text("my notes")
+    assert failure(capsys, 2, "export", str(protonet_run), *words)[0] == f"error: {card} exists and is no model card"
+    assert card.read_text() == "my notes"
+    card.unlink()
+    assert failure(capsys, 2, "export", str(other_run), *words)[0] == f"error: {weights} exists and is another model's"
+
+
 def test_export_takes_no_other_models_place(capsys: Capture, protonet_run: Path, other_run: Path, tmp_path: Path) -> None:
     words = ["--name", "protonet.tiny", "--episodes", "4", "--out", str(tmp_path), "--json"]
     first = output(capsys, "export", str(protonet_run), *words)[0]
@@ -278,7 +297,7 @@ def test_export_takes_no_other_models_place(capsys: Capture, protonet_run: Path,
     weights = tmp_path / "protonet.tiny.safetensors"
     there = weights.read_bytes()
     error, hint = failure(capsys, 2, "export", str(other_run), *words)
-    assert error == f"error: {weights} exists and is another model's"
+    assert error == f"error: {tmp_path / 'protonet.tiny.json'} exists and is another model's"
     assert "another --name or --out" in hint
     assert weights.read_bytes() == there
     assert json.loads((tmp_path / "protonet.tiny.json").read_text()) == json.loads(first)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from commands import Capture, output
+from PIL import Image
 
 from metazoo import runs
 
@@ -120,10 +122,47 @@ def test_classes_that_the_model_was_trained_on_are_told(capsys: Capture, protone
     for split in ("test", "val"):
         assert output(capsys, *words, "--split", split)[1] == ""
     _, err = output(capsys, *words, "--split", "train")
-    told = f"note: '{protonet_run}' was trained on 80 of the 80 classes that these tasks are drawn from"
-    assert err.startswith(told)
+    assert err.startswith(f"note: these tasks are of 80 classes, and '{protonet_run}' was trained on 80 of the same names")
     assert err.count("note: ") == 1  # not for each kind of task
     assert output(capsys, "eval", str(sinusoid_run), "--episodes", "4", "--split", "train")[1] == ""
+
+
+def test_a_remark_on_a_result_costs_no_result(capsys: Capture, protonet_run: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "run"
+    shutil.copytree(protonet_run, gone)
+    config = json.loads((gone / runs.CONFIG).read_text())
+    for change in ({"dataset": "coins", "dataset_options": {}}, {"dataset": "folder", "dataset_options": {"root": "/nowhere"}}):
+        (gone / runs.CONFIG).write_text(json.dumps({**config, **change}))
+        out, err = output(
+            capsys, "eval", str(gone), "--dataset", "glyphs", "--data-alphabets", "6", "--episodes", "4", "--json"
+        )
+        assert json.loads(out)["results"][0]["tasks"] == 4
+        assert err == ""
+
+
+def test_what_a_run_was_trained_on_is_sought_where_its_data_lie(capsys: Capture, tmp_path: Path) -> None:
+    for name in (
+        "a/train/cat",
+        "a/train/dog",
+        "a/val/owl",
+        "a/val/ram",
+        "a/test/fox",
+        "a/test/elk",
+        "b/test/cat",
+        "b/test/emu",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (16, 16), 60 * i).save(tmp_path / name / f"{i}.png")
+    tiny = shlex.split(
+        "--ways 2 --queries 1 --train-queries 1 --steps 1 --validation-episodes 2 --test-episodes 2 --data-size 16"
+    )
+    words = ["train", "protonet", "--dataset", "folder", "--data-root", str(tmp_path / "a"), "--out", str(tmp_path / "run")]
+    output(capsys, *words, *tiny, "--backbone-width", "4")
+    words = ["eval", str(tmp_path / "run"), "--episodes", "2"]
+    assert output(capsys, *words)[1] == ""
+    _, err = output(capsys, *words, "--data-root", str(tmp_path / "b"))
+    assert err.startswith(f"note: these tasks are of 2 classes, and '{tmp_path / 'run'}' was trained on 1 of the same names")
 
 
 def test_eval_with_other_options_of_the_algorithm(capsys: Capture, maml_run: Path) -> None:

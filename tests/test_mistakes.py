@@ -124,14 +124,19 @@ def test_a_damaged_config_is_told(capsys: Capture, damaged: Path, text: str) -> 
         assert hint
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_a_damaged_result_is_told(capsys: Capture, damaged: Path, text: str) -> None:
-    (damaged / runs.RESULT).write_text(text)
+@pytest.mark.parametrize("change", [None, "", "{", "[]", "{}", {"mean": None}, {"shots": None}, {"transductive": 1}])
+def test_a_damaged_result_is_told(capsys: Capture, protonet_run: Path, damaged: Path, change: Any) -> None:
+    result = json.loads((protonet_run / runs.RESULT).read_text())
+    (damaged / runs.RESULT).write_text(change if isinstance(change, str) else json.dumps(result | (change or {})))
     for words in (["train", "--resume", str(damaged)], ["export", str(damaged), "--name", "protonet.x", "--out", str(damaged)]):
-        assert run(words) == 1
-        error, hint = capsys.readouterr().err.splitlines()[-2:]
-        assert error.startswith(f"error: {damaged / runs.RESULT} ")
-        assert "train again in another folder" in hint
+        status = run(words)
+        lines = capsys.readouterr().err.splitlines()
+        if change is None:
+            assert status == 0
+        else:
+            assert status == 1
+            assert lines[-2].startswith(f"error: {damaged / runs.RESULT} ")
+            assert "train again in another folder" in lines[-1]
 
 
 def test_a_config_of_wrong_values_is_told(capsys: Capture, damaged: Path) -> None:

@@ -58,8 +58,14 @@ class Commands(click.Group):
         try:
             return registry().command(name).value
         except UnknownNameError as error:
-            close = did_you_mean(name, self.list_commands(ctx))
-            raise UnknownNameError(error.message, f"{close}`metazoo --help` lists the commands") from None
+            if ctx.resilient_parsing:  # a shell completes words
+                return None
+            known = [*BUILT_IN, *(entry.name for entry in registry().commands)]
+            failed = (
+                "; some plugins do not work: `metazoo plugins` says why" if any(p.problem for p in registry().plugins) else ""
+            )
+            hint = f"{did_you_mean(name, known)}`metazoo --help` lists the commands{failed}"
+            raise UnknownNameError(error.message, hint) from None
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -161,7 +161,8 @@ def eval_(
             with counted(f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}") as watch:
                 result, scores = measure(model, data, drawn, place, watch)
             cells.append(({"model": source.name, "data": title, **result, **told}, scores))
-        _tell_of_training(source, data, drawn)
+        if title == source.blueprint.dataset:
+            _tell_of_training(source, data, drawn)
         measured.append(Measured(source, data, cells))
     rows = [row for one in measured for row, _ in one.cells]
     differences = _differences(measured)
@@ -189,11 +190,13 @@ def _data(source: Source, name: str | None, given: dict[str, Any], before: Datas
 
 
 def _tell_of_training(source: Source, data: Dataset, drawn: Protocol) -> None:
-    """Say on stderr that a model was trained on classes that it is measured on."""
+    """Say on stderr that a model was trained on classes with the names of those that it is measured on."""
     classes = drawn.classes(data)
     if known := len(source.trained_on(data).intersection(classes)):
-        of = f"{known} of the {len(classes)} classes that these tasks are drawn from"
-        click.echo(f"note: '{source.name}' was trained on {of}: this is no result for new classes", err=True)
+        click.echo(
+            f"note: these tasks are of {len(classes)} classes, and '{source.name}' was trained on {known} of the same names: "
+            "this is no result for new classes", err=True,
+        )  # fmt: skip
 
 
 def _check_input(source: Source, data: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
@@ -132,8 +133,10 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
         try:
             card = read_card(entry.value)
             result = card["results"][0]
-            where = f"{card['dataset']}, " if "dataset" in card else ""
-            item["summary"] = f"{value_text(result)}  {where}{task_text(result)}, {mode_text(result)}"
+            item["summary"] = value_text(result)
+            # Another's card may say less.
+            with contextlib.suppress(KeyError, TypeError, AttributeError):
+                item["summary"] += f"  {card['dataset']}, {task_text(result)}, {mode_text(result)}"
         except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
             item["summary"] = f"unusable card: {error}"
     else:

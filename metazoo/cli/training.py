@@ -161,7 +161,10 @@ def train(
         echo_json({"run": str(folder), **result})
     else:
         click.echo(result_line(str(folder), result, chance))
-        if chance is not None and result["mean"] - result["interval"] <= chance:
-            hint = "look at the losses in its metrics.jsonl; a smaller or larger --lr, or more --steps, may be needed"
-            click.echo(f"note: that is no better than guessing; {hint}", err=True)
+        # Means are rounded to float32.
+        if chance is not None and result["mean"] - result["interval"] <= chance + 1e-6:
+            click.echo(
+                "note: that cannot be told from guessing. `metazoo eval` with more --episodes may; else look at the losses in "
+                "metrics.jsonl: another --lr, or more --steps, may help", err=True,
+            )  # fmt: skip
         click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)

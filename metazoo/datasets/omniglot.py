@@ -67,15 +67,14 @@ VINYALS_SHARED, VINYALS_SHARED_TRAIN = "Gurmukhi", 41  # characters 1 to 41 are 
 # Finn et al. 2017 (arXiv:1703.03400) shuffle all characters, whatever their alphabet, so that most of those in the test have
 # neighbours in training: easier than the other splits. Their order is that of a list of files; ours, of the sha256 of names.
 RANDOM_TRAIN, RANDOM_VAL = 1100, 100
-RANDOM_PLACE = {
-    name: place
-    for place, name in enumerate(
-        sorted(
-            (f"{name}/character{i:02}" for name, count in (BACKGROUND | EVALUATION).items() for i in range(1, count + 1)),
-            key=lambda name: hashlib.sha256(name.encode()).digest(),
-        )
-    )
-}
+
+
+def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1))
+
+
+RANDOM_ORDER = sorted(_names(BACKGROUND | EVALUATION), key=lambda name: hashlib.sha256(name.encode()).digest())
+RANDOM_PLACE = {name: place for place, name in enumerate(RANDOM_ORDER)}
 
 # The first two MD5s are the published ones; the others are those of the unchanged files of the official repository.
 MD5 = {
@@ -212,10 +211,6 @@ class _FixedTasks:
 def _alphabet_and_number(character: str) -> tuple[str, int]:
     alphabet, _, number = character.partition("/character")
     return alphabet, int(number)
-
-
-def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1))
 
 
 def _part(split: str, alphabet: str, number: int) -> str:
