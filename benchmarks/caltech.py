@@ -22,7 +22,7 @@ from metazoo.runs import RESULT, commit, machine
 
 SHOTS = (1, 5)
 QUERIES = 15
-VALIDATIONS = 10
+VALIDATIONS, FINISHING_VALIDATIONS = 10, 4
 # Options of each, and the ways and queries of its training tasks (None: it draws batches).
 ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "baseline": ("baseline", [], None),
@@ -33,7 +33,11 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
 }
 # What a trained backbone bears is less than a new one, and a new head wants more.
 FINISH = ["--lr", "0.0003"]
-FINISHED = {"matching": FINISH, "protonet": FINISH, "maml": [*FINISH, "--zero-head", "--head-lr", "0.3"]}
+FINISHED = {
+    "matching": FINISH,
+    "protonet": FINISH,
+    "maml": [*FINISH, "--zero-head", "--inner-lr", "0.005", "--head-lr", "0.05"],
+}
 BATCH = 64
 
 
@@ -61,14 +65,17 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
         return folder
     drawn = ["--batch-size", str(BATCH)] if task is None else ["--train-ways", str(task[0]), "--train-queries", str(task[1])]
     images = BATCH if task is None else task[0] * (shots + task[1])
-    steps = max(VALIDATIONS, (arguments.from_baseline if finishing else arguments.images) // images)
+    validations, seen_images = (
+        (FINISHING_VALIDATIONS, arguments.from_baseline) if finishing else (VALIDATIONS, arguments.images)
+    )
+    steps = max(validations, seen_images // images)
     if finishing:
         drawn += ["--init", str(train("baseline", SHOTS[-1], arguments)), *FINISHED[name]]
     metazoo(
         "train", algorithm, *options, "--dataset", "folder", "--data-root", str(arguments.data), "--data-size", "32",
         "--backbone", arguments.backbone, "--augment", "photo", "--precision", arguments.precision,
         "--shots", str(shots), "--queries", str(QUERIES), *drawn,
-        "--meta-batch", "1", "--steps", str(steps), "--validate-every", str(-(-steps // VALIDATIONS)),
+        "--meta-batch", "1", "--steps", str(steps), "--validate-every", str(-(-steps // validations)),
         "--validation-episodes", "60", "--test-episodes", "20", "--out", str(folder), "--progress", "lines",
     )  # fmt: skip
     return folder
