@@ -152,23 +152,40 @@ class FeatureLearner(Algorithm):
 
 
 def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> None:
-    """Raise DataError where these are not the shapes of tasks; images of another size are the backbone's matter."""
-    given, wanted = (support_x, support_y, query_x), (2 + len(spec.input_shape), 3 if spec.regression else 2)
-    missing = {wanted[0] - support_x.dim(), wanted[1] - support_y.dim(), wanted[0] - query_x.dim()}
-    if missing == {0} and (
+    """Raise DataError where these are no tasks: of other shapes or types, or with labels that leave out a class."""
+    given = {"support_x": support_x, "support_y": support_y, "query_x": query_x}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise DataError(f"{name} is no tensor but {type(x).__name__}", "make it one: torch.as_tensor")
+        if x.dtype == torch.uint8:
+            raise DataError(f"{name} is of bytes", "images are floats in [0, 1] (`x.float() / 255`), labels are int64")
+    if spec.regression != support_y.is_floating_point() or not (spec.regression or support_y.dtype == torch.int64):
+        raise DataError(
+            f"support_y is {support_y.dtype}", "targets are floats" if spec.regression else "labels are int64 (`y.long()`)"
+        )
+    one, target = spec.input_shape, 3 if spec.regression else 2
+    missing = {2 + len(one) - support_x.dim(), target - support_y.dim(), 2 + len(one) - query_x.dim()}
+    if missing != {0} or not (
         len(support_x) == len(query_x)
-        and support_x.shape[2:] == query_x.shape[2:]
+        and support_x.shape[2:] == query_x.shape[2:] == one
         and support_y.shape[:2] == support_x.shape[:2]
     ):
-        return
-    one, shapes = ", ".join(map(str, spec.input_shape)), [str(tuple(x.shape)) for x in given]
-    raise DataError(
-        f"the model takes tasks, support_x (B, S, {one}), support_y (B, S{', D' * spec.regression}) and query_x (B, Q, {one}), "
-        f"but it was given {', '.join(shapes)}",
-        "the first dimension is the task's: one task alone is support_x[None], support_y[None], query_x[None]"
-        if missing == {1}
-        else "B, the number of tasks, is the same in all three, and each of the S examples of a task has one label",
-    )
+        like, shapes = ", ".join(map(str, one)), ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items())
+        raise DataError(
+            f"the model takes tasks, support_x (B, S, {like}), support_y (B, S{', D' * spec.regression}) and query_x "
+            f"(B, Q, {like}), but it was given {shapes}",
+            "the first dimension is the task's: one task alone is support_x[None], support_y[None], query_x[None]"
+            if missing == {1}
+            else "B, the number of tasks, is the same in all three, and each of the S examples of a task has one label",
+        )
+    # Labels on a GPU are not waited for, and a compiler cannot follow what hangs on their values.
+    if not spec.regression and not support_y.is_cuda and not torch.compiler.is_compiling():
+        ways = int(support_y.max()) + 1 if support_y.numel() else 0
+        if ways < 1 or int(support_y.min()) < 0 or not F.one_hot(support_y, ways).any(1).all():
+            raise DataError(
+                "support_y leaves a class of a task without an example",
+                "the labels of a task of N classes are 0, 1, ..., N - 1, each there at least once; N is the same in all tasks",
+            )
 
 
 def task_loss(prediction: Tensor, target: Tensor) -> Tensor:

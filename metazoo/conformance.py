@@ -168,9 +168,13 @@ def keeps_queries_apart(case: Classification) -> None:
         return
     x, lie = episode.query_x, "`transductive` is False, but the answer for a query changes when the other queries "
     together = _answer(model, episode)
-    _require(_close(together[:, :1], _answer(model, _with_queries(episode, x[:, :1]))), lie + "are taken away")
-    others = torch.cat([x[:, :1], 3 * x[:, 1:].flip(1) + 1], 1)
-    _require(_close(together[:, :1], _answer(model, _with_queries(episode, others))[:, :1]), lie + "are others")
+    # The first and the last: an answer may depend on the queries before it alone, or on those behind it.
+    for i in (0, x.shape[1] - 1):
+        mine = slice(i, i + 1)
+        _require(_close(together[:, mine], _answer(model, _with_queries(episode, x[:, mine]))), lie + "are taken away")
+        others = 3 * x.flip(1) + 1
+        others[:, mine] = x[:, mine]
+        _require(_close(together[:, mine], _answer(model, _with_queries(episode, others))[:, mine]), lie + "are others")
 
 
 def embeds_and_classifies(case: Classification) -> None:

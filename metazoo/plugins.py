@@ -125,7 +125,7 @@ class Registry:
                 return plugin.fail(
                     f"it implements the hook {caller.name}, which does not exist",
                     (did_you_mean(caller.name, HOOKS) or "is the plugin made for another version of metazoo? ")
-                    + f"The hooks are {', '.join(HOOKS)}.",
+                    + f"the hooks are {', '.join(HOOKS)}",
                 )
         self._live.append((plugin, module, manager))
 

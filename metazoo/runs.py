@@ -66,7 +66,8 @@ def read_blueprint(folder: Path) -> Blueprint:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Return what the finished run in a folder came to, or raise CheckpointError."""
-    result = read_json(folder / RESULT, DAMAGED)
+    again = f"delete it: `metazoo train --resume {folder}` then makes it again from the last checkpoint"
+    result = read_json(folder / RESULT, again)
     numbers = ("mean", "interval", "tasks", "shots", "best_step", "steps", "seconds")
     texts = ("metric", "machine", "metazoo")
     if not (
@@ -75,7 +76,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         and all(isinstance(result.get(key), str) for key in texts)
         and isinstance(result.get("transductive"), bool)
     ):
-        raise CheckpointError(f"{folder / RESULT} is not the result of a run", DAMAGED)
+        raise CheckpointError(f"{folder / RESULT} is not the result of a run", again)
     return result
 
 

@@ -76,6 +76,8 @@ def find(name: str | os.PathLike[str]) -> Source:
     if path.is_dir():
         blueprint = runs.read_blueprint(path)
         if not (path / runs.BEST).exists():
+            if (path / runs.RESULT).exists():
+                raise CheckpointError(f"the model of the run in {path} is gone: there is no {path / runs.BEST}", runs.DAMAGED)
             raise CheckpointError(
                 f"the run in {path} has no model yet: it stopped before its first validation",
                 f"`metazoo train --resume {path}` goes on with it",
@@ -158,7 +160,7 @@ def export(
     source = find(run)
     result = runs.read_result(run)
     file = f"{name}.safetensors"
-    _check_free(out, name, source.sha256)
+    check_free(out, name, source.sha256, "choose another --name or --out")
     data = blueprint.data()
     results: list[dict[str, Any]] = []
     parts = len(protocols) * len(variants)
@@ -203,19 +205,22 @@ def export(
     return card
 
 
-def _check_free(folder: Path, name: str, sha256: str) -> None:
-    """Raise OptionError where a folder has a model of that name with other weights, or a file that is no card in its place."""
-    card, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
-    hint = "choose another --name or --out, or move it away"
-    if card.exists():
-        try:
-            there = read_card(card)["sha256"]
-        except CheckpointError as error:
-            raise OptionError(f"{card} exists and is no model card", hint) from error
-        if there != sha256:
-            raise OptionError(f"{card} exists and is another model's", hint)
-    elif weights.exists() and read_verified(weights, sha256) is None:
-        raise OptionError(f"{weights} exists and is another model's", hint)
+def check_free(folder: Path, name: str, sha256: str, elsewhere: str) -> None:
+    """Raise OptionError where a folder has a card of that name that is another model's, or no card.
+
+    Weights without a card are what an interrupted export leaves.
+    """
+    card = folder / f"{name}.json"
+    if not card.exists():
+        return
+    hint = f"{elsewhere}, or move it away"
+    try:
+        there = read_card(card)
+    except CheckpointError as error:
+        raise OptionError(f"{card} exists and is no model card", hint) from error
+    if there["name"] != name or there["sha256"] != sha256:
+        other = "another model of that name" if there["name"] == name else f"the model '{there['name']}'"
+        raise OptionError(f"{card} exists and is {other}", hint)
 
 
 def command(blueprint: Blueprint) -> str:

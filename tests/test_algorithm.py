@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ def nearest() -> Nearest:
         lambda x, y, q: (x, y[:, 1:], q),
         lambda x, y, q: (x, y, q[1:]),
         lambda x, y, q: (x, y, q[..., 1:]),
+        lambda x, y, q: (x[..., 1:], y, q[..., 1:]),
         lambda x, y, q: (x, y.unsqueeze(2), q),
     ],
 )
@@ -48,6 +51,28 @@ def test_what_are_no_tasks_is_told_by_its_shapes(change: Callable[..., tuple[Ten
     assert "(B, S, 1, 16, 16), support_y (B, S) and query_x (B, Q, 1, 16, 16)" in caught.value.message
     assert all(str(tuple(x.shape)) in caught.value.message for x in given)
     assert "each of the S examples of a task has one label" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (lambda x, y, q: (x, y + 1, q), "leaves a class of a task without an example", "0, 1, ..., N - 1"),
+        (lambda x, y, q: (x, y - 1, q), "leaves a class of a task without an example", "0, 1, ..., N - 1"),
+        (lambda x, y, q: (x, 2 * y, q), "leaves a class of a task without an example", "0, 1, ..., N - 1"),
+        (lambda x, y, q: (x, y.clamp(max=torch.tensor([[2], [1]])), q), "leaves a class of a task", "the same in all tasks"),
+        (lambda x, y, q: (x[:, :0], y[:, :0], q), "leaves a class of a task", "0, 1, ..., N - 1"),
+        (lambda x, y, q: (x, y.float(), q), r"support_y is torch\.float32", "int64"),
+        (lambda x, y, q: (x, y.int(), q), r"support_y is torch\.int32", r"y\.long"),
+        (lambda x, y, q: ((255 * x).byte(), y, q), "support_x is of bytes", "255"),
+        (lambda x, y, q: (x, y, (255 * q).byte()), "query_x is of bytes", "255"),
+        (lambda x, y, q: (x, y.tolist(), q), "support_y is no tensor but list", "as_tensor"),
+        (lambda x, y, q: (x, y, q.numpy()), "query_x is no tensor but ndarray", "as_tensor"),
+    ],
+)
+def test_what_a_task_cannot_hold_is_told(change: Callable[..., tuple[Any, Any, Any]], message: str, hint: str) -> None:
+    with pytest.raises(metazoo.DataError, match=message) as caught:
+        nearest()(*change(images(2, 6), UNEQUAL, images(2, 4)))
+    assert re.search(hint, str(caught.value.hint))
 
 
 def test_a_task_without_its_dimension_is_told_how_to_get_one() -> None:

@@ -29,7 +29,7 @@ def test_eval_gives_a_row_for_every_task(capsys: Capture, protonet_run: Path) ->
     assert found["differences"] == []
     table = output(capsys, *words)[0].splitlines()
     assert len(table) == 5
-    assert re.search(r"glyphs +2-way 1-shot +accuracy +\d+\.\d\d ± \d+\.\d\d % +10 +inductive$", table[1])
+    assert re.search(r"glyphs alphabets=6 +2-way 1-shot +accuracy +\d+\.\d\d ± \d+\.\d\d % +10 +inductive$", table[1])
 
 
 def test_eval_by_default_draws_the_tasks_that_training_was_tested_on(capsys: Capture, protonet_run: Path) -> None:
@@ -91,6 +91,7 @@ def test_models_of_different_data_are_not_paired(
     assert [r["metric"] for r in found["results"]] == ["accuracy", "accuracy", "mse", "mse"]
     assert found["differences"] == []
     assert "different data" in err
+    assert "--dataset can give both the same" in err
     # Without --shots each is given what it was trained for.
     out, _ = output(capsys, "eval", str(protonet_run), str(sinusoid_run), "--episodes", "4", "--json")
     assert [r["shots"] for r in json.loads(out)["results"]] == [
@@ -104,6 +105,7 @@ def test_models_of_different_data_are_not_paired(
     out, err = output(capsys, "eval", str(protonet_run), str(again), "--episodes", "4", "--json")
     assert json.loads(out)["differences"] == []
     assert "different data" in err
+    assert "--data-seed can give both the same" in err
     out, err = output(capsys, "eval", str(protonet_run), str(again), "--episodes", "4", "--data-seed", "1", "--json")
     assert len(json.loads(out)["differences"]) == 1
     assert err == ""
@@ -115,6 +117,10 @@ def test_eval_on_other_data(capsys: Capture, protonet_run: Path) -> None:
     other = json.loads(output(capsys, *words, "--data-seed", "3")[0])["results"][0]
     assert same["split"] == "val"
     assert same["mean"] != other["mean"]
+    assert other["data_options"] == {**same["data_options"], "seed": 3}
+    assert "root" not in same["data_options"]
+    table, _ = output(capsys, *words[:-1], "--data-seed", "3")
+    assert re.search(r" glyphs alphabets=6 seed=3 +3-way 1-shot, val ", table)
 
 
 def test_classes_that_the_model_was_trained_on_are_told(capsys: Capture, protonet_run: Path, sinusoid_run: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Capture, failure
+from commands import Capture, failure, output
 
 from metazoo import runs
 from metazoo.checkpoint import load_tensors, save_tensors
@@ -136,7 +136,11 @@ def test_a_damaged_result_is_told(capsys: Capture, protonet_run: Path, damaged: 
         else:
             assert status == 1
             assert lines[-2].startswith(f"error: {damaged / runs.RESULT} ")
-            assert "train again in another folder" in lines[-1]
+            assert f"delete it: `metazoo train --resume {damaged}`" in lines[-1]
+    (damaged / runs.RESULT).unlink()
+    output(capsys, "train", "--resume", str(damaged))
+    again = json.loads((damaged / runs.RESULT).read_text())
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
 def test_a_config_of_wrong_values_is_told(capsys: Capture, damaged: Path) -> None:

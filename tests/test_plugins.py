@@ -67,7 +67,7 @@ CASES = {
     "misspelt-hook": Broken(
         REGISTERED.replace("register_algorithms", "register_algoritms").replace("@", "import metazoo\n@"),
         "the hook register_algoritms, which does not exist",
-        "did you mean 'register_algorithms'? The hooks are register_algorithms, ",
+        "did you mean 'register_algorithms'? the hooks are register_algorithms, ",
     ),
     "unknown-hook": Broken(
         "import metazoo\n@metazoo.hookimpl\ndef telescope_moved(ra, dec):\n    pass",

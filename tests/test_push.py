@@ -67,7 +67,13 @@ def test_only_the_same_model_is_replaced(exported: Path, tmp_path: Path, capsys:
     assert run(["push", *words]) == 0
     assert (tmp_path / CARD).read_bytes() == (exported / CARD).read_bytes()
     capsys.readouterr()
-    for text, what in (("{}", "no model card"), ((exported / CARD).read_text().replace(NAME, "protonet.x", 1), "protonet.x")):
+    whole = (exported / CARD).read_text()
+    sha256 = json.loads(whole)["sha256"]
+    for text, what in (
+        ("{}", "no model card"),
+        (whole.replace(NAME, "protonet.x", 1), "protonet.x"),
+        (whole.replace(sha256, sha256[::-1]), "another model of that name"),
+    ):
         (tmp_path / CARD).write_text(text)
         (tmp_path / WEIGHTS).write_bytes(b"theirs")
         assert what in failure(capsys, *words)

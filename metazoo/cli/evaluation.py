@@ -160,7 +160,8 @@ def eval_(
             drawn = Protocol(split or "test", way, shot, queries or recipe["queries"], key, episodes or EPISODES, protocol)
             with counted(f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}") as watch:
                 result, scores = measure(model, data, drawn, place, watch)
-            cells.append(({"model": source.name, "data": title, **result, **told}, scores))
+            row = {"model": source.name, "data": title, "data_options": _fixed(data), **result, **told}
+            cells.append((row, scores))
         if title == source.blueprint.dataset:
             _tell_of_training(source, data, drawn)
         measured.append(Measured(source, data, cells))
@@ -169,7 +170,7 @@ def eval_(
     if as_json:
         echo_json({"results": rows, "differences": differences})
         return None
-    print_results(rows)
+    print_results([{**row, "data": _data_text(row)} for row in rows])
     if differences:
         lines = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
         click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
@@ -224,7 +225,11 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     for one in others:
         if not _same_tasks(one.data, first.data, first.cells[0][0].get("split")):
             names = f"'{first.source.name}' and '{one.source.name}'"
-            click.echo(f"note: {names} have different data, so there is no paired difference; --dataset sets it", err=True)
+            split = first.cells[0][0].get("split")
+            same = type(one.data) is type(first.data)
+            flags = [f"--data-{name.replace('_', '-')}" for name in _other_options(first.data, one.data, split)] if same else []
+            hint = f"{' and '.join(flags or ['--dataset'])} can give both the same"
+            click.echo(f"note: {names} have different data, so there is no paired difference; {hint}", err=True)
             continue
         for (_, ours), (row, base) in zip(one.cells, first.cells):
             task: dict[str, Any] = {
@@ -237,14 +242,30 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
 
 def _same_tasks(a: Dataset, b: Dataset, split: str | None) -> bool:
     """Return whether two data sets give the same tasks of a split, though perhaps from another place or in another size."""
-    free = {*a.input_format, *a.local_options, *(a.training_options if split != "train" else ())}
-    fixed = [[(key, value) for key, value in options.as_dict(d.config).items() if key not in free] for d in (a, b)]
-    if type(a) is not type(b) or fixed[0] != fixed[1]:
+    if type(a) is not type(b) or _other_options(a, b, split):
         return False
     if isinstance(a, ClassDataset) and isinstance(b, ClassDataset):
         parts = [split] if split in a.splits else [part for part in a.splits if part != "train"]
         return all(_classes(a, part) == _classes(b, part) for part in parts)
     return True
+
+
+def _other_options(a: Dataset, b: Dataset, split: str | None) -> list[str]:
+    """Return the names of the options that make the tasks of a split differ between two configurations of a data set."""
+    free = {*a.input_format, *(a.training_options if split != "train" else ())}
+    ours, theirs = _fixed(a), _fixed(b)
+    return [name for name in ours if name not in free and ours[name] != theirs.get(name)]
+
+
+def _fixed(data: Dataset) -> dict[str, Any]:
+    """Return the options of a data set, but those that say where the data lie."""
+    return {name: value for name, value in options.as_dict(data.config).items() if name not in data.local_options}
+
+
+def _data_text(row: dict[str, Any]) -> str:
+    """Return the data set of a row with those of its options that are not as usual."""
+    usual = {option.name: option.default for option in options.read(registry().dataset(row["data"]).value.Config)}
+    return " ".join([row["data"], *(f"{name}={value}" for name, value in row["data_options"].items() if value != usual[name])])
 
 
 def _classes(data: ClassDataset, split: str) -> tuple[tuple[str, ...], tuple[int, ...]] | None:

@@ -19,7 +19,7 @@ from metazoo.cli.tables import mode_text, task_text, value_text
 from metazoo.errors import CheckpointError, OptionError
 from metazoo.files import write_atomically
 from metazoo.plugins import registry
-from metazoo.zoo import weights_of
+from metazoo.zoo import check_free, weights_of
 
 # The licences that the Hub knows by these words; any other is "other" there, with its name.
 LICENCES = {
@@ -55,7 +55,7 @@ def push(model: str, destination: str, private: bool, as_json: bool) -> None:
         if private:
             raise OptionError("--private means nothing for a folder", "leave it out, or push to hf://user/repo")
         folder = (_folder(destination) if colon else Path(destination)).expanduser().absolute()
-        _write(folder, name, files)
+        _write(folder, card, files)
         where, address = str(folder), f"{(folder / f'{name}.json').as_uri()}{pin}"
     if as_json:
         echo_json({"name": name, "where": where, "address": address, "sha256": card["sha256"]})
@@ -91,16 +91,9 @@ def _packed(model: str) -> tuple[dict[str, Any], bytes]:
     return parse_card(json.dumps(card).encode(), str(path)), weights
 
 
-def _write(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
-    """Write a model into a folder, or raise where a card of that file name is there that is another model's."""
-    card = folder / f"{name}.json"
-    if card.exists():
-        try:
-            there = f"the model '{read_card(card)['name']}'"
-        except CheckpointError:
-            there = "no model card"
-        if there != f"the model '{name}'":
-            raise OptionError(f"{card} exists and is {there}", "push to another folder, or move that file away")
+def _write(folder: Path, card: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a model into a folder, or raise OptionError where another one of that name is there."""
+    check_free(folder, card["name"], card["sha256"], "push to another folder")
     # The weights come first: whoever reads in between finds a card that does not fit, not a model that was never measured.
     for file, data in files.items():
         write_atomically(folder / file, data)

@@ -15,6 +15,8 @@ from metazoo.cli.tables import mode_text, table, task_text, value_text
 from metazoo.plugins import registry
 from metazoo.recheck import Recheck, recheck
 
+VERDICTS = {True: "agrees", False: "DIFFERS", None: "not measured: "}
+
 
 @dataclass(frozen=True)
 class Data(options.Config):
@@ -28,7 +30,11 @@ def recheck_all(root: str | None, episodes: int | None, device: torch.device, as
     found: list[Recheck] = []
     for entry in registry().pretrained:
         click.echo(f"{entry.name} ...", err=True)
-        found += recheck(entry.name, root, episodes, device)
+        for one in recheck(entry.name, root, episodes, device):
+            found.append(one)
+            if one.card and one.now:
+                said = f"{task_text(one.card)}, {mode_text(one.card)}: {value_text(one.now)}, {VERDICTS[one.agrees]}"
+                click.echo(f"  {said}", err=True)
     if as_json:
         echo_json([{**dataclasses.asdict(one), "agrees": one.agrees} for one in found])
     else:
@@ -37,7 +43,7 @@ def recheck_all(root: str | None, episodes: int | None, device: torch.device, as
                 one.model,
                 *([text(one.card) for text in (task_text, mode_text, value_text)] if one.card else "---"),
                 value_text(one.now) if one.now else "-",
-                {True: "agrees", False: "DIFFERS", None: f"not measured: {one.problem}"}[one.agrees],
+                VERDICTS[one.agrees] + (one.problem or ""),
             )
             for one in found
         ]

@@ -23,12 +23,12 @@ def value_text(result: dict[str, Any]) -> str:
 
 
 def task_text(result: dict[str, Any]) -> str:
-    """Return what a result was measured on, in words."""
+    """Return what a result was measured on, in words; the split, too, unless it is the test."""
     if "protocol" in result:
         return str(result["protocol"])
-    if result.get("ways") is None:
-        return f"{result['shots']}-shot"
-    return f"{result['ways']}-way {result['shots']}-shot"
+    part = f", {result['split']}" if result.get("split", "test") != "test" else ""
+    ways = "" if result.get("ways") is None else f"{result['ways']}-way "
+    return f"{ways}{result['shots']}-shot{part}"
 
 
 def mode_text(result: dict[str, Any]) -> str:
