@@ -148,20 +148,23 @@ def digits() -> str:
 
 
 def caltech() -> str:
-    """Return every algorithm on the reduced Caltech-101, a row for each with each backbone that was measured."""
+    """Return every algorithm on the reduced Caltech-101, a row for each with each backbone and each start that was measured."""
     lines = ["| backbone | algorithm | 5-way 1-shot | 5-way 5-shot | |", "|---|---|---|---|---|"]
-    commands = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("caltech-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    commands, paths = [], (ROOT / "benchmarks" / "results").glob("caltech-*.json")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for record in sorted(
+        records, key=lambda record: (record["rows"][0]["model"].partition(".")[2], record.get("from_baseline") or 0)
+    ):
         trained = ", ".join(dict.fromkeys(row["commit"][:10] for row in record["rows"]))
         commands.append(f"`{record['command']}`, {record['machine']}, trained at commit {trained}.")
         for name in dict.fromkeys(row["algorithm"] for row in record["rows"]):
             rows = {row["shots"]: row for row in record["rows"] if row["algorithm"] == name}
             cells = [value_text(rows[shots]).removesuffix(" %") if shots in rows else "" for shots in (1, 5)]
-            mode = mode_text(next(iter(rows.values())))
-            backbone = rows[max(rows)]["model"].partition(".")[2]
+            first = next(iter(rows.values()))
             start = " from `baseline`" if record.get("from_baseline") and not name.startswith("baseline") else ""
-            lines.append(f"| {backbone}{start} | `{name}` | {' | '.join(cells)} | {mode} |")
+            line = f"| {first['model'].partition('.')[2]}{start} | `{name}` | {' | '.join(cells)} | {mode_text(first)} |"
+            # The baselines are the same, however episodes begin.
+            lines += [line] if line not in lines else []
     return "\n".join(lines) + "\n\n" + "\n".join(commands)
 
 
