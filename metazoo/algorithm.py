@@ -86,10 +86,10 @@ class Algorithm(nn.Module):
         """Whether training goes wrong where the backbone computes in bf16, as second derivatives through it do."""
         return False
 
-    def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, *more: Any, **named: Any) -> Tensor:
-        """Return what `forward` does, or raise DataError where these are not the shapes of tasks."""
+    def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Return what `forward` does, or raise DataError where these are no tasks."""
         _check_tasks(self.spec, support_x, support_y, query_x)
-        return super().__call__(support_x, support_y, query_x, *more, **named)
+        return super().__call__(support_x, support_y, query_x)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Return logits (B, Q, ways), or in regression predictions (B, Q, D).
@@ -152,7 +152,7 @@ class FeatureLearner(Algorithm):
 
 
 def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> None:
-    """Raise DataError where these are no tasks: of other shapes or types, or with labels that leave out a class."""
+    """Raise DataError where these are no tasks: of other shapes or types or, on a CPU, with labels that leave out a class."""
     given = {"support_x": support_x, "support_y": support_y, "query_x": query_x}
     for name, x in given.items():
         if not isinstance(x, Tensor):
@@ -163,7 +163,7 @@ def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: 
         raise DataError(
             f"support_y is {support_y.dtype}", "targets are floats" if spec.regression else "labels are int64 (`y.long()`)"
         )
-    one, target = spec.input_shape, 3 if spec.regression else 2
+    one, target = tuple(spec.input_shape), 3 if spec.regression else 2
     missing = {2 + len(one) - support_x.dim(), target - support_y.dim(), 2 + len(one) - query_x.dim()}
     if missing != {0} or not (
         len(support_x) == len(query_x)
@@ -179,13 +179,17 @@ def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: 
             else "B, the number of tasks, is the same in all three, and each of the S examples of a task has one label",
         )
     # Labels on a GPU are not waited for, and a compiler cannot follow what hangs on their values.
-    if not spec.regression and not support_y.is_cuda and not torch.compiler.is_compiling():
-        ways = int(support_y.max()) + 1 if support_y.numel() else 0
-        if ways < 1 or int(support_y.min()) < 0 or not F.one_hot(support_y, ways).any(1).all():
-            raise DataError(
-                "support_y leaves a class of a task without an example",
-                "the labels of a task of N classes are 0, 1, ..., N - 1, each there at least once; N is the same in all tasks",
-            )
+    if spec.regression or support_y.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    try:
+        low, high = (int(support_y.min()), int(support_y.max())) if support_y.numel() else (0, -1)
+    except RuntimeError:  # a transformation, as vmap, hides them
+        return
+    if low < 0 or not 0 <= high < support_y.shape[1] or not F.one_hot(support_y, high + 1).any(1).all():
+        raise DataError(
+            "support_y leaves a class of a task without an example",
+            "the labels of a task of N classes are 0, 1, ..., N - 1, each there at least once; N is the same in all tasks",
+        )
 
 
 def task_loss(prediction: Tensor, target: Tensor) -> Tensor:

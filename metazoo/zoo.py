@@ -48,17 +48,19 @@ class Source:
     def trained_on(self, data: Dataset) -> frozenset[str]:
         """Return the names of the classes of the model's own training, or none where they cannot be found.
 
-        `data` are of the data set that it was trained on, perhaps with other options. A card does not say where the data lie:
-        they are sought where these are. The classes of a model that training began with are not among them.
+        `data` are of the data set that it was trained on, perhaps with other options. A card does not say where its data lie,
+        and those of a run may have gone: they are sought where these are. The classes of a model that training began with are
+        not among them.
         """
-        own = self.blueprint.dataset_options
-        unsaid = [name for name in data.local_options if own.get(name) is None and hasattr(data.config, name)]
-        # A remark on a result may not cost the result.
-        with contextlib.suppress(MetazooError):
-            theirs = self.blueprint.data(**{name: getattr(data.config, name) for name in unsaid})
-            known = data if theirs.config == data.config else theirs
-            if isinstance(known, ClassDataset):
-                # Streams name the classes without reading the images.
+        here = {name: getattr(data.config, name) for name in data.local_options if hasattr(data.config, name)}
+        unsaid = {name: value for name, value in here.items() if self.blueprint.dataset_options.get(name) is None}
+        for place in (unsaid, here):  # what a run says of its place may be so no more
+            with contextlib.suppress(MetazooError):
+                theirs = self.blueprint.data(**place)
+                known = data if theirs.config == data.config else theirs
+                if not isinstance(known, ClassDataset):
+                    break
+                # Where streams are not all read, as `folder`'s, they name the classes without the images.
                 with known.streams() as streams:
                     return frozenset(streams["train"].names) if "train" in streams else frozenset()
         return frozenset()
@@ -206,14 +208,16 @@ def export(
 
 
 def check_free(folder: Path, name: str, sha256: str, elsewhere: str) -> None:
-    """Raise OptionError where a folder has a card of that name that is another model's, or no card.
+    """Raise OptionError where a folder has another model of that name, or a file that is no card in its card's place.
 
-    Weights without a card are what an interrupted export leaves.
+    Where there is a card, it alone decides: damaged weights are mended by writing them again.
     """
-    card = folder / f"{name}.json"
-    if not card.exists():
-        return
+    card, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
     hint = f"{elsewhere}, or move it away"
+    if not card.exists():
+        if weights.exists() and read_verified(weights, sha256) is None:
+            raise OptionError(f"{weights} exists and is another model's", hint)
+        return
     try:
         there = read_card(card)
     except CheckpointError as error:

@@ -60,6 +60,8 @@ def test_what_are_no_tasks_is_told_by_its_shapes(change: Callable[..., tuple[Ten
         (lambda x, y, q: (x, y - 1, q), "leaves a class of a task without an example", "0, 1, ..., N - 1"),
         (lambda x, y, q: (x, 2 * y, q), "leaves a class of a task without an example", "0, 1, ..., N - 1"),
         (lambda x, y, q: (x, y.clamp(max=torch.tensor([[2], [1]])), q), "leaves a class of a task", "the same in all tasks"),
+        (lambda x, y, q: (x, y + 10**10, q), "leaves a class of a task", "0, 1, ..., N - 1"),
+        (lambda x, y, q: (x, y + 2**63 - 3, q), "leaves a class of a task", "0, 1, ..., N - 1"),
         (lambda x, y, q: (x[:, :0], y[:, :0], q), "leaves a class of a task", "0, 1, ..., N - 1"),
         (lambda x, y, q: (x, y.float(), q), r"support_y is torch\.float32", "int64"),
         (lambda x, y, q: (x, y.int(), q), r"support_y is torch\.int32", r"y\.long"),
@@ -82,20 +84,30 @@ def test_a_task_without_its_dimension_is_told_how_to_get_one() -> None:
     assert nearest()(x[None], y[None], q[None]).shape == (1, 4, 3)
 
 
-class Line(metazoo.Algorithm):
-    """The smallest regressor there is, and one whose forward takes more than a task."""
+class Sum(metazoo.Algorithm):
+    """What looks at no label's value: the query and the mean of the support's labels."""
 
-    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, slope: float = 0.0) -> Tensor:
-        return support_y.mean(1, keepdim=True) + slope * query_x
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        return support_y.float().flatten(1).mean(1)[:, None, None] + query_x.flatten(2)
 
 
-def test_a_regressor_takes_targets_of_three_dimensions_and_a_forward_its_own_arguments() -> None:
-    line = Line(MLP((1,)), metazoo.TaskSpec((1,), 1, regression=True))
+def test_a_regressor_takes_targets_of_three_dimensions() -> None:
+    line = Sum(MLP((1,)), metazoo.TaskSpec((1,), 1, regression=True))
     x, y, q = torch.zeros(2, 3, 1), torch.ones(2, 3, 1), torch.full((2, 5, 1), 2.0)
-    assert torch.equal(line(x, y, q), torch.ones(2, 5, 1))
-    assert torch.equal(line(x, y, q, slope=0.5), torch.full((2, 5, 1), 2.0))
+    assert torch.equal(line(x, y, q), torch.full((2, 5, 1), 3.0))
     with pytest.raises(metazoo.DataError, match=r"support_y \(B, S, D\)"):
         line(x, y[..., 0], q)
+
+
+def test_tasks_are_told_apart_where_labels_cannot_be_read() -> None:
+    """Under vmap, in a compiler's graph and on the device "meta" shapes alone are looked at."""
+    model = Sum(MLP((4,)), metazoo.TaskSpec([4], 3))  # type: ignore[arg-type]
+    x, y, q = torch.zeros(2, 3, 4), torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.ones(2, 5, 4)
+    each = torch.func.vmap(lambda x, y, q: model(x[None], y[None], q[None])[0])
+    assert torch.equal(each(x, y, q), model(x, y, q))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, y, q), model(x, y, q))
+    assert model(*(t.to("meta") for t in (x, y, q))).shape == (2, 5, 4)
 
 
 UNEQUAL = torch.tensor([[0, 1, 2, 0, 2, 0], [2, 1, 1, 0, 1, 1]])

@@ -286,6 +286,8 @@ def test_export_where_a_card_is_damaged_or_stands_alone(
     card.write_text("my notes")
     assert failure(capsys, 2, "export", str(protonet_run), *words)[0] == f"error: {card} exists and is no model card"
     assert card.read_text() == "my notes"
+    card.unlink()
+    assert failure(capsys, 2, "export", str(other_run), *words)[0] == f"error: {weights} exists and is another model's"
 
 
 def test_export_takes_no_other_models_place(capsys: Capture, protonet_run: Path, other_run: Path, tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Capture, output
 from PIL import Image
 
-from metazoo import runs
+from metazoo import MetazooError, runs
+from metazoo.cli import run
+from metazoo.datasets.glyphs import Glyphs
 
 
 def test_eval_gives_a_row_for_every_task(capsys: Capture, protonet_run: Path) -> None:
@@ -133,17 +136,27 @@ def test_classes_that_the_model_was_trained_on_are_told(capsys: Capture, protone
     assert output(capsys, "eval", str(sinusoid_run), "--episodes", "4", "--split", "train")[1] == ""
 
 
-def test_a_remark_on_a_result_costs_no_result(capsys: Capture, protonet_run: Path, tmp_path: Path) -> None:
-    gone = tmp_path / "run"
-    shutil.copytree(protonet_run, gone)
-    config = json.loads((gone / runs.CONFIG).read_text())
-    for change in ({"dataset": "coins", "dataset_options": {}}, {"dataset": "folder", "dataset_options": {"root": "/nowhere"}}):
-        (gone / runs.CONFIG).write_text(json.dumps({**config, **change}))
-        out, err = output(
-            capsys, "eval", str(gone), "--dataset", "glyphs", "--data-alphabets", "6", "--episodes", "4", "--json"
-        )
-        assert json.loads(out)["results"][0]["tasks"] == 4
-        assert err == ""
+def test_a_remark_on_a_result_costs_no_result(
+    capsys: Capture, protonet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = tmp_path / "run"
+    shutil.copytree(protonet_run, unknown)
+    config = json.loads((unknown / runs.CONFIG).read_text())
+    (unknown / runs.CONFIG).write_text(json.dumps({**config, "dataset": "coins", "dataset_options": {}}))
+    out, err = output(capsys, "eval", str(unknown), "--dataset", "glyphs", "--data-alphabets", "6", "--episodes", "4", "--json")
+    assert json.loads(out)["results"][0]["tasks"] == 4
+    assert err == ""
+
+    def no_streams(self: Glyphs) -> Any:
+        raise MetazooError("they are gone") if self.config.seed == 0 else OSError(5, "the disk is gone")
+
+    monkeypatch.setattr(Glyphs, "streams", no_streams)
+    assert output(capsys, "eval", str(protonet_run), "--episodes", "4")[1] == ""
+    (unknown / runs.CONFIG).write_text(json.dumps({**config, "dataset_options": {**config["dataset_options"], "seed": 1}}))
+    assert run(["eval", str(unknown), "--episodes", "4"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2  # the result
+    assert err == "error: the disk is gone\n"
 
 
 def test_what_a_run_was_trained_on_is_sought_where_its_data_lie(capsys: Capture, tmp_path: Path) -> None:
@@ -169,6 +182,10 @@ def test_what_a_run_was_trained_on_is_sought_where_its_data_lie(capsys: Capture,
     assert output(capsys, *words)[1] == ""
     _, err = output(capsys, *words, "--data-root", str(tmp_path / "b"))
     assert err.startswith(f"note: these tasks are of 2 classes, and '{tmp_path / 'run'}' was trained on 1 of the same names")
+    # Where they are no more, they are sought where the present ones lie.
+    (tmp_path / "a").rename(tmp_path / "moved")
+    _, err = output(capsys, *words, "--data-root", str(tmp_path / "moved"), "--split", "train")
+    assert "trained on 2 of the same names" in err
 
 
 def test_eval_with_other_options_of_the_algorithm(capsys: Capture, maml_run: Path) -> None:

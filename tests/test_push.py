@@ -61,7 +61,11 @@ def test_a_model_of_the_zoo_is_pushed_by_its_name(tmp_path: Path, capsys: Captur
 
 def test_only_the_same_model_is_replaced(exported: Path, tmp_path: Path, capsys: Capture) -> None:
     words = (str(exported / CARD), str(tmp_path))
-    (tmp_path / WEIGHTS).write_bytes(b"of a push that was interrupted")
+    # What a push that was interrupted leaves; weights of another's are not replaced.
+    (tmp_path / WEIGHTS).write_bytes(b"theirs")
+    assert "exists and is another model's" in failure(capsys, *words)
+    assert (tmp_path / WEIGHTS).read_bytes() == b"theirs"
+    (tmp_path / WEIGHTS).write_bytes((exported / WEIGHTS).read_bytes())
     assert run(["push", *words]) == 0
     (tmp_path / CARD).write_text(json.dumps({**json.loads((exported / CARD).read_text()), "summary": "older"}))
     assert run(["push", *words]) == 0

@@ -86,6 +86,9 @@ def test_a_number_that_is_not_so_is_found(card: Path, capsys: pytest.CaptureFixt
     assert [line.split()[-1] for line in lines[1:]] == ["agrees", "DIFFERS", "agrees", "agrees"]
     assert "99.90 ± 0.01 %" in lines[2]
     assert "3 agree, 1 differ, 0 were not measured" in err
+    # Each is told as it comes, too.
+    told = [line for line in err.splitlines() if line.startswith("  ")]
+    assert [line.split()[-1] for line in told] == ["agrees", "DIFFERS", "agrees", "agrees"]
 
 
 def test_few_tasks_without_a_mistake_agree() -> None:

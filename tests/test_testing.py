@@ -83,6 +83,16 @@ class UsesOtherQueries(Honest):
         return super().classify(support_z, support_y, query_z - query_z.mean(1, keepdim=True))
 
 
+class UsesTheQueriesBefore(Honest):
+    def classify(self, support_z, support_y, query_z):
+        return super().classify(support_z, support_y, query_z.cumsum(1))
+
+
+class UsesTheQueriesBehind(Honest):
+    def classify(self, support_z, support_y, query_z):
+        return super().classify(support_z, support_y, query_z.flip(1).cumsum(1).flip(1))
+
+
 class UsesTheNumberOfQueries(Honest):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z) / query_z.shape[1]
@@ -301,6 +311,8 @@ class CannotRegress(Plain):
     ("liar", "breach"),
     [
         (UsesOtherQueries, "the other queries are taken away"),
+        (UsesTheQueriesBefore, "the other queries are taken away"),
+        (UsesTheQueriesBehind, "the other queries are taken away"),
         (UsesTheNumberOfQueries, "the other queries are taken away"),
         (UsesTheNextQuery, "the other queries are"),
         (UsesBatchStatistics, "changed backbone.blocks"),

@@ -136,6 +136,7 @@ def eval_(
     sources = [_find(name) for name in models]
     place = find_device(device)
     measured: list[Measured] = []
+    of_their_own: list[tuple[Source, Dataset, Protocol]] = []
     for source in sources:
         # Models of the same data are given the first one's tasks; one of other data has tasks of its own.
         same = dataset is not None or source.blueprint.dataset == sources[0].blueprint.dataset
@@ -163,17 +164,20 @@ def eval_(
             row = {"model": source.name, "data": title, "data_options": _fixed(data), **result, **told}
             cells.append((row, scores))
         if title == source.blueprint.dataset:
-            _tell_of_training(source, data, drawn)
+            of_their_own.append((source, data, drawn))
         measured.append(Measured(source, data, cells))
     rows = [row for one in measured for row, _ in one.cells]
     differences = _differences(measured)
     if as_json:
         echo_json({"results": rows, "differences": differences})
-        return None
-    print_results([{**row, "data": _data_text(row)} for row in rows])
-    if differences:
-        lines = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
-        click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
+    else:
+        print_results([{**row, "data": _data_text(row)} for row in rows])
+        if differences:
+            lines = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
+            click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
+    # Last: whatever goes wrong with a remark, the results are there.
+    for source, data, drawn in of_their_own:
+        _tell_of_training(source, data, drawn)
     return None
 
 
@@ -226,8 +230,8 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
         if not _same_tasks(one.data, first.data, first.cells[0][0].get("split")):
             names = f"'{first.source.name}' and '{one.source.name}'"
             split = first.cells[0][0].get("split")
-            same = type(one.data) is type(first.data)
-            flags = [f"--data-{name.replace('_', '-')}" for name in _other_options(first.data, one.data, split)] if same else []
+            differ = _other_options(first.data, one.data, split) or first.data.local_options
+            flags = [f"--data-{name.replace('_', '-')}" for name in differ] if type(one.data) is type(first.data) else []
             hint = f"{' and '.join(flags or ['--dataset'])} can give both the same"
             click.echo(f"note: {names} have different data, so there is no paired difference; {hint}", err=True)
             continue

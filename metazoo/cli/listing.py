@@ -136,7 +136,8 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
             item["summary"] = value_text(result)
             # Another's card may say less.
             with contextlib.suppress(KeyError, TypeError, AttributeError):
-                item["summary"] += f"  {card['dataset']}, {task_text(result)}, {mode_text(result)}"
+                where = f"{card['dataset']}, " if "dataset" in card else ""
+                item["summary"] += f"  {where}{task_text(result)}, {mode_text(result)}"
         except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
             item["summary"] = f"unusable card: {error}"
     else:

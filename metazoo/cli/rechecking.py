@@ -32,9 +32,9 @@ def recheck_all(root: str | None, episodes: int | None, device: torch.device, as
         click.echo(f"{entry.name} ...", err=True)
         for one in recheck(entry.name, root, episodes, device):
             found.append(one)
-            if one.card and one.now:
-                said = f"{task_text(one.card)}, {mode_text(one.card)}: {value_text(one.now)}, {VERDICTS[one.agrees]}"
-                click.echo(f"  {said}", err=True)
+            what = f"{task_text(one.card)}, {mode_text(one.card)}: " if one.card else ""
+            now = f"{value_text(one.now)}, " if one.now else ""
+            click.echo(f"  {what}{now}{VERDICTS[one.agrees]}{one.problem or ''}", err=True)
     if as_json:
         echo_json([{**dataclasses.asdict(one), "agrees": one.agrees} for one in found])
     else:
