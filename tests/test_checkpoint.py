@@ -372,9 +372,10 @@ def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
 def test_damaged_json_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
-        read_json(path)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read") as caught:
+        read_json(path, "make it again")
+    assert caught.value.hint == "make it again"
     with pytest.raises(CheckpointError, match="there is no"):
-        read_json(tmp_path / "nothing")
+        read_json(tmp_path / "nothing", "")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_json(tmp_path)
+        read_json(tmp_path, "")

@@ -157,7 +157,7 @@ def test_a_model_that_is_none_or_classifies_nothing(sinusoid_run: Path) -> None:
 
 
 def test_a_device_that_is_none(protonet_run: Path) -> None:
-    with pytest.raises(OptionError, match="device 'abacus' cannot be used"):
+    with pytest.raises(OptionError, match="there is no device 'abacus'"):
         FewShotClassifier(protonet_run, device="abacus")
 
 

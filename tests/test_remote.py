@@ -435,7 +435,8 @@ def test_eval_and_init_take_an_address(
     assert run(["eval", server.card + pin, "--episodes", "12", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     (card,) = json.loads((exported / CARD[1:]).read_text())["results"]
-    assert result == {"model": server.card + pin, "data": "glyphs", **card}
+    said = {"model": server.card + pin, "data": "glyphs", "data_options": {"alphabets": 6, "seed": 0}}
+    assert result == {**said, **card}
     assert run(["train", "protonet", *QUICK, "--out", str(tmp_path / "run"), "--init", server.card + pin]) == 0
     # Whoever reads the command of its card can run it: the address holds on every machine.
     assert server.card + pin in zoo.command(runs.read_blueprint(tmp_path / "run"))
