@@ -3,7 +3,8 @@
 FILE is `caltech101_32px.zip` or any tree that the data set `folder` reads. Each algorithm is trained on the same number of
 images, with the same augmentation; the checkpoint is chosen on the validation classes. What episodes train is trained for each
 number of shots; the baselines, once. With `--from-baseline IMAGES` episodes begin with the backbone of `baseline` and see so
-many images more, as in Meta-Baseline (Chen et al. 2021, arXiv:2003.04390) and FEAT (Ye et al. 2020, arXiv:1812.03664).
+many images more (MAML a third), as in Meta-Baseline (Chen et al. 2021, arXiv:2003.04390) and FEAT (Ye et al. 2020,
+arXiv:1812.03664).
 FOLDER keeps the runs: started again, it goes on. Results: FOLDER/caltech-BACKBONE.json, and of `--from-baseline`
 FOLDER/caltech-BACKBONE-finished.json.
 """
@@ -31,14 +32,13 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "protonet": ("protonet", [], (10, 10)),
     "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
 }
-# What a trained backbone bears is less than a new one, and a new head wants more.
-FINISH = ["--lr", "0.0003"]
-FINISHED = {
-    "matching": FINISH,
-    "protonet": FINISH,
-    "maml": ["--lr", "0.00003", "--zero-head", "--inner-lr", "0.005", "--head-lr", "0.05"],
+# How those that learn from episodes go on from the backbone of `baseline`: which part of the images they see (to MAML one costs
+# several times the work), and their options. A trained backbone bears smaller steps than a new one, a new head larger.
+FINISHED: dict[str, tuple[int, list[str]]] = {
+    "matching": (1, ["--lr", "0.0003"]),
+    "protonet": (1, ["--lr", "0.0003"]),
+    "maml": (3, ["--lr", "0.00003", "--zero-head", "--inner-lr", "0.005", "--head-lr", "0.05"]),
 }
-MAML_SHARE = 3  # to MAML an image costs several times the work: it goes on with a third of them
 BATCH = 64
 
 
@@ -66,12 +66,12 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
         return folder
     drawn = ["--batch-size", str(BATCH)] if task is None else ["--train-ways", str(task[0]), "--train-queries", str(task[1])]
     images = BATCH if task is None else task[0] * (shots + task[1])
-    validations, seen_images = (
-        (FINISHING_VALIDATIONS, arguments.from_baseline) if finishing else (VALIDATIONS, arguments.images)
-    )
-    steps = max(validations, seen_images // (MAML_SHARE if finishing and algorithm == "maml" else 1) // images)
+    validations, count = VALIDATIONS, arguments.images
     if finishing:
-        drawn += ["--init", str(train("baseline", SHOTS[-1], arguments)), *FINISHED[name]]
+        part, more = FINISHED[name]
+        validations, count = FINISHING_VALIDATIONS, arguments.from_baseline // part
+        drawn += ["--init", str(train("baseline", SHOTS[-1], arguments)), *more]
+    steps = max(validations, count // images)
     metazoo(
         "train", algorithm, *options, "--dataset", "folder", "--data-root", str(arguments.data), "--data-size", "32",
         "--backbone", arguments.backbone, "--augment", "photo", "--precision", arguments.precision,

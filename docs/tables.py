@@ -161,8 +161,9 @@ def caltech() -> str:
             rows = {row["shots"]: row for row in record["rows"] if row["algorithm"] == name}
             cells = [value_text(rows[shots]).removesuffix(" %") if shots in rows else "" for shots in (1, 5)]
             first = next(iter(rows.values()))
+            few = "" if first["tasks"] == 1000 else f", {first['tasks']} tasks"
             start = " from `baseline`" if record.get("from_baseline") and not name.startswith("baseline") else ""
-            line = f"| {first['model'].partition('.')[2]}{start} | `{name}` | {' | '.join(cells)} | {mode_text(first)} |"
+            line = f"| {first['model'].partition('.')[2]}{start} | `{name}` | {' | '.join(cells)} | {mode_text(first)}{few} |"
             # The baselines are the same, however episodes begin.
             lines += [line] if line not in lines else []
     return "\n".join(lines) + "\n\n" + "\n".join(commands)

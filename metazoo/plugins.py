@@ -230,7 +230,8 @@ class Registry:
                 (f"{broken[0].hint}, or " if broken[0].hint else "")
                 + f"`pip uninstall {broken[0].distribution}`; `metazoo plugins` lists all plugins",
             )
-        hint = f"{did_you_mean(name, self._kinds[kind])}`metazoo list` shows every {kind}"
+        built_in, shows = (registrable.COMMANDS, "--help") if kind == "command" else (set(), "list")
+        hint = f"{did_you_mean(name, [*self._kinds[kind], *built_in])}`metazoo {shows}` shows every {kind}"
         if any(plugin.problem for plugin in self.plugins):
             hint += "; some plugins do not work: `metazoo plugins` says why"
         raise UnknownNameError(f"no {kind} named '{name}'", hint)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from commands import Capture, failure, output
 
@@ -154,6 +155,11 @@ def test_a_program_without_a_command_explains_itself_on_stderr(capsys: Capture) 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Usage: metazoo")
+
+
+def test_a_shell_that_completes_words_is_told_nothing(capsys: Capture) -> None:
+    assert metazoo.cli.cli.get_command(click.Context(metazoo.cli.cli, resilient_parsing=True), "nonsense") is None
+    assert capsys.readouterr() == ("", "")
 
 
 def test_plugins_may_not_take_the_name_of_a_built_in_command() -> None:

@@ -16,7 +16,7 @@ from metazoo.checkpoint import load_tensors, save_tensors
 from metazoo.cli import run
 
 MISTAKES: dict[str, tuple[int, str, str]] = {
-    "nonsense": (2, "no command named 'nonsense'", "hint: `metazoo --help` lists the commands"),
+    "nonsense": (2, "no command named 'nonsense'", "hint: `metazoo --help` shows every command"),
     "evl RUN": (2, "no command named 'evl'", "did you mean 'eval'?"),
     "list nonsense": (2, "'nonsense' is not one of", "metazoo list --help"),
     "list --nonsense": (2, "No such option '--nonsense'", "metazoo list --help"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from metazoo.errors import MetazooError, UnknownNameError, did_you_mean, first_line, out_of_memory
+from metazoo.errors import MetazooError, UnknownNameError, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -57,15 +57,10 @@ class Commands(click.Group):
 
         try:
             return registry().command(name).value
-        except UnknownNameError as error:
+        except UnknownNameError:
             if ctx.resilient_parsing:  # a shell completes words
                 return None
-            known = [*BUILT_IN, *(entry.name for entry in registry().commands)]
-            failed = (
-                "; some plugins do not work: `metazoo plugins` says why" if any(p.problem for p in registry().plugins) else ""
-            )
-            hint = f"{did_you_mean(name, known)}`metazoo --help` lists the commands{failed}"
-            raise UnknownNameError(error.message, hint) from None
+            raise
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -64,17 +64,7 @@ VINYALS_TEST = (
 )  # fmt: skip
 VINYALS_SHARED, VINYALS_SHARED_TRAIN = "Gurmukhi", 41  # characters 1 to 41 are for training, 42 to 45 for test
 
-# Finn et al. 2017 (arXiv:1703.03400) shuffle all characters, whatever their alphabet, so that most of those in the test have
-# neighbours in training: easier than the other splits. Their order is that of a list of files; ours, of the sha256 of names.
 RANDOM_TRAIN, RANDOM_VAL = 1100, 100
-
-
-def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1))
-
-
-RANDOM_ORDER = sorted(_names(BACKGROUND | EVALUATION), key=lambda name: hashlib.sha256(name.encode()).digest())
-RANDOM_PLACE = {name: place for place, name in enumerate(RANDOM_ORDER)}
 
 # The first two MD5s are the published ones; the others are those of the unchanged files of the official repository.
 MD5 = {
@@ -151,7 +141,7 @@ class Omniglot(ClassDataset):
 
     def protocols(self) -> Mapping[str, Callable[[], tuple[TaskSource, int]]]:
         """Return the one-shot challenge: 20 runs of 20-way 1-shot within an alphabet, 20 queries each (Lake et al. 2015)."""
-        return {"one-shot-challenge": self._challenge}
+        return {"one-shot-challenge": lambda: self._challenge}
 
     def _find(self, name: str) -> Path:
         return find_or_fetch(self.config.root, "omniglot", f"{name}.zip", self.config.url, MD5[name])
@@ -161,6 +151,7 @@ class Omniglot(ClassDataset):
         read = functools.partial(_read_characters, path, ALPHABETS[archive], self.config.size)
         return remember("omniglot", f"{digest(path)} {archive} {self.config.size}", read)
 
+    @functools.cached_property
     def _challenge(self) -> tuple[TaskSource, int]:
         with open_tree(self._find("all_runs")) as tree:
             files = {parts[-3:]: parts for parts in tree.files}
@@ -213,10 +204,24 @@ def _alphabet_and_number(character: str) -> tuple[str, int]:
     return alphabet, int(number)
 
 
+def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1))
+
+
+@functools.cache
+def _random_order() -> dict[str, int]:
+    """Return each character's place among all, whatever their alphabet, by the sha256 of its name.
+
+    Finn et al. 2017 (arXiv:1703.03400) shuffle them by a list of files, which is another one on every machine.
+    """
+    names = sorted(_names(BACKGROUND | EVALUATION), key=lambda name: hashlib.sha256(name.encode()).digest())
+    return {name: place for place, name in enumerate(names)}
+
+
 def _part(split: str, alphabet: str, number: int) -> str:
     """Return what a character is for: "train", "val" or "test"."""
     if split == "random":
-        place = RANDOM_PLACE[f"{alphabet}/character{number:02}"]
+        place = _random_order()[f"{alphabet}/character{number:02}"]
         return "train" if place < RANDOM_TRAIN else "val" if place < RANDOM_TRAIN + RANDOM_VAL else "test"
     if split != "vinyals":
         return "val" if alphabet in VALIDATION[split] else "train" if alphabet in BACKGROUND else "test"
