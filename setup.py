@@ -38,7 +38,11 @@ class AheadOfTime(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             built = build.build(
-                "cuda", csrc=ROOT / "csrc", folder=Path(self.build_temp), cuda=build.cuda_of_torch() or "any", again=True
+                "cuda",
+                csrc=ROOT / "csrc",
+                folder=Path(self.build_temp),
+                cuda=build.cuda_of_torch() or "any",
+                again=True,
             )
         except build.KernelBuildError as error:
             raise SystemExit(f"error: METAZOO_BUILD=1, and {error}") from None
@@ -47,7 +51,9 @@ class AheadOfTime(build_ext):
 
 ahead = os.environ.get("METAZOO_BUILD") or "0"
 if ahead not in ("0", "1"):
-    raise SystemExit(f"error: METAZOO_BUILD is '{ahead}'; it takes 0, or 1 to compile the kernels now")
+    raise SystemExit(
+        f"error: METAZOO_BUILD is '{ahead}'; it takes 0, or 1 to compile the kernels now"
+    )
 setup(
     cmdclass={"build_py": WithSources, "build_ext": AheadOfTime},
     ext_modules=[Extension("metazoo.kernels._cuda", sources=[])] if ahead == "1" else [],

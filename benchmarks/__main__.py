@@ -14,13 +14,22 @@ from pathlib import Path
 
 import torch
 
-from metazoo import runs
 from metazoo.cli.memory import keep_freed_memory
+from metazoo.zoo import run_folder
 
 from .kernels.report import ROOT, command, write
 from .suite import Options, Unavailable, lines
 
-NAMES = ("drawing", "evaluation", "protonet_step", "maml_step", "to_98", "heads", "memory", "growth")
+NAMES = (
+    "drawing",
+    "evaluation",
+    "protonet_step",
+    "maml_step",
+    "to_98",
+    "heads",
+    "memory",
+    "growth",
+)
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -28,18 +37,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}  [default: all]")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing")
-    parser.add_argument("--out", type=Path, help="folder of the results  [default: benchmarks/results; if quick, build/bench]")
     parser.add_argument(
-        "--accuracy", action="store_true", help="protonet_step: also train in both precisions, and test (takes minutes)"
+        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}  [default: all]"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the results  [default: benchmarks/results; if quick, build/bench]",
+    )
+    parser.add_argument(
+        "--accuracy",
+        action="store_true",
+        help="protonet_step: also train in both precisions, and test (takes minutes)",
     )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     out = arguments.out or (ROOT / "build" / "bench" if arguments.quick else RESULTS)
     if arguments.quick and out.resolve() == RESULTS.resolve():
-        parser.error("the results of a quick run are no results; give it another folder with --out, or none")
+        parser.error(
+            "the results of a quick run are no results; give it another folder with --out, or none"
+        )
     keep_freed_memory()  # for the rivals as well: without it large tensors measure the system's clearing of pages
     images = ROOT / "docs" / "images" if out == RESULTS else out
     options = Options(images, arguments.quick, arguments.accuracy)
@@ -54,11 +75,11 @@ def main() -> int:
             "benchmark": name,
             "command": command("benchmarks"),
             "date": datetime.date.today().isoformat(),
-            "machine": runs.machine(),
+            "machine": run_folder.machine(),
             "processor": processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "commit": runs.commit(),
+            "commit": run_folder.commit(),
             "quick": options.quick,
             "freed_memory": "kept, for every way (metazoo/cli/memory.py)",
             **result.record(),
@@ -72,12 +93,18 @@ def processor() -> str:
     """Return the processor's name, and which units for bf16 it has, where the system tells."""
     path = Path("/proc/cpuinfo")
     told = (
-        dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        dict(
+            line.split(":", 1)
+            for line in path.read_text().split("\n\n")[0].splitlines()
+            if ":" in line
+        )
         if path.exists()
         else {}
     )
     fields = {key.strip(): value.strip() for key, value in told.items()}
-    units = [unit for unit in ("avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()]
+    units = [
+        unit for unit in ("avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()
+    ]
     return " ".join([fields.get("model name", "unknown"), *units])
 
 

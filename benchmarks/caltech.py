@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from metazoo.runs import RESULT, commit, machine
+from metazoo.provenance import commit, machine
+from metazoo.zoo.run_folder import RESULT
 
 SHOTS = (1, 5)
 QUERIES = 15
@@ -30,7 +31,11 @@ ALGORITHMS: dict[str, tuple[str, list[str], tuple[int, int] | None]] = {
     "baseline++": ("baseline++", [], None),
     "matching": ("matching", [], (10, 10)),
     "protonet": ("protonet", [], (10, 10)),
-    "maml": ("maml", ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"], (5, 10)),
+    "maml": (
+        "maml",
+        ["--inner-steps", "5", "--first-order", "--inner-lr", "0.02", "--center"],
+        (5, 10),
+    ),
 }
 # How those that learn from episodes go on from the backbone of `baseline`: which part of the images they see (to MAML one costs
 # several times the work), and their options. A trained backbone bears smaller steps than a new one, a new head larger.
@@ -45,7 +50,9 @@ BATCH = 64
 def metazoo(*words: str, output: bool = False) -> str:
     """Run the command line, and return what it printed."""
     command = [sys.executable, "-m", "metazoo", *words]
-    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if output else None)
+    done = subprocess.run(
+        command, check=True, text=True, stdout=subprocess.PIPE if output else None
+    )
     return done.stdout or ""
 
 
@@ -64,7 +71,11 @@ def train(name: str, shots: int, arguments: argparse.Namespace) -> Path:
     if (folder / "config.json").exists():
         metazoo("train", "--resume", str(folder), "--progress", "lines")
         return folder
-    drawn = ["--batch-size", str(BATCH)] if task is None else ["--train-ways", str(task[0]), "--train-queries", str(task[1])]
+    drawn = (
+        ["--batch-size", str(BATCH)]
+        if task is None
+        else ["--train-ways", str(task[0]), "--train-queries", str(task[1])]
+    )
     images = BATCH if task is None else task[0] * (shots + task[1])
     validations, count = VALIDATIONS, arguments.images
     if finishing:
@@ -113,23 +124,33 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="conv4", choices=("conv4", "resnet12"))
-    parser.add_argument("--images", type=int, default=120_000, help="training images that each run sees")
+    parser.add_argument(
+        "--images", type=int, default=120_000, help="training images that each run sees"
+    )
     parser.add_argument(
         "--from-baseline",
         type=int,
         metavar="IMAGES",
         help="start episodes from the backbone of baseline, for so many images more",
     )
-    parser.add_argument("--precision", default="float32", choices=("float32", "bf16"), help="arithmetic of training")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "bf16"), help="arithmetic of training"
+    )
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--jobs", type=int, default=1, help="algorithms at a time, on a GPU that one does not fill")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="algorithms at a time, on a GPU that one does not fill"
+    )
     arguments = parser.parse_args()
     finishing = arguments.from_baseline is not None
     path = arguments.out / f"caltech-{arguments.backbone}{'-finished' * finishing}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     order = list(ALGORITHMS)
-    trainings = [(name, shots) for name in arguments.only for shots in (SHOTS if ALGORITHMS[name][2] else SHOTS[-1:])]
+    trainings = [
+        (name, shots)
+        for name in arguments.only
+        for shots in (SHOTS if ALGORITHMS[name][2] else SHOTS[-1:])
+    ]
     command = (
         f"python -m benchmarks.caltech --data FILE --out FOLDER --backbone {arguments.backbone} --images {arguments.images} "
         f"--precision {arguments.precision}"

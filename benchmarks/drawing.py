@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from metazoo.episodes import EpisodeSampler
+from metazoo.tasks.sampler import EpisodeSampler
 
 from . import rivals
 from .kernels.measure import Way
@@ -47,7 +47,12 @@ class Collate:
         x = torch.stack([image for image, _ in items]).unflatten(0, (self.ways, -1))
         y = torch.arange(self.ways).repeat_interleave(x.shape[1]).view(self.ways, -1)
         s = self.shots
-        return x[:, :s].flatten(0, 1), y[:, :s].flatten(), x[:, s:].flatten(0, 1), y[:, s:].flatten()
+        return (
+            x[:, :s].flatten(0, 1),
+            y[:, :s].flatten(),
+            x[:, s:].flatten(0, 1),
+            y[:, s:].flatten(),
+        )
 
 
 def tutorial_loader(
@@ -55,7 +60,10 @@ def tutorial_loader(
 ) -> DataLoader[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Return the tutorials' loader of some of metazoo's tasks."""
     return DataLoader(
-        files, batch_sampler=Tasks(sampler, first, count), num_workers=workers, collate_fn=Collate(sampler.ways, sampler.shots)
+        files,
+        batch_sampler=Tasks(sampler, first, count),
+        num_workers=workers,
+        collate_fn=Collate(sampler.ways, sampler.shots),
     )
 
 
@@ -69,7 +77,9 @@ def run(options: Options) -> Result:
 
 def measured(options: Options) -> Result:
     """Return what was found, each way in as many of PyTorch's threads as it is quickest in."""
-    result = Result("5-way 1-shot 15-query tasks of Omniglot's 1,623 characters, drawn and stacked", "ms a task")
+    result = Result(
+        "5-way 1-shot 15-query tasks of Omniglot's 1,623 characters, drawn and stacked", "ms a task"
+    )
     examples = rivals.characters()
     sampler = EpisodeSampler(examples, WAYS, SHOTS, QUERIES)
     tasks = options.pick(64, 8)
@@ -97,11 +107,21 @@ def measured(options: Options) -> Result:
 
             return run
 
-        return {f"{name}threads: {count}": one(way, count) for name, way in ways.items() for count in threads}
+        return {
+            f"{name}threads: {count}": one(way, count)
+            for name, way in ways.items()
+            for count in threads
+        }
 
     at_once = min(BLOCK, tasks)
-    floats = EpisodeSampler(examples.over(examples.take(torch.arange(len(examples.x)))), WAYS, SHOTS, QUERIES)
-    for name, some, count in ((OURS, sampler, at_once), (f"{OURS}, one at a time", sampler, 1), (FLOATS, floats, at_once)):
+    floats = EpisodeSampler(
+        examples.over(examples.take(torch.arange(len(examples.x)))), WAYS, SHOTS, QUERIES
+    )
+    for name, some, count in (
+        (OURS, sampler, at_once),
+        (f"{OURS}, one at a time", sampler, 1),
+        (FLOATS, floats, at_once),
+    ):
         chosen, ways[name] = quickest(in_threads({"": ours(some, count)}))
         settings[name] = f"tasks a call: {count}, {chosen}"
     with rivals.unzipped() as root:
@@ -116,7 +136,9 @@ def measured(options: Options) -> Result:
         def read(workers: int) -> Way:
             return lambda: list(tutorial_loader(files, sampler, 0, tasks, workers))
 
-        chosen, ways[TUTORIAL] = quickest(in_threads({f"worker processes: {n}, ": read(n) for n in (0, 2)}))
+        chosen, ways[TUTORIAL] = quickest(
+            in_threads({f"worker processes: {n}, ": read(n) for n in (0, 2)})
+        )
         settings[TUTORIAL] = f"{chosen} (the quickest), started once for {tasks} tasks"
         try:
             library = rivals.easyfsl()
@@ -126,20 +148,32 @@ def measured(options: Options) -> Result:
             items = rivals.InMemory(examples)
 
             def collate(workers: int, source: Any, collated: Any) -> Way:
-                return lambda: list(DataLoader(items, batch_sampler=source, num_workers=workers, collate_fn=collated))
+                return lambda: list(
+                    DataLoader(
+                        items, batch_sampler=source, num_workers=workers, collate_fn=collated
+                    )
+                )
 
             theirs = library.sampler(items, WAYS, SHOTS, QUERIES, tasks)
-            support, _, query, _, _ = collate(0, Tasks(sampler, 0, 1), theirs.episodic_collate_fn)()[0]
+            support, _, query, _, _ = collate(
+                0, Tasks(sampler, 0, 1), theirs.episodic_collate_fn
+            )()[0]
             result.checked(
                 "from the same tasks easyfsl stacks the same images, bit for bit (it numbers the classes in another order)",
-                torch.equal(support, expected.support_x[0]) and torch.equal(query, expected.query_x[0]),
+                torch.equal(support, expected.support_x[0])
+                and torch.equal(query, expected.query_x[0]),
             )
-            loaders = {f"worker processes: {n}, ": collate(n, theirs, theirs.episodic_collate_fn) for n in (0, 2)}
+            loaders = {
+                f"worker processes: {n}, ": collate(n, theirs, theirs.episodic_collate_fn)
+                for n in (0, 2)
+            }
             chosen, ways[EASYFSL] = quickest(in_threads(loaders))
             settings[EASYFSL] = f"{chosen} (the quickest), its sampler and collate function"
         counts = dict.fromkeys(ways, tasks)
         result.race("", ways, options, per=1e3, counts=counts, settings=settings)
-    result.notes.append("the tutorial loader's files have just been unzipped and are in the system's cache")
+    result.notes.append(
+        "the tutorial loader's files have just been unzipped and are in the system's cache"
+    )
     result.aim(100, TUTORIAL)
     result.aim(20, EASYFSL)
     result.aim(20, EASYFSL, ours=FLOATS)

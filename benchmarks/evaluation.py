@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 import metazoo
 from metazoo.algorithms.protonet import ProtoNet
-from metazoo.episodes import EpisodeSampler, Examples
-from metazoo.evaluate import evaluate
+from metazoo.evaluation.measure import evaluate
+from metazoo.tasks.examples import Examples
+from metazoo.tasks.sampler import EpisodeSampler
 
 from . import rivals
 from .drawing import Tasks
@@ -21,19 +22,28 @@ from .suite import OURS, Options, Result, Unavailable, quickest
 
 MODEL = "protonet.omniglot"
 WAYS, SHOTS, QUERIES = 5, 1, 15
-PLAIN, UNCACHED, EASYFSL = "plain loop, a task at a time", f"{OURS}, cache=False", "easyfsl, cached features"
+PLAIN, UNCACHED, EASYFSL = (
+    "plain loop, a task at a time",
+    f"{OURS}, cache=False",
+    "easyfsl, cached features",
+)
 IMAGES, FEATURES = "from images", "from features"
 
 
 def run(options: Options) -> Result:
     tasks, few = options.pick(10_000, 40), options.pick(100, 10)
-    result = Result(f"{MODEL} evaluated on {tasks:,} 5-way 1-shot 15-query tasks of Omniglot's 1,623 characters", "s")
+    result = Result(
+        f"{MODEL} evaluated on {tasks:,} 5-way 1-shot 15-query tasks of Omniglot's 1,623 characters",
+        "s",
+    )
     examples = rivals.characters()
     model = metazoo.load(MODEL)
     sampler = EpisodeSampler(examples, WAYS, SHOTS, QUERIES)
     plain = rivals.plain_conv4(model.backbone).eval()
     networks = {order: rivals.ordered(plain, order) for order in rivals.ORDERS}
-    order, loop = quickest({order: plain_loop(network, sampler, few) for order, network in networks.items()})
+    order, loop = quickest(
+        {order: plain_loop(network, sampler, few) for order, network in networks.items()}
+    )
     network = networks[order]
     ways: dict[str, Way] = {
         OURS: lambda: evaluate(model, sampler, tasks),
@@ -51,9 +61,16 @@ def run(options: Options) -> Result:
     bare = ProtoNet(Given(features.x.shape[1]), metazoo.TaskSpec(features.x.shape[1:], WAYS))
     given: dict[str, Way] = {OURS: lambda: evaluate(bare, over_features, tasks)}
     # One query in 75 may be a tie, which rounding decides.
-    for name, accuracies in ((UNCACHED, ways[UNCACHED]()), (PLAIN, loop()), (FEATURES, evaluate(bare, over_features, few))):
+    for name, accuracies in (
+        (UNCACHED, ways[UNCACHED]()),
+        (PLAIN, loop()),
+        (FEATURES, evaluate(bare, over_features, few)),
+    ):
         worst = (accuracies - expected).abs().max().item()
-        result.checked(f"{name}: the accuracy of each of the first {few} tasks, but for one query at most", worst < 1.5 / 75)
+        result.checked(
+            f"{name}: the accuracy of each of the first {few} tasks, but for one query at most",
+            worst < 1.5 / 75,
+        )
     try:
         library = rivals.easyfsl()
     except Unavailable as error:
@@ -63,9 +80,13 @@ def run(options: Options) -> Result:
         theirs = easyfsl_accuracy(library, classifier, features, few, Tasks(sampler, 0, few))
         close = abs(theirs - expected.mean().item()) < 1e-3
         result.checked(f"{EASYFSL}: the accuracy over the first {few} tasks, to 0.1 %", close)
-        ways[EASYFSL] = lambda: easyfsl_accuracy(library, classifier, features_of(network, examples), tasks)
+        ways[EASYFSL] = lambda: easyfsl_accuracy(
+            library, classifier, features_of(network, examples), tasks
+        )
         given[EASYFSL] = lambda: easyfsl_accuracy(library, classifier, features, tasks)
-        settings[EASYFSL] = f"every image embedded once by the ordinary Conv4, {order}, {IMAGES_AT_ONCE} at a time"
+        settings[EASYFSL] = (
+            f"every image embedded once by the ordinary Conv4, {order}, {IMAGES_AT_ONCE} at a time"
+        )
     result.race(IMAGES, ways, options, counts=counts, settings=settings, rounds=3)
     result.race(FEATURES, given, options, rounds=3)
     result.aim(50, PLAIN, UNCACHED, part=IMAGES)
@@ -75,12 +96,18 @@ def run(options: Options) -> Result:
 
 
 def easyfsl_accuracy(
-    library: SimpleNamespace, classifier: nn.Module, features: Examples, count: int, tasks: Tasks | None = None
+    library: SimpleNamespace,
+    classifier: nn.Module,
+    features: Examples,
+    count: int,
+    tasks: Tasks | None = None,
 ) -> float:
     """Return what easyfsl's evaluation gives, on tasks of its own sampler or on those given."""
     items = library.features(labels_of(features), features.x, list(features.names))
     sampler = library.sampler(items, WAYS, SHOTS, QUERIES, count)
-    loader = DataLoader(items, batch_sampler=tasks or sampler, collate_fn=sampler.episodic_collate_fn)
+    loader = DataLoader(
+        items, batch_sampler=tasks or sampler, collate_fn=sampler.episodic_collate_fn
+    )
     return library.evaluate(classifier, loader, device="cpu", use_tqdm=False)
 
 

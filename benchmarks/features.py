@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metazoo.backbones import Backbone
-from metazoo.episodes import Examples
+from metazoo.base.backbone import Backbone
+from metazoo.tasks.examples import Examples
 
 IMAGES_AT_ONCE = 256
 

@@ -39,7 +39,14 @@ CHECKS, MEASURES = ("tests", "memcheck", "racecheck"), ("goals", "benchmarks")
 PARTS = (*CHECKS, *MEASURES)
 WORK = ROOT / "build" / "gpu-test"
 # Of the time that is left when a part begins, at most so much is its own.
-SHARES = {"install": 1.0, "kernels": 0.5, "tests": 0.4, "memcheck": 0.4, "racecheck": 0.4, "goals": 0.6}
+SHARES = {
+    "install": 1.0,
+    "kernels": 0.5,
+    "tests": 0.4,
+    "memcheck": 0.4,
+    "racecheck": 0.4,
+    "goals": 0.6,
+}
 TAIL = 4000
 LOAD_KERNELS = """
 import json, sys, torch
@@ -52,12 +59,18 @@ print(json.dumps(kernels()))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal"
+    )
     parser.add_argument("--quick", action="store_true", help="small benchmarks")
     parser.add_argument("--minutes", type=float, default=9, help="for everything  [default: 9]")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--out", type=Path, help="the JSON file  [default: benchmarks/results/gpu-DEVICE-DATE.json]")
+    parser.add_argument(
+        "--out", type=Path, help="the JSON file  [default: benchmarks/results/gpu-DEVICE-DATE.json]"
+    )
     options = parser.parse_args()
     options.parts = options.parts.split(",")
     if unknown := set(options.parts) - set(PARTS):
@@ -95,7 +108,11 @@ def run(command: list[str], seconds: float, **environment: str) -> dict[str, Any
             process.wait()
     listener.join(5)
     outcome = outcome or ("passed" if process.returncode == 0 else "failed")
-    result = {"outcome": outcome, "seconds": round(time.monotonic() - began, 1), "status": process.returncode}
+    result = {
+        "outcome": outcome,
+        "seconds": round(time.monotonic() - began, 1),
+        "status": process.returncode,
+    }
     if outcome != "passed":
         result["tail"] = "".join(said)[-TAIL:]
     return {**result, "said": "".join(said)}
@@ -132,7 +149,11 @@ class Session:
         try:
             before = json.loads(self.out.read_text(encoding="utf-8"))
             same = before["device"] == name and before["sources"] == sources()
-            return {part: before["parts"][part] for part in before["parts"] if same and part not in self.options.parts}
+            return {
+                part: before["parts"][part]
+                for part in before["parts"]
+                if same and part not in self.options.parts
+            }
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
@@ -147,7 +168,9 @@ class Session:
     def keep(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """Record a part and write the file."""
         with self.lock:
-            self.record["parts"][name] = {key: value for key, value in result.items() if key != "said"}
+            self.record["parts"][name] = {
+                key: value for key, value in result.items() if key != "said"
+            }
             write(self.out, self.record)
         print(f"== {name}: {result['outcome']}", result.get("reason", ""), flush=True)
         return result
@@ -158,7 +181,9 @@ class Session:
         WORK.mkdir(parents=True)
         # This Python's pip serves, where it has one: ensurepip is a package of its own on some systems.
         pip = ["--without-pip"] if importlib.util.find_spec("pip") else []
-        made = run([sys.executable, "-m", "venv", "--system-site-packages", *pip, str(WORK / "venv")], 120)
+        made = run(
+            [sys.executable, "-m", "venv", "--system-site-packages", *pip, str(WORK / "venv")], 120
+        )
         if made["outcome"] != "passed":
             self.keep("install", made)
             return False
@@ -168,8 +193,20 @@ class Session:
             folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
             lines = [f"import site; site.addsitedir({folder!r})\n" for folder in folders]
             (site / "beneath.pth").write_text("".join(lines), encoding="utf-8")
-        command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
-        return self.part("install", [*command, "--no-build-isolation", "-e", "."])["outcome"] == "passed"
+        command = [
+            self.python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-index",
+            "--no-deps",
+        ]
+        return (
+            self.part("install", [*command, "--no-build-isolation", "-e", "."])["outcome"]
+            == "passed"
+        )
 
     def kernels(self) -> None:
         """Build and load the kernels, and say what was loaded."""
@@ -179,20 +216,39 @@ class Session:
         status = json.loads(result["said"].strip().splitlines()[-1])
         result["kernels"] = status
         if self.options.device == "cuda" and not (status and status["loaded"]):
-            result.update(outcome="failed", reason=status["problem"] if status else "there are none")
+            result.update(
+                outcome="failed", reason=status["problem"] if status else "there are none"
+            )
         self.keep("kernels", result)
 
     def tests(self) -> None:
         """Run the tests that need a GPU; without one, a few others beside them."""
         report = WORK / "tests.xml"
-        chosen = ["-m", "gpu", "tests"] if self.options.device == "cuda" else ["tests/test_errors.py", "tests/test_gpu.py"]
-        pytest = [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
+        chosen = (
+            ["-m", "gpu", "tests"]
+            if self.options.device == "cuda"
+            else ["tests/test_errors.py", "tests/test_gpu.py"]
+        )
+        pytest = [
+            self.python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *chosen,
+        ]
         # Other packages' plugins for pytest are no business of these tests.
         result = self.part("tests", pytest, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
         if report.exists():
             cases = list(ElementTree.parse(report).getroot().iter("testcase"))
             outcomes = [
-                next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "") for case in cases
+                next(
+                    (child.tag for child in case if child.tag in ("failure", "error", "skipped")),
+                    "",
+                )
+                for case in cases
             ]
             result["passed"] = outcomes.count("")
             result["skipped"] = outcomes.count("skipped")
@@ -208,7 +264,15 @@ class Session:
     def goals(self) -> None:
         """Measure the goals, and keep what was found of them where the time was over."""
         found = WORK / "goals.json"
-        command = [self.python, "-m", "benchmarks.goals", "--device", self.options.device, "--out", str(found)]
+        command = [
+            self.python,
+            "-m",
+            "benchmarks.goals",
+            "--device",
+            self.options.device,
+            "--out",
+            str(found),
+        ]
         result = self.part("goals", [*command, *(["--quick"] if self.options.quick else [])])
         if found.exists():
             result["results"] = json.loads(found.read_text(encoding="utf-8"))
@@ -221,16 +285,27 @@ class Session:
             sanitizer = tool("compute-sanitizer")
             if sanitizer is None:
                 self.keep(
-                    name, {"outcome": "not run", "reason": "compute-sanitizer is neither in CUDA_HOME/bin nor on the PATH"}
+                    name,
+                    {
+                        "outcome": "not run",
+                        "reason": "compute-sanitizer is neither in CUDA_HOME/bin nor on the PATH",
+                    },
                 )
                 return
             command = [sanitizer, "--tool", name, "--error-exitcode", "99", *command]
         # An allocation for every tensor: in the allocator's large blocks a step beyond the end of one would go unseen.
         result = self.part(name, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        result["checked"] = re.findall(r"^\w+: \d+ answers checked, \d+ wrong$", result.get("said", ""), re.M)
-        result["summary"] = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: .*$", result.get("said", ""), re.M)
+        result["checked"] = re.findall(
+            r"^\w+: \d+ answers checked, \d+ wrong$", result.get("said", ""), re.M
+        )
+        result["summary"] = re.findall(
+            r"^=+ (?:ERROR|RACECHECK) SUMMARY: .*$", result.get("said", ""), re.M
+        )
         if "Device not supported" in result.get("said", ""):
-            result.update(outcome="not run", reason="compute-sanitizer does not support this device or this kind of container")
+            result.update(
+                outcome="not run",
+                reason="compute-sanitizer does not support this device or this kind of container",
+            )
         if self.rehearsal and result["outcome"] == "passed":
             result.update(outcome="rehearsed", reason="without compute-sanitizer")
         self.keep(name, result)
@@ -243,14 +318,29 @@ class Session:
             self.keep("benchmarks", {"outcome": "not run", "reason": "the time was over"})
             return
         found = WORK / "benchmarks.json"
-        command = [self.python, "-m", "benchmarks.kernels", "--device", self.options.device, "--out", str(found)]
-        command += ["--minutes", f"{(left - 15) / 60:.2f}", *(["--quick"] if self.options.quick else [])]
+        command = [
+            self.python,
+            "-m",
+            "benchmarks.kernels",
+            "--device",
+            self.options.device,
+            "--out",
+            str(found),
+        ]
+        command += [
+            "--minutes",
+            f"{(left - 15) / 60:.2f}",
+            *(["--quick"] if self.options.quick else []),
+        ]
         stop = threading.Event()
 
         def follow() -> None:
             while not stop.wait(5):
                 if found.exists():
-                    self.record["parts"]["benchmarks"] = {"outcome": "running", "results": json.loads(found.read_text())}
+                    self.record["parts"]["benchmarks"] = {
+                        "outcome": "running",
+                        "results": json.loads(found.read_text()),
+                    }
                     write(self.out, self.record)
 
         follower = threading.Thread(target=follow, daemon=True)
@@ -278,7 +368,9 @@ class Session:
         if self.install():
             self.kernels()
             with ThreadPoolExecutor(len(CHECKS)) as pool:
-                checks = [pool.submit(self.take, part) for part in CHECKS if part in self.options.parts]
+                checks = [
+                    pool.submit(self.take, part) for part in CHECKS if part in self.options.parts
+                ]
             for check in checks:
                 check.result()
             for part in MEASURES:
@@ -287,7 +379,11 @@ class Session:
         outcomes = {name: part["outcome"] for name, part in self.record["parts"].items()}
         self.record["finished"] = True
         write(self.out, self.record)
-        print("\n" + "\n".join(f"{name:12} {outcome}" for name, outcome in outcomes.items()) + f"\nwritten to {self.out}")
+        print(
+            "\n"
+            + "\n".join(f"{name:12} {outcome}" for name, outcome in outcomes.items())
+            + f"\nwritten to {self.out}"
+        )
         return 1 if any(outcome in ("failed", "timed out") for outcome in outcomes.values()) else 0
 
 
@@ -298,7 +394,10 @@ def main() -> int:
     try:
         name = device_name(options.device)
         if "tests" in options.parts and importlib.util.find_spec("pytest") is None:
-            raise Failure("there is no pytest for the tests", "install it, or --parts goals,memcheck,racecheck,benchmarks")
+            raise Failure(
+                "there is no pytest for the tests",
+                "install it, or --parts goals,memcheck,racecheck,benchmarks",
+            )
         return Session(options, name)()
     except Failure as failure:
         print(f"error: {failure.message}\nhint: {failure.hint}", file=sys.stderr)

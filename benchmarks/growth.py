@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import metazoo
 from metazoo.algorithms.protonet import ProtoNet
-from metazoo.episodes import Episode, EpisodeSampler, Examples
-from metazoo.evaluate import evaluate
+from metazoo.evaluation.measure import evaluate
+from metazoo.tasks.episode import Episode
+from metazoo.tasks.examples import Examples
+from metazoo.tasks.sampler import EpisodeSampler
 
 from .features import Given
 from .kernels import measure
@@ -41,12 +43,19 @@ class Blocks(Dataset[Episode]):
 def made(classes: int, *shape: int) -> Examples:
     """Return made-up examples of so many classes: images of bytes or, for one axis, features."""
     count = classes * EACH
-    x = torch.randn(count, *shape) if len(shape) == 1 else torch.randint(256, (count, *shape), dtype=torch.uint8)
+    x = (
+        torch.randn(count, *shape)
+        if len(shape) == 1
+        else torch.randint(256, (count, *shape), dtype=torch.uint8)
+    )
     return Examples(x, (EACH,) * classes, tuple(map(str, range(classes))))
 
 
 def run(options: Options) -> Result:
-    result = Result("tasks drawn, and evaluated by protonet from 64 features, as their number and size grow", "tasks a second")
+    result = Result(
+        "tasks drawn, and evaluated by protonet from 64 features, as their number and size grow",
+        "tasks a second",
+    )
     tasks = options.pick(512, 16)
     model = ProtoNet(Given(WIDTH), metazoo.TaskSpec((WIDTH,), 5))
 
@@ -57,7 +66,9 @@ def run(options: Options) -> Result:
         return lambda: evaluate(model, sampler, tasks)
 
     def loading(sampler: EpisodeSampler, workers: int) -> Callable[[], object]:
-        return lambda: list(DataLoader(Blocks(sampler, tasks // BLOCK), batch_size=None, num_workers=workers))
+        return lambda: list(
+            DataLoader(Blocks(sampler, tasks // BLOCK), batch_size=None, num_workers=workers)
+        )
 
     torch.manual_seed(0)
     several = options.pick((5, 10, 20, 40, 80), (5, 80))
@@ -65,21 +76,37 @@ def run(options: Options) -> Result:
     pixels, features = made(100, 1, 28, 28), made(100, WIDTH)
     curves = {
         "drawing, classes": {
-            n: drawing(EpisodeSampler(made(n, 1, 8, 8), 5, 1, QUERIES)) for n in options.pick(CLASSES, CLASSES[:2])
+            n: drawing(EpisodeSampler(made(n, 1, 8, 8), 5, 1, QUERIES))
+            for n in options.pick(CLASSES, CLASSES[:2])
         },
         "drawing, ways": {n: drawing(EpisodeSampler(pixels, n, 1, QUERIES)) for n in several},
         "drawing, shots": {n: drawing(EpisodeSampler(pixels, 5, n, QUERIES)) for n in shots},
-        "evaluation, ways": {n: evaluating(EpisodeSampler(features, n, 1, QUERIES)) for n in several},
-        "evaluation, shots": {n: evaluating(EpisodeSampler(features, 5, n, QUERIES)) for n in shots},
-        "drawing, worker processes": {n: loading(EpisodeSampler(pixels, 5, 1, QUERIES), n) for n in (0, 1, 2)},
+        "evaluation, ways": {
+            n: evaluating(EpisodeSampler(features, n, 1, QUERIES)) for n in several
+        },
+        "evaluation, shots": {
+            n: evaluating(EpisodeSampler(features, 5, n, QUERIES)) for n in shots
+        },
+        "drawing, worker processes": {
+            n: loading(EpisodeSampler(pixels, 5, 1, QUERIES), n) for n in (0, 1, 2)
+        },
     }
     found = {}
     for name, ways in curves.items():
-        times = measure.race(measure.Scope(torch.device("cpu")), {str(n): way for n, way in ways.items()}, options.pick(5, 1))
-        found[name] = {int(n): tuple(tasks * 1e6 / row[key] for key in ("us", "high", "low")) for n, row in times.items()}
+        times = measure.race(
+            measure.Scope(torch.device("cpu")),
+            {str(n): way for n, way in ways.items()},
+            options.pick(5, 1),
+        )
+        found[name] = {
+            int(n): tuple(tasks * 1e6 / row[key] for key in ("us", "high", "low"))
+            for n, row in times.items()
+        }
         for n, values in found[name].items():
             result.rows.append(Row(name, str(n), *map(rounded, values)))
-    result.notes.append(f"made-up examples: {EACH} a class, 1x8x8 bytes where classes grow, 1x28x28 where ways and shots do")
+    result.notes.append(
+        f"made-up examples: {EACH} a class, 1x8x8 bytes where classes grow, 1x28x28 where ways and shots do"
+    )
     result.plots.append(plot(found, options.images))
     return result
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import metazoo
 from metazoo.algorithms.baseline import Baseline, BaselinePlusPlus
-from metazoo.episodes import EpisodeSampler
-from metazoo.evaluate import evaluate
+from metazoo.evaluation.measure import evaluate
+from metazoo.tasks.sampler import EpisodeSampler
 
 from . import rivals
 from .drawing import Tasks
@@ -42,7 +42,10 @@ def run(options: Options) -> Result:
         COSINE: lambda: evaluate(cosine, sampler, tasks),
         LINEAR: lambda: evaluate(linear, sampler, tasks),
     }
-    accuracies = {COSINE: evaluate(cosine, sampler, few).mean().item(), LINEAR: evaluate(linear, sampler, few).mean().item()}
+    accuracies = {
+        COSINE: evaluate(cosine, sampler, few).mean().item(),
+        LINEAR: evaluate(linear, sampler, few).mean().item(),
+    }
     counts = {COSINE: 1.0, LINEAR: 1.0}
     try:
         library = rivals.easyfsl()
@@ -51,7 +54,9 @@ def run(options: Options) -> Result:
     else:
 
         def theirs(steps: int) -> nn.Module:
-            return library.methods.Finetune(fine_tuning_steps=steps, fine_tuning_lr=RATE, temperature=TEMPERATURE)
+            return library.methods.Finetune(
+                fine_tuning_steps=steps, fine_tuning_lr=RATE, temperature=TEMPERATURE
+            )
 
         untrained = evaluate(ours(BaselinePlusPlus, 0), sampler, few).mean().item()
         same = easyfsl_accuracy(library, theirs(0), features, few, Tasks(sampler, 0, few))
@@ -59,11 +64,18 @@ def run(options: Options) -> Result:
             f"baseline++ and easyfsl before any step: the accuracy over the first {few} tasks, to 0.1 %",
             abs(same - untrained) < 1e-3,
         )
-        accuracies[EASYFSL] = easyfsl_accuracy(library, theirs(STEPS), features, few, Tasks(sampler, 0, few))
+        accuracies[EASYFSL] = easyfsl_accuracy(
+            library, theirs(STEPS), features, few, Tasks(sampler, 0, few)
+        )
         ways[EASYFSL] = lambda: easyfsl_accuracy(library, theirs(STEPS), features, few)
         counts[EASYFSL] = few / tasks
-        result.notes.append(f"{EASYFSL}: measured on {few} tasks and scaled to {tasks:,}; learning rate {RATE:g}")
-    settings = {name: f"{100 * accuracy:.1f} % on the first {few} tasks" for name, accuracy in accuracies.items()}
+        result.notes.append(
+            f"{EASYFSL}: measured on {few} tasks and scaled to {tasks:,}; learning rate {RATE:g}"
+        )
+    settings = {
+        name: f"{100 * accuracy:.1f} % on the first {few} tasks"
+        for name, accuracy in accuracies.items()
+    }
     settings[COSINE] = f"baseline++, {settings[COSINE]}"
     result.race("", ways, options, counts=counts, settings=settings, rounds=3)
     result.aim(20, EASYFSL)

@@ -13,9 +13,9 @@ from torch.func import functional_call, grad, vmap
 
 import metazoo
 from metazoo.algorithms.maml import MAML
-from metazoo.backbones import Conv4
+from metazoo.backbones.conv4 import Conv4
 from metazoo.datasets.glyphs import Glyphs
-from metazoo.episodes import Episode
+from metazoo.tasks.episode import Episode
 
 from . import rivals
 from .kernels.measure import Way
@@ -44,7 +44,9 @@ def plain_network(model: MAML, *, written_out: bool = False) -> nn.Module:
     """Return the ordinary network with the weights of ours."""
     body = rivals.plain_conv4(model.backbone, running=False)
     if written_out:
-        body = nn.Sequential(*(Norm(layer) if isinstance(layer, nn.BatchNorm2d) else layer for layer in body))
+        body = nn.Sequential(
+            *(Norm(layer) if isinstance(layer, nn.BatchNorm2d) else layer for layer in body)
+        )
     head = nn.Linear(rivals.WIDTH, WAYS)
     head.load_state_dict(model.head.state_dict())
     return nn.Sequential(body, head)
@@ -62,7 +64,9 @@ def higher_loss(library: Any, steps: int) -> Loss:
         optimizer = torch.optim.SGD(network.parameters(), lr=INNER_LR)
         losses = []
         for sx, sy, qx, qy in zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y):
-            with library.innerloop_ctx(network, optimizer, copy_initial_weights=False, track_higher_grads=True) as (
+            with library.innerloop_ctx(
+                network, optimizer, copy_initial_weights=False, track_higher_grads=True
+            ) as (
                 fast,
                 inner,
             ):
@@ -108,7 +112,9 @@ def stepping(network: nn.Module, loss: Callable[[], Tensor]) -> Way:
 
 def exactly(network: nn.Module, loss: Loss, tasks: Episode) -> Tensor:
     """Return the gradient in float64: in float32 a maximum that rounding turns moves it by 0.2 %."""
-    return stepping(double := copy.deepcopy(network).double(), lambda: loss(double, in_float64(tasks)))()
+    return stepping(
+        double := copy.deepcopy(network).double(), lambda: loss(double, in_float64(tasks))
+    )()
 
 
 def run(options: Options) -> Result:
@@ -121,10 +127,15 @@ def run(options: Options) -> Result:
     for steps in (1, 5):
         part = f"{steps} inner step{'s' * (steps > 1)}"
         torch.manual_seed(0)
-        model = MAML(Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), WAYS), MAML.Config(inner_steps=steps)).train()
+        model = MAML(
+            Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), WAYS), MAML.Config(inner_steps=steps)
+        ).train()
         own = stepping(model, lambda model=model: model.loss(tasks))
         expected = exactly(model, lambda model, tasks: model.loss(tasks), tasks)
-        losses = {LOOP: (functional_loss(steps, False), False), VMAP: (functional_loss(steps, True), True)}
+        losses = {
+            LOOP: (functional_loss(steps, False), False),
+            VMAP: (functional_loss(steps, True), True),
+        }
         try:
             losses[HIGHER] = higher_loss(rivals.higher(), steps), False
         except Unavailable as error:
@@ -133,11 +144,17 @@ def run(options: Options) -> Result:
         for name, (loss, written_out) in losses.items():
             network = plain_network(model, written_out=written_out)
             ordered = {order: rivals.ordered(network, order) for order in rivals.ORDERS}
-            steppers = {order: stepping(n, lambda n=n, loss=loss: loss(n, tasks)) for order, n in ordered.items()}
+            steppers = {
+                order: stepping(n, lambda n=n, loss=loss: loss(n, tasks))
+                for order, n in ordered.items()
+            }
             order, ways[name] = quickest(steppers)
             settings[name] = f"{order} (the quicker)" + ", BatchNorm written out" * written_out
             error = closeness([exactly(ordered[order], loss, tasks)], [expected])
-            result.checked(f"{name}, {part}: in float64 the gradient, to a millionth of its largest value", error < 1e-6)
+            result.checked(
+                f"{name}, {part}: in float64 the gradient, to a millionth of its largest value",
+                error < 1e-6,
+            )
         result.race(part, ways, options, per=1e3, settings=settings)
         result.aim(1.15, HIGHER, LOOP, VMAP, part=part)
     return result

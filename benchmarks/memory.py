@@ -15,7 +15,7 @@ import torch
 
 import metazoo
 from metazoo.algorithms.maml import MAML
-from metazoo.backbones import Conv4
+from metazoo.backbones.conv4 import Conv4
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.datasets.glyphs import Glyphs
 
@@ -28,7 +28,11 @@ INNER_STEPS, SHOTS, QUERIES = 5, 5, 5
 
 def most_held() -> float:
     """Return the most memory that this process has held so far, in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -73,7 +77,9 @@ def run(options: Options) -> Result:
     result.checked("the loss, to 1e-5", abs(losses[AGAIN] / losses[KEPT] - 1) < 1e-5)
     result.add(MEMORY, memory, {AGAIN: "--checkpoint-inner"})
     result.add(TIME, times, {AGAIN: "--checkpoint-inner"})
-    result.notes.append("memory: what the first step adds to the most that the process has held (VmHWM)")
+    result.notes.append(
+        "memory: what the first step adds to the most that the process has held (VmHWM)"
+    )
     result.aim(2, KEPT, part=MEMORY)
     # At most 1.3 times the time.
     result.aim(1 / 1.3, KEPT, part=TIME)

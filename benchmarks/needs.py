@@ -8,7 +8,17 @@ import shutil
 import sys
 from pathlib import Path
 
-NEEDED = ("numpy", "pluggy", "click", "rich", "safetensors", "PIL", "matplotlib", "tensorboard", "setuptools")
+NEEDED = (
+    "numpy",
+    "pluggy",
+    "click",
+    "rich",
+    "safetensors",
+    "PIL",
+    "matplotlib",
+    "tensorboard",
+    "setuptools",
+)
 OPTIONAL = {"pytest": "tests", "ninja": "building the kernels", "pybind11": "building the kernels"}
 
 
@@ -23,13 +33,18 @@ class Failure(Exception):
 def device_name(device: str) -> str:
     """Return the name of the device, or raise Failure where it cannot be used."""
     if importlib.util.find_spec("torch") is None:
-        raise Failure(f"{Path(sys.executable).name} has no torch", "give the Python that has it: make gpu-test PYTHON=...")
+        raise Failure(
+            f"{Path(sys.executable).name} has no torch",
+            "give the Python that has it: make gpu-test PYTHON=...",
+        )
     if device == "cpu":
         return "cpu"
     import torch
 
     if not torch.cuda.is_available():
-        built = "built for CUDA " + torch.version.cuda if torch.version.cuda else "built without CUDA"
+        built = (
+            "built for CUDA " + torch.version.cuda if torch.version.cuda else "built without CUDA"
+        )
         raise Failure(
             f"there is no CUDA device for torch {torch.__version__}, {built}",
             "run it on a machine that has one; --device cpu --quick rehearses everything without",
@@ -44,7 +59,11 @@ def missing() -> list[str]:
             f"{Path(sys.executable).name} lacks {', '.join(absent)}",
             "install metazoo's dependencies there, or name another PYTHON",
         )
-    notes = [f"{name} ({use})" for name, use in OPTIONAL.items() if importlib.util.find_spec(name) is None]
+    notes = [
+        f"{name} ({use})"
+        for name, use in OPTIONAL.items()
+        if importlib.util.find_spec(name) is None
+    ]
     tools = {"nvcc": "building the kernels", "compute-sanitizer": "memcheck, racecheck"}
     return notes + [f"{name} ({use})" for name, use in tools.items() if not tool(name)]
 
@@ -53,4 +72,11 @@ def tool(name: str) -> str | None:
     """Return the path of a program of the CUDA toolkit."""
     homes = [os.environ[key] for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
     found = [shutil.which(name, path=os.path.join(home, "bin")) for home in homes]
-    return next((path for path in [*found, shutil.which(name), shutil.which(name, path="/usr/local/cuda/bin")] if path), None)
+    return next(
+        (
+            path
+            for path in [*found, shutil.which(name), shutil.which(name, path="/usr/local/cuda/bin")]
+            if path
+        ),
+        None,
+    )

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from metazoo import ClassDataset, EpisodeSampler, Examples, Stream
-from metazoo.datasets.packed import Packed
-from metazoo.datasets.packing import pack
-from metazoo.datasets.shards import data_file
-from metazoo.drawing import random_words
-from metazoo.files import digest
-from metazoo.runs import commit, machine
+from metazoo.datasets.packed.dataset import Packed
+from metazoo.datasets.packed.format import data_file
+from metazoo.datasets.packed.writer import pack
+from metazoo.io.files import digest
+from metazoo.provenance import commit, machine
+from metazoo.tasks.random import random_words
 
 EACH = 20  # images of a class
 SHAPE = (1, 28, 28)
@@ -43,7 +43,9 @@ class Made(ClassDataset):
     @contextlib.contextmanager
     def streams(self) -> Iterator[dict[str, Stream]]:
         names = tuple(f"class{c:07}" for c in range(self.classes))
-        yield {"train": Stream(made, (EACH,) * self.classes, names, "made", lambda: str(self.classes))}
+        yield {
+            "train": Stream(made, (EACH,) * self.classes, names, "made", lambda: str(self.classes))
+        }
 
     def load(self) -> dict[str, Examples]:
         with self.streams() as streams:
@@ -53,7 +55,11 @@ class Made(ClassDataset):
 def made(first: int, last: int) -> Tensor:
     """Return images first, ..., last - 1."""
     classes = range(first // EACH, -(-last // EACH))
-    words = np.concatenate([random_words(0, c, 98) for c in classes]).view(np.uint8).reshape(-1, 1, *SHAPE)
+    words = (
+        np.concatenate([random_words(0, c, 98) for c in classes])
+        .view(np.uint8)
+        .reshape(-1, 1, *SHAPE)
+    )
     x = (
         torch.from_numpy(words)
         .repeat(1, EACH, 1, 1, 1)
@@ -114,7 +120,9 @@ def main() -> None:
     digest(data_file(arguments.out, "train"), "sha256")
     most = max(most, draw(packed, 0, ROUNDS * arguments.tasks)[1])
     figures |= {"cold_tasks_per_second": cold, "drawing_growth_mb": most - start}
-    print(f"drawing from disk alone: {cold:.0f} tasks/s; memory grew by at most {most - start:.0f} MB in all tasks")
+    print(
+        f"drawing from disk alone: {cold:.0f} tasks/s; memory grew by at most {most - start:.0f} MB in all tasks"
+    )
 
     rates: dict[str, list[float]] = {"packed": [], "memory": []}
     memory = Made(arguments.images).tasks("train", 5, 1, 15, 0)
@@ -123,7 +131,9 @@ def main() -> None:
             rates[name].append(draw(sampler, i * arguments.tasks, arguments.tasks)[0])
     for name, values in rates.items():
         figures[f"{name}_tasks_per_second"] = statistics.median(values)
-        print(f"{name}: {statistics.median(values):.0f} tasks/s ({min(values):.0f} to {max(values):.0f})")
+        print(
+            f"{name}: {statistics.median(values):.0f} tasks/s ({min(values):.0f} to {max(values):.0f})"
+        )
     figures["ratio"] = statistics.median(a / b for a, b in zip(rates["packed"], rates["memory"]))
     print(f"packed is {figures['ratio']:.2f} times as fast as memory")
     if arguments.json:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import metazoo
 from metazoo.algorithms.protonet import ProtoNet
-from metazoo.backbones import Conv4
+from metazoo.backbones.conv4 import Conv4
 from metazoo.datasets.glyphs import Glyphs
-from metazoo.episodes import Episode
-from metazoo.train import make_optimizer, outer_step
+from metazoo.tasks.episode import Episode
+from metazoo.training.loop import make_optimizer, outer_step
 
 from . import rivals
 from .kernels.measure import Way
@@ -95,7 +95,10 @@ def new_model(ways: int = WAYS) -> ProtoNet:
 
 
 def run(options: Options) -> Result:
-    result = Result("a training step of protonet, Conv4: a 60-way 1-shot 5-query task of 28x28 pixels, with Adam", "ms")
+    result = Result(
+        "a training step of protonet, Conv4: a 60-way 1-shot 5-query task of 28x28 pixels, with Adam",
+        "ms",
+    )
     episode = task()
     model = new_model()
     plain = rivals.plain_conv4(model.backbone).train()
@@ -111,10 +114,17 @@ def run(options: Options) -> Result:
         network = rivals.ordered(plain, order).double()
         loss = plain_loss(network, alone(exact))
         loss.backward()
-        error = max(abs(loss.item() / own_loss.item() - 1), closeness([gradient(network)], [gradient(own)]))
-        result.checked(f"{PLAIN}, {order}: in float64 loss and gradient, to a millionth of the largest value", error < 1e-6)
+        error = max(
+            abs(loss.item() / own_loss.item() - 1), closeness([gradient(network)], [gradient(own)])
+        )
+        result.checked(
+            f"{PLAIN}, {order}: in float64 loss and gradient, to a millionth of the largest value",
+            error < 1e-6,
+        )
         trained = rivals.ordered(plain, order)
-        ways[f"{PLAIN}, {order}"] = stepping(trained, lambda network=trained: plain_loss(network, alone(episode)))
+        ways[f"{PLAIN}, {order}"] = stepping(
+            trained, lambda network=trained: plain_loss(network, alone(episode))
+        )
     try:
         library = rivals.easyfsl()
     except Unavailable as error:
@@ -128,17 +138,28 @@ def run(options: Options) -> Result:
                 judge.process_support_set(exact.support_x[0], exact.support_y[0])
                 logits = own(exact.support_x, exact.support_y, exact.query_x)[0]
                 error = closeness([-judge(exact.query_x[0]).square()], [logits])
-            result.checked(f"{EASYFSL}, {order}: in float64 and eval mode the logits, once squared", error < 1e-6)
-            ways[f"{EASYFSL}, {order}"] = stepping(classifier, lambda classifier=classifier: easyfsl_loss(classifier, episode))
-        result.notes.append("easyfsl embeds support and queries apart, so that BatchNorm sees them apart, and takes no squares")
+            result.checked(
+                f"{EASYFSL}, {order}: in float64 and eval mode the logits, once squared",
+                error < 1e-6,
+            )
+            ways[f"{EASYFSL}, {order}"] = stepping(
+                classifier, lambda classifier=classifier: easyfsl_loss(classifier, episode)
+            )
+        result.notes.append(
+            "easyfsl embeds support and queries apart, so that BatchNorm sees them apart, and takes no squares"
+        )
     result.race("", ways, options, per=1e3, settings=settings)
-    result.add("", {RETURNED: [1e3 * seconds for seconds in fresh("benchmarks.protonet_step")]}, settings)
+    result.add(
+        "", {RETURNED: [1e3 * seconds for seconds in fresh("benchmarks.protonet_step")]}, settings
+    )
     result.aim(1.3, f"{EASYFSL}, contiguous")
     result.aim(1.3, f"{PLAIN}, contiguous")
     result.aim(1.3, f"{PLAIN}, channels_last")
     result.aim(2, f"{EASYFSL}, contiguous", f"{PLAIN}, contiguous", ours=BF16)
     if options.accuracy:
-        result.notes.append(f"test accuracy after {options.pick(1000, 2)} steps: {accuracies(options)}")
+        result.notes.append(
+            f"test accuracy after {options.pick(1000, 2)} steps: {accuracies(options)}"
+        )
     return result
 
 
@@ -157,7 +178,9 @@ def accuracies(options: Options) -> str:
                 "--data-split", "vinyals", "--precision", precision, "--steps", str(options.pick(1000, 2)),
                 "--test-episodes", str(options.pick(1000, 10)), "--out", str(Path(folder) / precision), "--json",
             )  # fmt: skip
-            found.append(f"{precision} {100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %")
+            found.append(
+                f"{precision} {100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %"
+            )
     return ", ".join(found)
 
 

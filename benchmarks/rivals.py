@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from metazoo.datasets.omniglot import Omniglot
-from metazoo.episodes import Examples
+from metazoo.tasks.examples import Examples
 
 from .features import labels_of
 from .suite import Unavailable
@@ -71,7 +71,8 @@ def easyfsl() -> SimpleNamespace:
         raise Unavailable(f"easyfsl is not installed; {INSTALL}")
     with _stand_ins():
         methods, samplers, utils, datasets = (
-            importlib.import_module(f"easyfsl.{name}") for name in ("methods", "samplers", "utils", "datasets")
+            importlib.import_module(f"easyfsl.{name}")
+            for name in ("methods", "samplers", "utils", "datasets")
         )
 
     class Sampler(samplers.TaskSampler):  # type: ignore[misc,name-defined]
@@ -81,7 +82,9 @@ def easyfsl() -> SimpleNamespace:
             for item, label in enumerate(dataset.get_labels()):
                 self.items_per_label.setdefault(label, []).append(item)
 
-    return SimpleNamespace(methods=methods, sampler=Sampler, evaluate=utils.evaluate, features=datasets.FeaturesDataset)
+    return SimpleNamespace(
+        methods=methods, sampler=Sampler, evaluate=utils.evaluate, features=datasets.FeaturesDataset
+    )
 
 
 def higher() -> ModuleType:
@@ -95,7 +98,9 @@ def data_folder() -> Path:
     """Return the folder of Omniglot's archives, or raise Unavailable."""
     root = os.environ.get("METAZOO_DATA")
     if not root or not (Path(root) / "omniglot" / "images_background.zip").exists():
-        raise Unavailable("$METAZOO_DATA names no folder with omniglot/images_background.zip and images_evaluation.zip")
+        raise Unavailable(
+            "$METAZOO_DATA names no folder with omniglot/images_background.zip and images_evaluation.zip"
+        )
     return Path(root) / "omniglot"
 
 

@@ -53,9 +53,13 @@ class Check:
         """Compare with an answer in float64, relative to the largest number in it."""
         self.done += 1
         if got.shape != expected.shape:
-            self.wrong.append(f"{label}: the shape is {tuple(got.shape)}, not {tuple(expected.shape)}")
+            self.wrong.append(
+                f"{label}: the shape is {tuple(got.shape)}, not {tuple(expected.shape)}"
+            )
         elif got.numel():
-            error = (got.detach().cpu().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
+            error = (
+                got.detach().cpu().double() - expected
+            ).abs().max() / expected.abs().max().clamp_min(1e-3)
             if not error <= TOLERANCE[dtype]:
                 self.wrong.append(f"{label}: off by {error:.1e}")
 
@@ -65,7 +69,9 @@ class Check:
             test()
         except Exception as error:
             # After a fault of the device every further call raises: the first line of all is the one to read.
-            self.wrong.append(f"{label}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            self.wrong.append(
+                f"{label}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            )
 
 
 def laid_out(layout: str, *shape: int) -> Tensor:
@@ -73,7 +79,9 @@ def laid_out(layout: str, *shape: int) -> Tensor:
     if layout == "transposed":
         return torch.randn(*shape[:-2], shape[-1], shape[-2], dtype=torch.float64).mT
     if layout == "sliced":
-        return torch.randn(*(2 * size + 1 for size in shape), dtype=torch.float64)[tuple(slice(1, None, 2) for _ in shape)]
+        return torch.randn(*(2 * size + 1 for size in shape), dtype=torch.float64)[
+            tuple(slice(1, None, 2) for _ in shape)
+        ]
     if layout == "expanded":
         return torch.randn(1, *shape[1:], dtype=torch.float64).expand(shape)
     return torch.randn(*shape, dtype=torch.float64)
@@ -81,12 +89,19 @@ def laid_out(layout: str, *shape: int) -> Tensor:
 
 def on(device: torch.device, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return a leaf with the strides of x on the device, and what it holds in float64."""
-    moved = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device) if 0 not in x.shape else x.to(device, dtype)
+    moved = (
+        torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device)
+        if 0 not in x.shape
+        else x.to(device, dtype)
+    )
     if 0 in x.stride():
         moved = x[:1].to(device, dtype).expand(x.shape)
     else:
         moved.copy_(x)
-    return moved.detach().requires_grad_(), moved.detach().cpu().double().contiguous().requires_grad_()
+    return (
+        moved.detach().requires_grad_(),
+        moved.detach().cpu().double().contiguous().requires_grad_(),
+    )
 
 
 def exact_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -107,11 +122,18 @@ def distances(check: Check) -> None:
             x, wide_x = on(check.device, laid_out(layout, b, q, d), dtype)
             y, wide_y = on(check.device, laid_out(layout, b, n, d), dtype)
             with torch.no_grad():
-                check.close(label, ops.pairwise_sqdist(x, y), exact_distances(wide_x, wide_y).detach(), dtype)
+                check.close(
+                    label,
+                    ops.pairwise_sqdist(x, y),
+                    exact_distances(wide_x, wide_y).detach(),
+                    dtype,
+                )
             got, expected = ops.pairwise_sqdist(x, y), exact_distances(wide_x, wide_y)
             weight = torch.rand(expected.shape, dtype=torch.float64)
             gradients = torch.autograd.grad((got * weight.to(got)).sum(), (x, y))
-            for name, ours, theirs in zip("xy", gradients, torch.autograd.grad((expected * weight).sum(), (wide_x, wide_y))):
+            for name, ours, theirs in zip(
+                "xy", gradients, torch.autograd.grad((expected * weight).sum(), (wide_x, wide_y))
+            ):
                 check.close(f"{label}, gradient of {name}", ours, theirs, dtype)
 
         check.runs(label, test)
@@ -130,9 +152,16 @@ def losses(check: Check) -> None:
             target = torch.randint(n, (b, q))
             expected = exact_loss(wide_x, wide_y, target)
             with torch.no_grad():
-                check.close(label, ops.prototypical_nll(x, y, target.to(check.device)), expected.detach(), dtype)
+                check.close(
+                    label,
+                    ops.prototypical_nll(x, y, target.to(check.device)),
+                    expected.detach(),
+                    dtype,
+                )
             got = torch.autograd.grad(ops.prototypical_nll(x, y, target.to(check.device)), (x, y))
-            for name, ours, theirs in zip("xy", got, torch.autograd.grad(expected, (wide_x, wide_y))):
+            for name, ours, theirs in zip(
+                "xy", got, torch.autograd.grad(expected, (wide_x, wide_y))
+            ):
                 check.close(f"{label}, gradient of {name}", ours, theirs, dtype)
 
         if b and q and n:
@@ -147,7 +176,13 @@ def rates(tasks: int, size: int) -> Iterator[tuple[str, float | Tensor]]:
 
 
 def exact_update(
-    params: Tensor, grads: Tensor, lr: float | Tensor, velocity: Tensor, momentum: float, decay: float, max_norm: float | None
+    params: Tensor,
+    grads: Tensor,
+    lr: float | Tensor,
+    velocity: Tensor,
+    momentum: float,
+    decay: float,
+    max_norm: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return what `torch.optim.SGD` does after the gradient of each task is clipped to a norm."""
     if max_norm is not None:
@@ -161,9 +196,14 @@ def exact_update(
 def updates(check: Check) -> None:
     """Inner steps: gradients flat and in lists, every kind of rate, with and without momentum, decay and clipping."""
     extras = [(0.0, 0.0, None), (0.9, 0.0, None), (0.9, 0.1, 0.5)]
-    for dtype, tasks, shapes, (momentum, decay, norm) in itertools.product(TOLERANCE, (1, 3, 0), TENSORS, extras):
+    for dtype, tasks, shapes, (momentum, decay, norm) in itertools.product(
+        TOLERANCE, (1, 3, 0), TENSORS, extras
+    ):
         pieces = [torch.randn(tasks, *shape, dtype=torch.float64) for shape in shapes]
-        size = sum(p[:1].numel() if tasks else torch.Size(shape).numel() for p, shape in zip(pieces, shapes))
+        size = sum(
+            p[:1].numel() if tasks else torch.Size(shape).numel()
+            for p, shape in zip(pieces, shapes)
+        )
         for kind, lr in rates(tasks, size):
             if dtype != torch.float32 and kind in ("per task", "per parameter"):
                 continue  # the rate's shape and the type are handled apart
@@ -181,20 +221,28 @@ def _update(
     tasks = len(pieces[0])
     moved = [p.to(check.device, dtype) for p in pieces]
     flat = torch.cat([p.flatten(1) for p in moved], 1)
-    start, speed = (torch.randn(flat.shape, dtype=torch.float64).to(check.device, dtype) for _ in range(2))
+    start, speed = (
+        torch.randn(flat.shape, dtype=torch.float64).to(check.device, dtype) for _ in range(2)
+    )
     rate = lr.to(check.device, dtype) if isinstance(lr, Tensor) else lr
     wide_rate = rate.cpu().double() if isinstance(rate, Tensor) else rate
     wide = [t.cpu().double() for t in (start, flat, speed)]
-    expected, expected_speed = exact_update(wide[0], wide[1], wide_rate, wide[2], momentum, decay, max_norm)
+    expected, expected_speed = exact_update(
+        wide[0], wide[1], wide_rate, wide[2], momentum, decay, max_norm
+    )
     strided = [torch.stack([p, p], -1)[..., 0] for p in moved]
     options = {"weight_decay": decay, "max_norm": max_norm}
     for how, grads in (("flat", flat), ("list", moved), ("strided list", strided)):
         if momentum:
-            got, got_speed = ops.sgd_update(start, grads, rate, velocity=speed, momentum=momentum, **options)
+            got, got_speed = ops.sgd_update(
+                start, grads, rate, velocity=speed, momentum=momentum, **options
+            )
             check.close(f"{label}, {how}, velocity", got_speed, expected_speed, dtype)
         else:
             got = ops.sgd_update(start, grads, rate, **options)
-            expected = exact_update(wide[0], wide[1], wide_rate, torch.zeros_like(wide[2]), 0.0, decay, max_norm)[0]
+            expected = exact_update(
+                wide[0], wide[1], wide_rate, torch.zeros_like(wide[2]), 0.0, decay, max_norm
+            )[0]
         check.close(f"{label}, {how}", got, expected, dtype)
         own, own_speed = start.clone(), speed.clone()
         with torch.no_grad():
@@ -210,23 +258,37 @@ def _update(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: there is no CUDA device\nhint: --device cpu with METAZOO_KERNELS=emulated", file=sys.stderr)
+        print(
+            "error: there is no CUDA device\nhint: --device cpu with METAZOO_KERNELS=emulated",
+            file=sys.stderr,
+        )
         return 1
     if covers(options.device) and not load():
-        print("error: the kernels are not loaded, so there is nothing to check\nhint: see the warning above", file=sys.stderr)
+        print(
+            "error: the kernels are not loaded, so there is nothing to check\nhint: see the warning above",
+            file=sys.stderr,
+        )
         return 1
     found = status()
-    print(f"kernels: {found.mode}, {found.origin if found.loaded and covers(options.device) else 'plain PyTorch'}", flush=True)
+    print(
+        f"kernels: {found.mode}, {found.origin if found.loaded and covers(options.device) else 'plain PyTorch'}",
+        flush=True,
+    )
     torch.manual_seed(0)
     check = Check(options.device)
     for part in (distances, losses, updates):
         before, wrong = check.done, len(check.wrong)
         part(check)
-        print(f"{part.__name__}: {check.done - before} answers checked, {len(check.wrong) - wrong} wrong", flush=True)
+        print(
+            f"{part.__name__}: {check.done - before} answers checked, {len(check.wrong) - wrong} wrong",
+            flush=True,
+        )
     for line in check.wrong[:40]:
         print(f"WRONG {line}")
     return 1 if check.wrong or not check.done else 0

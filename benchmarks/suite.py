@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metazoo.episodes import Episode
+from metazoo.tasks.episode import Episode
 
 from .kernels import measure
 from .kernels.measure import Way
@@ -94,11 +94,16 @@ class Result:
         scale = {name: 1e-6 * per / (counts or {}).get(name, 1) for name in ways}
         self.add(
             part,
-            {name: [row[key] * scale[name] for key in ("us", "low", "high")] for name, row in times.items()},
+            {
+                name: [row[key] * scale[name] for key in ("us", "low", "high")]
+                for name, row in times.items()
+            },
             settings or {},
         )
 
-    def add(self, part: str, values: Mapping[str, list[float]], settings: Mapping[str, str]) -> None:
+    def add(
+        self, part: str, values: Mapping[str, list[float]], settings: Mapping[str, str]
+    ) -> None:
         """Add rows of what each way took, the median of its values and their extremes."""
         before = [row.median for row in self.rows if (row.part, row.way) == (part, OURS)]
         ours = statistics.median(values.get(OURS, before) or [0])
@@ -115,7 +120,9 @@ class Result:
         found = [row for row in rows if row.way.startswith(rivals) and row.way != ours]
         if own and found:
             best = min(found, key=lambda row: row.median)
-            against = ", ".join(filter(None, [best.way, part, "" if ours == OURS else f"by {ours}"]))
+            against = ", ".join(
+                filter(None, [best.way, part, "" if ours == OURS else f"by {ours}"])
+            )
             self.goals.append(Goal(against, goal, rounded(best.median / own)))
 
     def leave_out(self, way: str, error: Exception) -> None:
@@ -170,7 +177,9 @@ def lines(name: str, result: Result, *, goals: bool) -> str:
     for row in result.rows:
         ratio = "" if row.ratio is None else f"{row.ratio:8.3g}x"
         spread = f"{row.median:10.4g} ({row.low:.4g} to {row.high:.4g})"
-        text.append(f"  {f'{row.part} {row.way}'.strip():{width}}{spread:36}{ratio:9}  {row.settings}".rstrip())
+        text.append(
+            f"  {f'{row.part} {row.way}'.strip():{width}}{spread:36}{ratio:9}  {row.settings}".rstrip()
+        )
     for goal in result.goals if goals else ():
         verdict = "reached" if goal.reached >= goal.goal else "missed"
         text.append(f"  goal {goal.goal:g}x against {goal.against}: {goal.reached:g}x, {verdict}")

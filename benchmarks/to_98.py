@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from metazoo import runs
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.datasets.omniglot import DRAWERS
-from metazoo.episodes import EpisodeSampler, Examples
-from metazoo.plan import plan
-from metazoo.train import Watcher, train
+from metazoo.tasks.examples import Examples
+from metazoo.tasks.sampler import EpisodeSampler
+from metazoo.training.loop import Watcher, train
+from metazoo.training.plan import plan
+from metazoo.zoo import run_folder
 
 from . import rivals
 from .drawing import tutorial_loader
@@ -71,7 +72,7 @@ def metazoo_run(job: Job) -> None:
     }  # fmt: skip
     blueprint, data = plan("protonet", "omniglot", {}, {"split": "vinyals"}, {}, recipe)
     with TemporaryDirectory() as folder:
-        runs.create(Path(folder) / "run", blueprint)
+        run_folder.create(Path(folder) / "run", blueprint)
         train(blueprint, data, Path(folder) / "run", Until(job.target))
 
 
@@ -91,7 +92,10 @@ def tutorial_run(job: Job) -> None:
         loss.backward()
         optimizer.step()
         if step % job.every == 0:
-            value = accuracy(network.eval(), tutorial_loader(files["val"], validation, 0, job.validation, job.workers))
+            value = accuracy(
+                network.eval(),
+                tutorial_loader(files["val"], validation, 0, job.validation, job.workers),
+            )
             if value >= job.target:
                 raise Reached(step, value)
 
@@ -99,7 +103,9 @@ def tutorial_run(job: Job) -> None:
 def chooser(classes: int, ways: int, queries: int) -> EpisodeSampler:
     """Return metazoo's tasks of so many classes without the examples: which to open is all that the tutorials' loader asks."""
     names = tuple(map(str, range(classes)))
-    return EpisodeSampler(Examples(torch.empty(DRAWERS * classes, 0), (DRAWERS,) * classes, names), ways, 1, queries)
+    return EpisodeSampler(
+        Examples(torch.empty(DRAWERS * classes, 0), (DRAWERS,) * classes, names), ways, 1, queries
+    )
 
 
 @torch.no_grad()
@@ -142,18 +148,30 @@ def run(options: Options) -> Result:
         got = next(iter(tutorial_loader(files, sampler, 0, 1, 0)))
         same = all(torch.equal(a, b[0]) for a, b in zip(got, vars(expected).values()))
         result.checked("the first training task, turned images included, bit for bit", same)
-        loaders = {n: (lambda n=n: list(tutorial_loader(files, sampler, 0, 8, int(n)))) for n in ("0", "2")}
+        loaders = {
+            n: (lambda n=n: list(tutorial_loader(files, sampler, 0, 8, int(n)))) for n in ("0", "2")
+        }
         workers = int(quickest(loaders)[0])
         order = quickest({order: plain_step(order, got) for order in rivals.ORDERS})[0]
-        jobs = [job, replace(job, way=BF16), replace(job, way=TUTORIAL, workers=workers, order=order)]
+        jobs = [
+            job,
+            replace(job, way=BF16),
+            replace(job, way=TUTORIAL, workers=workers, order=order),
+        ]
         times: dict[str, list[float]] = {job.way: [] for job in jobs}
         steps: dict[str, dict[str, float]] = {}
         for job in jobs:
             with TemporaryDirectory() as cache:
                 began = time.perf_counter()
-                steps[job.way] = fresh("benchmarks.to_98", json.dumps(asdict(job)), environment={"METAZOO_CACHE": cache})
+                steps[job.way] = fresh(
+                    "benchmarks.to_98",
+                    json.dumps(asdict(job)),
+                    environment={"METAZOO_CACHE": cache},
+                )
                 times[job.way].append(time.perf_counter() - began)
-    said = {way: f"{end['steps']} steps, {100 * end['accuracy']:.2f} %" for way, end in steps.items()}
+    said = {
+        way: f"{end['steps']} steps, {100 * end['accuracy']:.2f} %" for way, end in steps.items()
+    }
     said[TUTORIAL] += f"; {workers} worker processes, {order} (the quicker of each)"
     result.add("", times, said)
     result.notes += [

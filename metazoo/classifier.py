@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import DataError, OptionError
-from .examples import as_floats
-from .images import decode
-from .train import find_device
-from .zoo import Source, find
+from metazoo.device import find_device
+from metazoo.errors import DataError, OptionError
+from metazoo.images import decode
+from metazoo.tasks.examples import as_floats
+from metazoo.zoo.find import Source, find
 
 QUERIES_AT_ONCE = 500
 
@@ -39,7 +39,10 @@ class FewShotClassifier:
         source = model if isinstance(model, Source) else find(model)
         self.name, self.blueprint = source.name, source.blueprint
         if self.blueprint.spec.regression:
-            raise OptionError(f"'{self.name}' is a regression model and classifies nothing", "`metazoo list` shows every model")
+            raise OptionError(
+                f"'{self.name}' is a regression model and classifies nothing",
+                "`metazoo list` shows every model",
+            )
         self.device = find_device(device)
         self.model = source.model(**options).to(self.device)
         self.input_format = dict(self.blueprint.input_format)
@@ -50,20 +53,31 @@ class FewShotClassifier:
     def fit(self, X: Any, y: Sequence[Hashable]) -> FewShotClassifier:
         """Take labelled examples, at least one of each of two classes or more, and return self."""
         # Tensors and numpy's numbers in a list, too, become plain ones: two tensors of one value are two different keys.
-        labels = [label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label for label in y]
+        labels = [
+            label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label
+            for label in y
+        ]
         support = self._read(X)
         if len(labels) != len(support):
-            raise DataError(f"there are {len(support)} examples but {len(labels)} labels", "give one label for each example")
+            raise DataError(
+                f"there are {len(support)} examples but {len(labels)} labels",
+                "give one label for each example",
+            )
         try:
             classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
         except TypeError as error:
-            raise DataError(f"the labels cannot be sorted: {error}", "give one text or number an example") from error
+            raise DataError(
+                f"the labels cannot be sorted: {error}", "give one text or number an example"
+            ) from error
         if len(classes) < 2:
             raise DataError(f"there is only one class ({classes[0]!r})" if labels else "there are no examples",
                             "give labelled examples of two classes or more")  # fmt: skip
         places = {label: i for i, label in enumerate(classes)}
         self.classes_ = classes
-        self._support, self._labels = support, torch.tensor([places[label] for label in labels], device=self.device)
+        self._support, self._labels = (
+            support,
+            torch.tensor([places[label] for label in labels], device=self.device),
+        )
         return self
 
     @torch.no_grad()
@@ -77,11 +91,17 @@ class FewShotClassifier:
         queries = self._read(X)
         size = max(1, len(queries)) if self.model.transductive else QUERIES_AT_ONCE
         parts = [
-            self.model(self._support.unsqueeze(0), self._labels.unsqueeze(0), part.unsqueeze(0))[0].softmax(-1)
+            self.model(self._support.unsqueeze(0), self._labels.unsqueeze(0), part.unsqueeze(0))[
+                0
+            ].softmax(-1)
             for part in queries.split(size)
             if len(part)
         ]
-        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, len(self.classes_)), np.float32)
+        return (
+            torch.cat(parts).cpu().numpy()
+            if parts
+            else np.zeros((0, len(self.classes_)), np.float32)
+        )
 
     def predict(self, X: Any) -> list[Any]:
         """Return the most probable label of each example."""
@@ -90,23 +110,34 @@ class FewShotClassifier:
     def _read(self, X: Any) -> Tensor:
         shape = self.blueprint.spec.input_shape
         if isinstance(X, (str, Path, Image.Image)):
-            raise DataError("this is one image, not a list of images", "put it into a list: [image]")
+            raise DataError(
+                "this is one image, not a list of images", "put it into a list: [image]"
+            )
         if isinstance(X, (Tensor, np.ndarray)):
             try:
                 x = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, order="C"))
             except TypeError as error:
                 raise DataError(
-                    f"an array of {X.dtype} holds no examples: {error}", "give a list of image files, or an array of numbers"
+                    f"an array of {X.dtype} holds no examples: {error}",
+                    "give a list of image files, or an array of numbers",
                 ) from error
             if self.input_format and not (x.dtype == torch.uint8 or x.is_floating_point()):
-                raise DataError(f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]")
+                raise DataError(
+                    f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]"
+                )
             x = as_floats(x) if x.dtype == torch.uint8 else x.float()
         else:
             X = list(X)
             if any(isinstance(i, (Tensor, np.ndarray)) for i in X):
-                raise DataError("this is a list of tensors or arrays", "stack them into one, the first dimension the examples")
+                raise DataError(
+                    "this is a list of tensors or arrays",
+                    "stack them into one, the first dimension the examples",
+                )
             if not self.input_format:
-                raise DataError(f"'{self.name}' does not take images", f"give a tensor of examples of shape {shape}")
+                raise DataError(
+                    f"'{self.name}' does not take images",
+                    f"give a tensor of examples of shape {shape}",
+                )
             images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
             x = as_floats(torch.stack(images)) if images else torch.zeros(0, *shape)
         if tuple(x.shape[1:]) != shape:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import MetazooError
+from metazoo.errors import MetazooError
 
 I = TypeVar("I")
 T = TypeVar("T")
@@ -46,7 +46,9 @@ def joined() -> Iterator[None]:
     store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     # Where torchrun starts processes again, its store still has the addresses of those that ended (torch 2.13).
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
+    )
     _joined = True
     try:
         with contextlib.ExitStack() as quiet:
@@ -60,7 +62,8 @@ def joined() -> Iterator[None]:
         if not any(word in str(error).lower() for word in ("gloo", "nccl", "connection")):
             raise
         raise ProcessLost(
-            "another process of this job has ended", "its own message says why; the run goes on from its last checkpoint"
+            "another process of this job has ended",
+            "its own message says why; the run goes on from its last checkpoint",
         ) from error
     finally:
         _joined = False
@@ -158,8 +161,12 @@ def add_up(model: nn.Module, loss: Tensor) -> float:
         return loss.item()
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A parameter that no process used has no gradient, as in one process, rather than one of zeros.
-    facts = torch.tensor([loss.item(), *(p.grad is not None for p in parameters)], dtype=torch.float64)
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    facts = torch.tensor(
+        [loss.item(), *(p.grad is not None for p in parameters)], dtype=torch.float64
+    )
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    )
     dist.all_reduce(facts)
     dist.all_reduce(flat)
     total, *users = facts.tolist()
@@ -176,8 +183,12 @@ class Buffers:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        tracked = (m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
-        self.norms: list[Any] = [norm for norm in tracked if norm.momentum is not None] if _joined else []
+        tracked = (
+            m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
+        )
+        self.norms: list[Any] = (
+            [norm for norm in tracked if norm.momentum is not None] if _joined else []
+        )
         self.before = [self._values(norm) for norm in self.norms]
 
     @staticmethod
@@ -211,7 +222,9 @@ class Buffers:
         merged = list(self.before)
         for row in every:
             for i, part in enumerate(row.split([len(change) for change in changes])):
-                merged[i] = torch.cat([part[-2] * merged[i][:-1] + part[:-2], merged[i][-1:] + part[-1:]])
+                merged[i] = torch.cat(
+                    [part[-2] * merged[i][:-1] + part[:-2], merged[i][-1:] + part[-1:]]
+                )
         for norm, value in zip(self.norms, merged):
             mean, variance = value[:-1].chunk(2)
             norm.running_mean.copy_(mean)

@@ -66,7 +66,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 def too_large(error: BaseException) -> bool:
     """Return whether an exception says that something has no room in memory, or in a number."""
-    return out_of_memory(error) or isinstance(error, OverflowError) or "overflow" in first_line(error).lower()
+    return (
+        out_of_memory(error)
+        or isinstance(error, OverflowError)
+        or "overflow" in first_line(error).lower()
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
-from .kernels.operators import sum_dtype
+from metazoo import kernels
+from metazoo.kernels.operators import sum_dtype
 
 # As in torch.nn.utils.clip_grad_norm_.
 CLIP_EPSILON = 1e-6
@@ -32,10 +32,19 @@ def pairwise_sqdist(x: Tensor, y: Tensor, *, root: bool = False) -> Tensor:
     """
     x, y = _points(x, y, "pairwise_sqdist")
     dtype, wide = x.dtype, sum_dtype(x.dtype)
-    few = not kernels.covers(x.device.type) and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] <= FEW
-    if dtype != wide and (few or root):  # the square of a distance that float16 can hold may be one that it cannot
+    few = (
+        not kernels.covers(x.device.type)
+        and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] <= FEW
+    )
+    if dtype != wide and (
+        few or root
+    ):  # the square of a distance that float16 can hold may be one that it cannot
         x, y = x.to(wide), y.to(wide)
-    distance = (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1) if few else kernels.distance.distances(x, y)
+    distance = (
+        (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
+        if few
+        else kernels.distance.distances(x, y)
+    )
     distance = _root(distance) if root else distance
     return distance if distance.dtype == dtype else distance.to(dtype)
 
@@ -54,9 +63,13 @@ def prototypical_nll(query: Tensor, prototypes: Tensor, target: Tensor) -> Tenso
     """
     query, prototypes = _points(query, prototypes, "prototypical_nll")
     if target.shape != query.shape[:2]:
-        raise ValueError(f"prototypical_nll takes a target for each query, {tuple(query.shape[:2])}, not {tuple(target.shape)}")
+        raise ValueError(
+            f"prototypical_nll takes a target for each query, {tuple(query.shape[:2])}, not {tuple(target.shape)}"
+        )
     if target.is_floating_point() or target.dtype == torch.bool:
-        raise ValueError(f"prototypical_nll takes targets that are whole numbers, not {target.dtype}")
+        raise ValueError(
+            f"prototypical_nll takes targets that are whole numbers, not {target.dtype}"
+        )
     target = target.long()
     if kernels.covers(query.device.type):
         return kernels.prototypical.mean_nll(query, prototypes, target).to(query.dtype)
@@ -64,7 +77,9 @@ def prototypical_nll(query: Tensor, prototypes: Tensor, target: Tensor) -> Tenso
     logits = -pairwise_sqdist(query.to(dtype), prototypes.to(dtype))
     # No number stands for "leave this one out", as -100 does by default.
     nothing = torch.iinfo(torch.int64).min
-    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=nothing).to(query.dtype)
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=nothing).to(
+        query.dtype
+    )
 
 
 @overload
@@ -96,12 +111,18 @@ def sgd_update(
     """
     at = _Step(params, grads, lr, velocity, momentum, weight_decay, max_norm)
     if at.worth_a_kernel:
-        after, v = kernels.sgd.updated(at.params, at.grads, at.lr, at.velocity, at.scale, at.factor, momentum, weight_decay)
+        after, v = kernels.sgd.updated(
+            at.params, at.grads, at.lr, at.velocity, at.scale, at.factor, momentum, weight_decay
+        )
     else:
         # One flat gradient at a rate is one operation of torch's own, with less overhead than ours.
         v = kernels.sgd.change(at.params, at.grads, at.velocity, at.scale, momentum, weight_decay)
         after = kernels.sgd.step(at.params, v, at.lr, at.factor)
-    return after.view(params.shape) if velocity is None else (after.view(params.shape), v.view(params.shape))
+    return (
+        after.view(params.shape)
+        if velocity is None
+        else (after.view(params.shape), v.view(params.shape))
+    )
 
 
 @torch.no_grad()
@@ -115,7 +136,9 @@ def sgd_update_(
     a buffer is not contiguous.
     """
     if not params.is_contiguous() or (velocity is not None and not velocity.is_contiguous()):
-        raise ValueError("sgd_update_ changes contiguous buffers alone; call .contiguous() on params and velocity first")
+        raise ValueError(
+            "sgd_update_ changes contiguous buffers alone; call .contiguous() on params and velocity first"
+        )
     at = _Step(params, grads, lr, velocity, momentum, weight_decay, max_norm)
     take = torch.ops.metazoo.sgd_update_ if at.worth_a_kernel else kernels.sgd.sgd_update_
     take(at.params, at.grads, at.lr, at.velocity, at.scale, at.factor, momentum, weight_decay)
@@ -133,35 +156,61 @@ class _Step:
         weight_decay: float, max_norm: float | None,
     ):  # fmt: skip
         if momentum and velocity is None:
-            raise ValueError("sgd_update takes momentum together with velocity; begin with torch.zeros_like(params)")
+            raise ValueError(
+                "sgd_update takes momentum together with velocity; begin with torch.zeros_like(params)"
+            )
         if params.dim() not in (1, 2) or (velocity is not None and velocity.shape != params.shape):
-            given = tuple(params.shape) if velocity is None else f"{tuple(params.shape)} and velocity {tuple(velocity.shape)}"
-            raise ValueError(f"sgd_update takes params (T, P) or (P,), and velocity like params, not params {given}")
+            given = (
+                tuple(params.shape)
+                if velocity is None
+                else f"{tuple(params.shape)} and velocity {tuple(velocity.shape)}"
+            )
+            raise ValueError(
+                f"sgd_update takes params (T, P) or (P,), and velocity like params, not params {given}"
+            )
         listed = [grads] if isinstance(grads, Tensor) else list(grads)
         if None in [g if g is None else 0 for g in listed]:
-            raise ValueError("sgd_update takes a gradient for every parameter; where one is None, give zeros")
-        types = {params.dtype, *(g.dtype for g in listed), *(() if velocity is None else (velocity.dtype,))}
+            raise ValueError(
+                "sgd_update takes a gradient for every parameter; where one is None, give zeros"
+            )
+        types = {
+            params.dtype,
+            *(g.dtype for g in listed),
+            *(() if velocity is None else (velocity.dtype,)),
+        }
         if types != {params.dtype} or not params.is_floating_point():
-            raise ValueError(f"sgd_update takes floating-point numbers of one type, not {', '.join(sorted(map(str, types)))}")
+            raise ValueError(
+                f"sgd_update takes floating-point numbers of one type, not {', '.join(sorted(map(str, types)))}"
+            )
         single = params.dim() == 1
         self.params = params.unsqueeze(0) if single else params
         self.velocity = velocity.unsqueeze(0) if velocity is not None and single else velocity
         self.grads = [g.unsqueeze(0) for g in listed] if single else listed
-        self.grads = [g.unsqueeze(1) if g.dim() == 1 else g for g in self.grads]  # of a parameter that is one number
+        self.grads = [
+            g.unsqueeze(1) if g.dim() == 1 else g for g in self.grads
+        ]  # of a parameter that is one number
         size = sum(g.shape[1:].numel() for g in self.grads)
-        if not listed or size != params.shape[-1] or any(g.shape[:1] != self.params.shape[:1] for g in self.grads):
+        if (
+            not listed
+            or size != params.shape[-1]
+            or any(g.shape[:1] != self.params.shape[:1] for g in self.grads)
+        ):
             raise ValueError(
                 f"sgd_update takes gradients of all of params {tuple(params.shape)}, not {[tuple(g.shape) for g in listed]}"
             )
         self.factor = 1.0 if isinstance(lr, Tensor) else lr
         self.lr = self._rate(lr) if isinstance(lr, Tensor) else None
         covered = kernels.covers(params.device.type)
-        self.worth_a_kernel = covered and (len(listed) > 1 or velocity is not None or weight_decay != 0 or max_norm is not None)
+        self.worth_a_kernel = covered and (
+            len(listed) > 1 or velocity is not None or weight_decay != 0 or max_norm is not None
+        )
         self.scale = None
         if max_norm is not None:
             if max_norm <= 0:
                 raise ValueError(f"sgd_update takes a max_norm above 0, not {max_norm}")
-            norm = _root(kernels.sgd.squared(self.grads) if covered else kernels.sgd.square_norm(self.grads))
+            norm = _root(
+                kernels.sgd.squared(self.grads) if covered else kernels.sgd.square_norm(self.grads)
+            )
             self.scale = (max_norm / (norm + CLIP_EPSILON)).clamp(max=1.0)
 
     def _rate(self, lr: Tensor) -> Tensor:
@@ -183,7 +232,9 @@ def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
         or x.shape[2] != y.shape[2]
         or (x.shape[0] != y.shape[0] and 1 not in (x.shape[0], y.shape[0]))
     ):
-        raise ValueError(f"{name} takes points of shape (B, Q, D) and (B, N, D), not {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"{name} takes points of shape (B, Q, D) and (B, N, D), not {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     dtype = torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point:
         raise ValueError(f"{name} takes floating-point numbers, not {x.dtype} and {y.dtype}")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from .errors import OptionError, did_you_mean
+from metazoo.errors import OptionError, did_you_mean
 
 C = TypeVar("C", bound="Config")
 
@@ -63,7 +63,9 @@ class Option:
         """The values that it takes, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[self.type]
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[
+            self.type
+        ]
         return f"{kind} {self.range}" if self.range else kind
 
     def check(self, value: Any) -> Any:
@@ -72,14 +74,18 @@ class Option:
             return None
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        wrong_type = not isinstance(value, self.type) or (isinstance(value, bool) and self.type is not bool)
+        wrong_type = not isinstance(value, self.type) or (
+            isinstance(value, bool) and self.type is not bool
+        )
         if (
             wrong_type
             or (self.choices and value not in self.choices)
             or (self.range is not None and value not in self.range)
             or (isinstance(value, float) and not math.isfinite(value))
         ):
-            raise OptionError(f"option '{self.name}' cannot be {value!r}", f"it takes {self.expects}")
+            raise OptionError(
+                f"option '{self.name}' cannot be {value!r}", f"it takes {self.expects}"
+            )
         return value
 
     def parse(self, text: str) -> Any:
@@ -88,11 +94,20 @@ class Option:
             return None
         try:
             if self.type is bool:
-                value: Any = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+                value: Any = {
+                    "true": True,
+                    "yes": True,
+                    "1": True,
+                    "false": False,
+                    "no": False,
+                    "0": False,
+                }[text.lower()]
             else:
                 value = self.type(text)
         except (KeyError, ValueError):
-            raise OptionError(f"option '{self.name}' cannot be '{text}'", f"it takes {self.expects}") from None
+            raise OptionError(
+                f"option '{self.name}' cannot be '{text}'", f"it takes {self.expects}"
+            ) from None
         return self.check(value)
 
 
@@ -106,11 +121,15 @@ def read(config: type) -> list[Option]:
     decorated = isinstance(config, type) and "__dataclass_fields__" in vars(config)
     if not decorated or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         name = getattr(config, "__qualname__", repr(config))
-        raise OptionError(f"{name} is not a frozen dataclass", "decorate it with @dataclass(frozen=True)")
+        raise OptionError(
+            f"{name} is not a frozen dataclass", "decorate it with @dataclass(frozen=True)"
+        )
     try:
         hints = typing.get_type_hints(config, include_extras=True)
     except Exception as error:  # an annotation may be any expression
-        raise OptionError(f"{config.__qualname__} has an annotation that cannot be read: {error}") from error
+        raise OptionError(
+            f"{config.__qualname__} has an annotation that cannot be read: {error}"
+        ) from error
     return [_read_field(config, field, hints[field.name]) for field in dataclasses.fields(config)]
 
 
@@ -124,7 +143,9 @@ def _read_field(config: type, field: dataclasses.Field[Any], hint: Any) -> Optio
         optional = len(members) < len(typing.get_args(kind))
         kind = members[0] if len(members) == 1 else kind
     choices: tuple[str, ...] = ()
-    if typing.get_origin(kind) is typing.Literal and all(isinstance(c, str) for c in typing.get_args(kind)):
+    if typing.get_origin(kind) is typing.Literal and all(
+        isinstance(c, str) for c in typing.get_args(kind)
+    ):
         choices, kind = typing.get_args(kind), str
     if kind not in (int, float, bool, str):
         raise OptionError(
@@ -145,7 +166,9 @@ def _read_field(config: type, field: dataclasses.Field[Any], hint: Any) -> Optio
     try:
         option.check(field.default)
     except OptionError as error:
-        raise OptionError(f"{where} has the default {field.default!r}, but takes {option.expects}") from error
+        raise OptionError(
+            f"{where} has the default {field.default!r}, but takes {option.expects}"
+        ) from error
     return option
 
 
@@ -156,7 +179,8 @@ def build(config: type[C], values: Mapping[str, Any], owner: str) -> C:
         if name not in options:
             raise OptionError(
                 f"{owner} has no option '{name}'",
-                did_you_mean(name, options) + (f"it has {', '.join(options)}" if options else "it has none"),
+                did_you_mean(name, options)
+                + (f"it has {', '.join(options)}" if options else "it has none"),
             )
     try:
         return config(**{name: options[name].check(value) for name, value in values.items()})
@@ -164,7 +188,9 @@ def build(config: type[C], values: Mapping[str, Any], owner: str) -> C:
         raise OptionError(f"{owner}: {error}") from error
 
 
-def parse_assignments(config: type, assignments: typing.Iterable[str], owner: str) -> dict[str, Any]:
+def parse_assignments(
+    config: type, assignments: typing.Iterable[str], owner: str
+) -> dict[str, Any]:
     """Return the values in texts of the form `name=value`, each in its option's type."""
     options = {option.name: option for option in read(config)}
     values = {}
@@ -173,12 +199,14 @@ def parse_assignments(config: type, assignments: typing.Iterable[str], owner: st
         name = name.strip().replace("-", "_")
         if not equals:
             raise OptionError(
-                f"'{text}' is not of the form NAME=VALUE", f"the options are {', '.join(options)}" if options else None
+                f"'{text}' is not of the form NAME=VALUE",
+                f"the options are {', '.join(options)}" if options else None,
             )
         if name not in options:
             raise OptionError(
                 f"{owner} has no option '{name}'",
-                did_you_mean(name, options) + (f"it has {', '.join(options)}" if options else "it has none"),
+                did_you_mean(name, options)
+                + (f"it has {', '.join(options)}" if options else "it has none"),
             )
         values[name] = options[name].parse(value.strip())
     return values

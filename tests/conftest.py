@@ -14,19 +14,21 @@ from distributions import Distribution, pip_install
 from packs import Vectors, images
 from servers import Server
 
-from metazoo import runs, zoo
-from metazoo.datasets import packing
 from metazoo.datasets.glyphs import Glyphs
-from metazoo.datasets.packing import pack
-from metazoo.evaluate import Protocol
-from metazoo.plan import plan
-from metazoo.train import Watcher, train
+from metazoo.datasets.packed import writer
+from metazoo.datasets.packed.writer import pack
+from metazoo.evaluation.protocol import Protocol
+from metazoo.training.loop import Watcher, train
+from metazoo.training.plan import plan
+from metazoo.zoo import find, run_folder
 
 # The tests' networks are so small that threads cost more than they bring; subprocesses inherit the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Nothing goes into the home of whoever runs the tests.
 _CACHE = tempfile.TemporaryDirectory(prefix="metazoo-tests-")
-if os.environ.get("METAZOO_KERNELS") != "emulated":  # such a session is given the cache that its library lies in
+if (
+    os.environ.get("METAZOO_KERNELS") != "emulated"
+):  # such a session is given the cache that its library lies in
     os.environ["METAZOO_CACHE"] = _CACHE.name
 os.environ["MPLCONFIGDIR"] = _CACHE.name
 torch.set_num_threads(1)
@@ -45,11 +47,19 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def make_run(folder: Path, algorithm: str, dataset: str = "glyphs", data: dict[str, Any] | None = None, **recipe: Any) -> Path:
+def make_run(
+    folder: Path,
+    algorithm: str,
+    dataset: str = "glyphs",
+    data: dict[str, Any] | None = None,
+    **recipe: Any,
+) -> Path:
     backbone = {} if dataset == "sinusoid" else {"width": 4}
     options = {"alphabets": 6} if dataset == "glyphs" else {}
-    blueprint, source = plan(algorithm, dataset, {}, {**options, **(data or {})}, backbone, {**RECIPE, **recipe})
-    runs.create(folder, blueprint)
+    blueprint, source = plan(
+        algorithm, dataset, {}, {**options, **(data or {})}, backbone, {**RECIPE, **recipe}
+    )
+    run_folder.create(folder, blueprint)
     train(blueprint, source, folder, Watcher())
     return folder
 
@@ -57,13 +67,17 @@ def make_run(folder: Path, algorithm: str, dataset: str = "glyphs", data: dict[s
 @pytest.fixture(scope="session")
 def protonet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of protonet on glyphs, just long enough to tell shapes apart."""
-    return make_run(tmp_path_factory.mktemp("runs") / "protonet", "protonet", steps=40, validate_every=20)
+    return make_run(
+        tmp_path_factory.mktemp("runs") / "protonet", "protonet", steps=40, validate_every=20
+    )
 
 
 @pytest.fixture(scope="session")
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, not trained for as long."""
-    return make_run(tmp_path_factory.mktemp("runs") / "other", "protonet", steps=30, validate_every=15)
+    return make_run(
+        tmp_path_factory.mktemp("runs") / "other", "protonet", steps=30, validate_every=15
+    )
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +96,15 @@ def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the card and the weights of `protonet.tiny_3w1s`."""
     out = tmp_path_factory.mktemp("exported")
-    zoo.export(protonet_run, "protonet.tiny_3w1s", "a tiny one", "CC0-1.0", out, [Protocol("test", 3, 1, 3, 0, 12)], "cpu")
+    find.export(
+        protonet_run,
+        "protonet.tiny_3w1s",
+        "a tiny one",
+        "CC0-1.0",
+        out,
+        [Protocol("test", 3, 1, 3, 0, 12)],
+        "cpu",
+    )
     return out
 
 
@@ -103,13 +125,15 @@ def packed_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def packed_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of packed vectors, two to a shard, that may be damaged."""
-    monkeypatch.setattr(packing, "SHARD", 40)
+    monkeypatch.setattr(writer, "SHARD", 40)
     pack(Vectors(), "vectors", tmp_path / "small")
     return tmp_path / "small"
 
 
 @pytest.fixture(scope="session")
-def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, Distribution]], Path]:
+def install(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Mapping[str, Distribution]], Path]:
     """Installs plugins with pip, and returns the folder with a folder of each, to be put on PYTHONPATH, and `all` of them."""
     return lambda plugins: pip_install(tmp_path_factory.mktemp("plugins"), plugins)
 

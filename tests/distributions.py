@@ -78,8 +78,20 @@ def module_of(case: str) -> str:
 def pip_install(root: Path, plugins: Mapping[str, Distribution]) -> Path:
     """Install plugins into `root`: each into the folder named after its case, and all of them into `all`."""
     sources = [distribution.write(root, case) for case, distribution in plugins.items()]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile"]
-    done = subprocess.run([*pip, "--target", root / "all", *sources], check=False, capture_output=True, text=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--no-compile",
+    ]
+    done = subprocess.run(
+        [*pip, "--target", root / "all", *sources], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     # One call to pip for all is much the faster; then each gets what pip wrote for it, alone.
     for case in plugins:
@@ -122,10 +134,87 @@ def metazoo_calls(folder: Path, *jobs: tuple[list[Path], list[list[str]]]) -> li
 
     The processes are forks of one that has imported torch and read no plugin yet, for that import takes nearly all the time.
     """
-    plan = [([str(p) for p in path], calls, str(folder / f"{i}.json")) for i, (path, calls) in enumerate(jobs)]
+    plan = [
+        ([str(p) for p in path], calls, str(folder / f"{i}.json"))
+        for i, (path, calls) in enumerate(jobs)
+    ]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(plan)],
         check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [[Call(*result) for result in json.loads(Path(file).read_text())] for _, _, file in plan]
+
+
+BUGS = (
+    ALGORITHM
+    + """
+import torch
+
+class InLoss(Nearest):
+    def loss(self, task):
+        return metazoo.class_means(task.support_x, None)  # bug-in-loss
+
+class InForward(Nearest):
+    def classify(self, support_z, support_y, query_z):
+        return self.compare()
+
+    def compare(self):
+        raise KeyError("two\\nlines")  # bug-in-forward
+
+class InConstructor(Nearest):
+    def __init__(self, backbone, spec, config=None):
+        super().__init__(backbone, spec, config)
+        torch.ones(2) @ torch.ones(3)  # bug-in-constructor
+
+class Missing(Nearest):
+    def loss(self, task):
+        return torch.ones(len(open("no-such-file").read()))  # bug-of-file
+
+class Dry(metazoo.Backbone):
+    @dataclass(frozen=True)
+    class Config(metazoo.Config):
+        width: int = 4
+        kernel: int = 3
+
+    def __init__(self, input_shape, config=None):
+        super().__init__(input_shape, config)
+        self.layer = torch.nn.Conv2d(input_shape[0], self.config.width, self.config.kernel)
+        self.out_features = self.forward(torch.zeros(1, *input_shape)).shape[1]
+
+    def forward(self, x):
+        return self.layer(x).flatten(1)  # dry-run
+
+class Returns(Nearest):
+    def loss(self, task):
+        pass
+
+class Large(Nearest):
+    def loss(self, task):
+        return torch.ones(2**50)
+
+class Mended(Nearest):
+    def loss(self, task):
+        raise metazoo.OptionError("these tasks are too few", "take more")
+
+@metazoo.hookimpl
+def register_algorithms():
+    return {"bug-in-loss": InLoss, "bug-in-forward": InForward, "bug-in-constructor": InConstructor, "bug-in-return": Returns,
+            "bug-of-size": Large, "bug-of-file": Missing, "no-bug": Mended}
+
+@metazoo.hookimpl
+def register_backbones():
+    return {"dry": Dry}
+
+@metazoo.hookimpl
+def register_commands(cli):
+    cli.command("bug-in-command")(lambda: 1 / 0)  # bug-in-command
+"""
+)
+BUGGY = {
+    "bug-in-loss": ("AttributeError: ", "loss"),
+    "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
+    "bug-of-file": ("FileNotFoundError: ", "loss"),
+    "bug-in-return": ("TypeError: ", ""),
+    "bug-of-size": ("RuntimeError: ", ""),
+}

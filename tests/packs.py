@@ -15,7 +15,7 @@ from PIL import Image
 
 from metazoo import ClassDataset, Examples
 from metazoo.datasets.folder import Folder
-from metazoo.datasets.packed import Packed
+from metazoo.datasets.packed.dataset import Packed
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +29,12 @@ class Vectors(ClassDataset):
         counts = {"train": (4, 6, 5, 9), "test": (3, 7, 3)}
         noise = torch.Generator().manual_seed(0)
         return {
-            split: Examples(torch.randn(sum(c), 5, generator=noise), c, tuple(f"{split}{i}" for i in range(len(c))), split)
+            split: Examples(
+                torch.randn(sum(c), 5, generator=noise),
+                c,
+                tuple(f"{split}{i}" for i in range(len(c))),
+                split,
+            )
             for split, c in counts.items()
         }
 
@@ -40,7 +45,9 @@ def images(root: Path, classes: int = 12, each: int = 6) -> Path:
     for c in range(classes):
         (root / f"c{c:02}").mkdir(parents=True)
         for i in range(each):
-            Image.fromarray(noise.integers(0, 256, (12, 12, 3), np.uint8)).save(root / f"c{c:02}" / f"{i}.png")
+            Image.fromarray(noise.integers(0, 256, (12, 12, 3), np.uint8)).save(
+                root / f"c{c:02}" / f"{i}.png"
+            )
     return root
 
 
@@ -55,7 +62,9 @@ def packed(root: Path) -> Packed:
 def script(text: str, *words: Any, **options: Any) -> subprocess.Popen[str]:
     """Start a Python program; `words` are its arguments."""
     command = [sys.executable, "-c", textwrap.dedent(text), *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **options
+    )
 
 
 def answer(process: subprocess.Popen[str]) -> str:

@@ -36,7 +36,10 @@ class FileHandler(Handler):
         self.server.ranges.append(wanted)
         if self.path not in self.server.files:
             return self.send_error(404)
-        body, start = self.server.files[self.path], int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        body, start = (
+            self.server.files[self.path],
+            int((wanted or "bytes=0-").removeprefix("bytes=").removesuffix("-")),
+        )
         if start and start >= len(body):
             return self.send_error(416)
         self.server.answers.get(self.path, whole)(self, body, start)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import metazoo
-from metazoo.plugins import HOOKS, registry
+from metazoo.plugins.registry import HOOKS, registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metazoo"
@@ -25,7 +25,17 @@ MODULES = {
 
 # From the lowest up: a module imports what stands on earlier lines, or on its own line, never what stands below.
 ORDER = [
-    ["version", "errors", "files", "download", "taskwise", "normalization", "distributed", "stopper", "views"],
+    [
+        "version",
+        "errors",
+        "files",
+        "download",
+        "taskwise",
+        "normalization",
+        "distributed",
+        "stopper",
+        "views",
+    ],
     ["kernels.**"],
     ["options", "hookspecs", "drawing", "device_drawing", "examples"],
     ["episodes", "ops", "images"],
@@ -62,7 +72,9 @@ def imports_of(module: str, tree: ast.AST | None = None) -> Iterator[tuple[str, 
     """Yield what a module imports, as (module, name in it), also inside of functions, but not for type checkers alone."""
     path = MODULES.get(module)
     tree = tree if tree is not None else ast.parse(path.read_text(encoding="utf-8"))  # type: ignore[union-attr]
-    package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
+    package = (
+        module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
+    )
     hidden = {
         id(node)
         for test in ast.walk(tree)
@@ -85,7 +97,11 @@ def imports_of(module: str, tree: ast.AST | None = None) -> Iterator[tuple[str, 
 
 
 def own_imports(module: str) -> set[str]:
-    return {target for target, _ in imports_of(module) if target == "metazoo" or target.startswith("metazoo.")}
+    return {
+        target
+        for target, _ in imports_of(module)
+        if target == "metazoo" or target.startswith("metazoo.")
+    }
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m not in FRONT and not of_plugins(m)])
@@ -110,7 +126,9 @@ def test_the_core_imports_no_algorithm() -> None:
         if not of_plugins(module):
             assert not [target for target in own_imports(module) if of_plugins(target)]
             # Nor by name: import_module("metazoo.algorithms.maml") would be a way round.
-            assert "metazoo.algorithms" not in re.sub(r'""".*?"""', "", MODULES[module].read_text(encoding="utf-8"), flags=re.S)
+            assert "metazoo.algorithms" not in re.sub(
+                r'""".*?"""', "", MODULES[module].read_text(encoding="utf-8"), flags=re.S
+            )
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("metazoo.algorithms.")])
@@ -119,12 +137,20 @@ def test_an_algorithm_imports_public_names_torch_and_the_standard_library(module
         top = target.partition(".")[0]
         if top == "metazoo":
             public = name if target == "metazoo" else target.removeprefix("metazoo.")
-            assert public is None or public in metazoo.__all__, f"{module} imports {public}, which is not public"
+            assert public is None or public in metazoo.__all__, (
+                f"{module} imports {public}, which is not public"
+            )
         else:
             assert top == "torch" or top in sys.stdlib_module_names, f"{module} imports {target}"
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "metazoo":
-            assert node.attr in metazoo.__all__, f"{module} uses metazoo.{node.attr}, which is not public"
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "metazoo"
+        ):
+            assert node.attr in metazoo.__all__, (
+                f"{module} uses metazoo.{node.attr}, which is not public"
+            )
 
 
 def test_reptile_stands_before_the_same_wall() -> None:
@@ -133,23 +159,37 @@ def test_reptile_stands_before_the_same_wall() -> None:
     for target, name in imports_of("metazoo_reptile", tree):
         top = target.partition(".")[0]
         assert (
-            top == "torch" or top in sys.stdlib_module_names or (target == "metazoo" and (name or "Range") in metazoo.__all__)
+            top == "torch"
+            or top in sys.stdlib_module_names
+            or (target == "metazoo" and (name or "Range") in metazoo.__all__)
         )
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "metazoo":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "metazoo"
+        ):
             assert node.attr in metazoo.__all__
 
 
 def test_the_entry_points_are_the_only_list_of_plugins() -> None:
-    declared = {e.value for e in importlib.metadata.distribution("metazoo").entry_points if e.group == "metazoo"}
+    declared = {
+        e.value
+        for e in importlib.metadata.distribution("metazoo").entry_points
+        if e.group == "metazoo"
+    }
     hooked = {
-        m for m, path in MODULES.items() if re.search(r"^@(metazoo\.)?hookimpl", path.read_text(encoding="utf-8"), flags=re.M)
+        m
+        for m, path in MODULES.items()
+        if re.search(r"^@(metazoo\.)?hookimpl", path.read_text(encoding="utf-8"), flags=re.M)
     }
     assert declared == hooked
 
 
 def test_every_built_in_works() -> None:
-    assert {p.name: p.problem for p in registry().plugins if p.distribution == "metazoo" and p.problem} == {}
+    assert {
+        p.name: p.problem for p in registry().plugins if p.distribution == "metazoo" and p.problem
+    } == {}
 
 
 @pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
@@ -193,7 +233,9 @@ def test_every_hook_is_documented_with_its_signature(hook: str) -> None:
 def test_hookspecs_is_a_table_of_contents() -> None:
     assert len((PACKAGE / "hookspecs.py").read_text(encoding="utf-8").splitlines()) < 100
     functions = [
-        n for n in ast.parse((PACKAGE / "hookspecs.py").read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)
+        n
+        for n in ast.parse((PACKAGE / "hookspecs.py").read_text(encoding="utf-8")).body
+        if isinstance(n, ast.FunctionDef)
     ]
     assert {n.name for n in functions} == set(HOOKS)
     assert all(ast.get_docstring(n) for n in functions)

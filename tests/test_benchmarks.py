@@ -20,9 +20,13 @@ ROOT = Path(__file__).parents[1]
 SECTIONS = {"rates", "distances", "head", "evaluation", "inner_loop", "maml"}
 
 
-def run(module: str, *options: Any, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    module: str, *options: Any, root: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, options)]
-    return subprocess.run(command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True
+    )
 
 
 def check(record: dict[str, Any]) -> None:
@@ -38,10 +42,16 @@ def check(record: dict[str, Any]) -> None:
         for row in rows:
             if "skipped" not in row:
                 assert 0 < row["low"] <= row["us"] <= row["high"], (section, row)
-    distances = {(row["mode"], row["Q"], row["way"]): row for row in record["sections"]["distances"]}
+    distances = {
+        (row["mode"], row["Q"], row["way"]): row for row in record["sections"]["distances"]
+    }
     assert "not implemented" in distances["double", 15, "cdist"]["skipped"]
     assert distances["forward", 15, "broadcast"]["ops"] == 3
-    assert distances["forward", 75, "ours"]["error_close"] < 1e-4 < distances["forward", 75, "norms + bmm"]["error_close"]
+    assert (
+        distances["forward", 75, "ours"]["error_close"]
+        < 1e-4
+        < distances["forward", 75, "norms + bmm"]["error_close"]
+    )
     assert {row["way"] for row in record["sections"]["inner_loop"]} >= {
         "per tensor",
         "foreach",
@@ -49,7 +59,11 @@ def check(record: dict[str, Any]) -> None:
         "ours",
         "ours, in place",
     }
-    accuracies = [row["result"] for row in record["sections"]["evaluation"] if row["what"] == "accuracy" and row["D"] == 64]
+    accuracies = [
+        row["result"]
+        for row in record["sections"]["evaluation"]
+        if row["what"] == "accuracy" and row["D"] == 64
+    ]
     assert min(accuracies) > 0.25
     assert max(accuracies) - min(accuracies) < 0.01
     auto, off = record["sections"]["maml"]
@@ -70,20 +84,36 @@ def check_goals(record: dict[str, Any]) -> None:
         for row in rows.values():
             assert 0 < row["low"] <= row["us"] <= row["high"], (name, row)
         graphs = [row for row in section["captured"] if row["way"].endswith("CUDA graph")]
-        assert {row["skipped"] for row in graphs} == ({"a CPU has no CUDA graphs"} if graphs else set())
+        assert {row["skipped"] for row in graphs} == (
+            {"a CPU has no CUDA graphs"} if graphs else set()
+        )
         for goal in section["goals"]:
             assert goal["reached"] == (goal["value"] <= goal["limit"]) or "share" in goal["goal"]
-    maml, protonet = ({row["way"]: row for row in record["sections"][name]["rows"]} for name in ("maml", "protonet"))
+    maml, protonet = (
+        {row["way"]: row for row in record["sections"][name]["rows"]}
+        for name in ("maml", "protonet")
+    )
     assert maml["ours"]["error"] < 0.01 < maml["functorch's example as it stands"]["error"]
     assert protonet["ours"]["error"] < 0.1
     shares = {goal["way"]: goal["value"] for goal in record["sections"]["protonet"]["goals"]}
-    convolutions = min(protonet[f"convolutions alone, {order}"]["us"] for order in ("contiguous", "channels_last"))
+    convolutions = min(
+        protonet[f"convolutions alone, {order}"]["us"] for order in ("contiguous", "channels_last")
+    )
     assert shares["ours"] == pytest.approx(convolutions / protonet["ours"]["us"], rel=0.01)
 
 
 @pytest.mark.slow
 def test_what_the_time_does_not_reach_is_recorded(tmp_path: Path) -> None:
-    done = run("benchmarks.kernels", "--device", "cpu", "--quick", "--minutes", 1e-6, "--out", tmp_path / "out.json")
+    done = run(
+        "benchmarks.kernels",
+        "--device",
+        "cpu",
+        "--quick",
+        "--minutes",
+        1e-6,
+        "--out",
+        tmp_path / "out.json",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "out.json").read_text())
     assert "maml: second-order steps" in record["not_run"]
@@ -101,17 +131,43 @@ def test_the_kernels_answer_right_on_odd_shapes(mode: str) -> None:
 
 @pytest.mark.slow
 def test_gpu_test_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> None:
-    leave = shutil.ignore_patterns(".*", "build", "dist", "runs", "docs", "plugins", "*.egg-info", "__pycache__", "*.so")
+    leave = shutil.ignore_patterns(
+        ".*", "build", "dist", "runs", "docs", "plugins", "*.egg-info", "__pycache__", "*.so"
+    )
     shutil.copytree(ROOT, tmp_path / "checkout", ignore=leave)
     out = tmp_path / "out.json"
     # A proxy that is none: whoever asks the network for something fails.
-    options = {"root": tmp_path / "checkout", "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    first = run("benchmarks.gpu_test", "--device", "cpu", "--quick", "--parts", "goals,benchmarks", "--out", out, **options)
+    options = {
+        "root": tmp_path / "checkout",
+        "https_proxy": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    first = run(
+        "benchmarks.gpu_test",
+        "--device",
+        "cpu",
+        "--quick",
+        "--parts",
+        "goals,benchmarks",
+        "--out",
+        out,
+        **options,
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     assert "distances: microseconds a call" in first.stdout
     assert "how many times as fast as stock PyTorch" in first.stdout
-    script = [str(tmp_path / "checkout" / "benchmarks" / "gpu.sh"), "--device", "cpu", "--out", str(out)]
-    environment = {**os.environ, "PYTHON": sys.executable, **{k: v for k, v in options.items() if k != "root"}}
+    script = [
+        str(tmp_path / "checkout" / "benchmarks" / "gpu.sh"),
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        **{k: v for k, v in options.items() if k != "root"},
+    }
     script += ["--parts", "tests,memcheck,racecheck"]
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -119,10 +175,21 @@ def test_gpu_test_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> Non
     record = json.loads(out.read_text())
     assert record["finished"]
     parts = record["parts"]
-    assert {name for name, part in parts.items() if part["outcome"] == "rehearsed"} == {"memcheck", "racecheck"}
+    assert {name for name, part in parts.items() if part["outcome"] == "rehearsed"} == {
+        "memcheck",
+        "racecheck",
+    }
     assert {part["outcome"] for part in parts.values()} == {"passed", "rehearsed"}
     assert record["rehearsal"]
-    assert set(parts) == {"install", "kernels", "tests", "goals", "memcheck", "racecheck", "benchmarks"}
+    assert set(parts) == {
+        "install",
+        "kernels",
+        "tests",
+        "goals",
+        "memcheck",
+        "racecheck",
+        "benchmarks",
+    }
     assert parts["tests"]["passed"] > 0
     assert parts["tests"]["failed"] == []
     assert len(parts["memcheck"]["checked"]) == 3
@@ -132,7 +199,9 @@ def test_gpu_test_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["benchmarks.gpu_test", "benchmarks.kernels", "benchmarks.sanitize"])
+@pytest.mark.parametrize(
+    "module", ["benchmarks.gpu_test", "benchmarks.kernels", "benchmarks.sanitize"]
+)
 def test_says_that_there_is_no_gpu(module: str) -> None:
     done = run(module, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
@@ -150,7 +219,17 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
             for i in range(20):
                 Image.new("RGB", (32, 32), (20 * c, 255 - 20 * c, 10 * i)).save(folder / f"{i}.png")
     out = tmp_path / "out"
-    options = ["--data", tmp_path / "images", "--out", out, "--images", 500, "--episodes", 4, "--only"]
+    options = [
+        "--data",
+        tmp_path / "images",
+        "--out",
+        out,
+        "--images",
+        500,
+        "--episodes",
+        4,
+        "--only",
+    ]
     first = run("benchmarks.caltech", *options, "baseline")
     assert first.returncode == 0, first.stderr
     again = run("benchmarks.caltech", *options, "baseline", "protonet")
@@ -158,7 +237,12 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
     assert "training baseline" not in again.stderr
     record = json.loads((out / "caltech-conv4.json").read_text())
     rows = [(row["algorithm"], row["shots"], row["transductive"]) for row in record["rows"]]
-    assert rows == [("baseline", 1, False), ("baseline", 5, False), ("protonet", 1, False), ("protonet", 5, False)]
+    assert rows == [
+        ("baseline", 1, False),
+        ("baseline", 5, False),
+        ("protonet", 1, False),
+        ("protonet", 5, False),
+    ]
     assert all(row["tasks"] == 4 and 0 <= row["mean"] <= 1 for row in record["rows"])
     assert "--images 500" in record["command"]
     # Two trainings at a time from one that is there, and both go on from its backbone.
@@ -166,9 +250,13 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
     assert finished.returncode == 0, finished.stderr
     baseline = out / "baseline-conv4-500-float32" / "batches"
     for shots in (1, 5):
-        recipe = json.loads((out / "protonet-conv4-500+1800-float32" / f"{shots}-shot" / "config.json").read_text())["recipe"]
+        recipe = json.loads(
+            (out / "protonet-conv4-500+1800-float32" / f"{shots}-shot" / "config.json").read_text()
+        )["recipe"]
         assert (recipe["init"], recipe["steps"]) == (str(baseline), 1800 // (10 * (shots + 10)))
-    assert json.loads((out / "caltech-conv4.json").read_text()) == record  # what began from nothing stands by itself
+    assert (
+        json.loads((out / "caltech-conv4.json").read_text()) == record
+    )  # what began from nothing stands by itself
     record = json.loads((out / "caltech-conv4-finished.json").read_text())
     assert [(row["algorithm"], row["shots"], row["steps"]) for row in record["rows"]] == [
         ("protonet", 1, 16),
@@ -181,7 +269,17 @@ def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_packed_data_are_compared_with_memory(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    done = run("benchmarks.packed", "--out", tmp_path / "data", "--images", 2000, "--tasks", 20, "--json", out)
+    done = run(
+        "benchmarks.packed",
+        "--out",
+        tmp_path / "data",
+        "--images",
+        2000,
+        "--tasks",
+        20,
+        "--json",
+        out,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(out.read_text())
     assert record["megabytes"] == 2000 * 784 / 1e6
@@ -189,11 +287,23 @@ def test_packed_data_are_compared_with_memory(tmp_path: Path) -> None:
     assert str(tmp_path) not in out.read_text()
 
 
-SUITE = ("drawing", "evaluation", "protonet_step", "maml_step", "to_98", "heads", "memory", "growth")
+SUITE = (
+    "drawing",
+    "evaluation",
+    "protonet_step",
+    "maml_step",
+    "to_98",
+    "heads",
+    "memory",
+    "growth",
+)
 RIVALS = [name for name in ("easyfsl", "higher") if importlib.util.find_spec(name) is None]
-needs_rivals = pytest.mark.skipif(bool(RIVALS), reason=f"{', '.join(RIVALS)} not installed (`make bench` does)")
+needs_rivals = pytest.mark.skipif(
+    bool(RIVALS), reason=f"{', '.join(RIVALS)} not installed (`make bench` does)"
+)
 needs_omniglot = pytest.mark.skipif(
-    not (Path(os.environ.get("METAZOO_DATA", "")) / "omniglot").is_dir(), reason="METAZOO_DATA names no folder with omniglot"
+    not (Path(os.environ.get("METAZOO_DATA", "")) / "omniglot").is_dir(),
+    reason="METAZOO_DATA names no folder with omniglot",
 )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from pictures import picture
+from PIL import Image
 
 from metazoo import zoo
 from metazoo.classifier import QUERIES_AT_ONCE, FewShotClassifier
@@ -19,21 +20,13 @@ from metazoo.images import decode
 LABELS = ["bar", "dot", "ring", "dot", "bar", "ring", "ring"]  # unequal class sizes, in no order
 
 
-def picture(label: str, seed: int) -> Image.Image:
-    """Dark ink on white paper."""
-    image = Image.new("L", (40, 40), 255)
-    draw, shift = ImageDraw.Draw(image), seed % 4
-    if label == "bar":
-        draw.rectangle((17 + shift, 4, 22 + shift, 36), fill=0)
-    elif label == "dot":
-        draw.ellipse((12 + shift, 14, 22 + shift, 24), fill=0)
-    else:
-        draw.ellipse((5, 5 + shift, 34, 34 + shift), outline=0, width=4)
-    return image
-
-
 def tensors(labels: list[str], first: int = 0) -> torch.Tensor:
-    return torch.stack([decode(picture(x, first + i), size=28, channels=1, invert=True) for i, x in enumerate(labels)])
+    return torch.stack(
+        [
+            decode(picture(x, first + i), size=28, channels=1, invert=True)
+            for i, x in enumerate(labels)
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +44,21 @@ def test_it_classifies_what_is_easy(classifier: FewShotClassifier) -> None:
     assert [classifier.classes_[i] for i in probabilities.argmax(1)] == queries
 
 
-def test_its_probabilities_are_those_of_the_model(classifier: FewShotClassifier, protonet_run: Path) -> None:
+def test_its_probabilities_are_those_of_the_model(
+    classifier: FewShotClassifier, protonet_run: Path
+) -> None:
     support, query = tensors(LABELS).float() / 255, tensors(["dot", "bar"], 5).float() / 255
     labels = torch.tensor([[["bar", "dot", "ring"].index(label) for label in LABELS]])
     with torch.no_grad():
         logits = zoo.load(protonet_run)(support.unsqueeze(0), labels, query.unsqueeze(0))[0]
-    assert np.allclose(classifier.predict_proba(tensors(["dot", "bar"], 5)), logits.softmax(-1).numpy(), atol=1e-6)
+    assert np.allclose(
+        classifier.predict_proba(tensors(["dot", "bar"], 5)), logits.softmax(-1).numpy(), atol=1e-6
+    )
 
 
-def test_every_form_of_example_gives_the_same_answer(classifier: FewShotClassifier, tmp_path: Path) -> None:
+def test_every_form_of_example_gives_the_same_answer(
+    classifier: FewShotClassifier, tmp_path: Path
+) -> None:
     queries = ["ring", "bar", "dot"]
     wanted = classifier.predict_proba(tensors(queries, 1))
     images = [picture(label, 1 + i) for i, label in enumerate(queries)]
@@ -79,15 +78,21 @@ def test_every_form_of_example_gives_the_same_answer(classifier: FewShotClassifi
         assert np.allclose(classifier.predict_proba(form), wanted, atol=1e-5), kind
 
 
-def test_the_weights_as_they_were_read_are_not_kept(classifier: FewShotClassifier, protonet_run: Path) -> None:
+def test_the_weights_as_they_were_read_are_not_kept(
+    classifier: FewShotClassifier, protonet_run: Path
+) -> None:
     pickled = pickle.dumps(classifier)
     assert zoo.find(protonet_run).contents[:1000] not in pickled
     again = pickle.loads(pickled)
-    assert np.array_equal(again.predict_proba(tensors(LABELS)), classifier.predict_proba(tensors(LABELS)))
+    assert np.array_equal(
+        again.predict_proba(tensors(LABELS)), classifier.predict_proba(tensors(LABELS))
+    )
 
 
 def test_inks_are_swapped_where_asked(protonet_run: Path) -> None:
-    white = [Image.eval(picture(label, i), lambda value: 255 - value) for i, label in enumerate(LABELS)]
+    white = [
+        Image.eval(picture(label, i), lambda value: 255 - value) for i, label in enumerate(LABELS)
+    ]
     black = [picture(label, i) for i, label in enumerate(LABELS)]
     usual = FewShotClassifier(protonet_run, device="cpu").fit(black, LABELS).predict_proba(black)
     swapped = FewShotClassifier(protonet_run, device="cpu", invert=False).fit(white, LABELS)
@@ -105,7 +110,10 @@ def test_inks_are_swapped_where_asked(protonet_run: Path) -> None:
         (list(np.array([3, 1, 2, 1, 3, 2, 2])), [1, 2, 3]),
         (np.array(["c", "a", "b", "a", "c", "b", "b"]), ["a", "b", "c"]),
         ([True, False, True, False, True, True, True], [False, True]),
-        ([("x", 1), ("x", 0), ("w", 5), ("x", 0), ("x", 1), ("w", 5), ("w", 5)], [("w", 5), ("x", 0), ("x", 1)]),
+        (
+            [("x", 1), ("x", 0), ("w", 5), ("x", 0), ("x", 1), ("w", 5), ("w", 5)],
+            [("w", 5), ("x", 0), ("x", 1)],
+        ),
         (["b", 1, "a", 1, "b", "a", "a"], [1, "a", "b"]),
         ((n for n in (3, 1, 2, 1, 3, 2, 2)), [1, 2, 3]),
     ],
@@ -146,7 +154,9 @@ def test_options_of_the_algorithm_can_be_set_otherwise(maml_run: Path) -> None:
 def test_more_classes_than_a_head_has_are_refused(maml_run: Path) -> None:
     labels = ["a", "b", "c", "d", "a", "b", "c"]
     with pytest.raises(OptionError, match="head has 3 outputs, but the task has 4 classes"):
-        FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), labels).predict(tensors(["bar"]))
+        FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), labels).predict(
+            tensors(["bar"])
+        )
 
 
 def test_a_model_that_is_none_or_classifies_nothing(sinusoid_run: Path) -> None:
@@ -167,7 +177,9 @@ def test_it_must_be_fitted_first(protonet_run: Path) -> None:
     assert caught.value.hint == "call fit first"
 
 
-def test_unusable_examples_and_labels_are_refused_in_words(protonet_run: Path, tmp_path: Path) -> None:
+def test_unusable_examples_and_labels_are_refused_in_words(
+    protonet_run: Path, tmp_path: Path
+) -> None:
     classifier = FewShotClassifier(protonet_run, device="cpu")
     x = tensors(LABELS)
     bad = tmp_path / "bad.png"

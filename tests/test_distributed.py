@@ -39,7 +39,15 @@ def environment() -> dict[str, str]:
 
 
 def torchrun(*words: Any, processes: int = 2, options: tuple[str, ...] = ()) -> list[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *options,
+    ]
     return [*launch, "-m", "metazoo", *map(str, words)]
 
 
@@ -57,19 +65,35 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "algorithm", ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"]
+    "algorithm",
+    ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"],
 )
 def test_two_processes_reach_the_weights_of_one(algorithm: str, tmp_path: Path) -> None:
     # Three tasks a step: shares of two and one. Augmentation draws random numbers.
-    words = ["train", *DATA, *TASKS, *PLAIN, "--augment", "drawing", "--steps", 3, "--json", *algorithm.split()]
+    words = [
+        "train",
+        *DATA,
+        *TASKS,
+        *PLAIN,
+        "--augment",
+        "drawing",
+        "--steps",
+        3,
+        "--json",
+        *algorithm.split(),
+    ]
     alone = metazoo(*words, "--out", tmp_path / "one")
     both = run(torchrun(*words, "--out", tmp_path / "two"))
     assert alone.returncode == both.returncode == 0, both.stderr
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert set(one) == set(two)
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
-    assert any(not torch.equal(one[name], value) for name, value in tensors(tmp_path / "two").items())  # they did share
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    assert any(
+        not torch.equal(one[name], value) for name, value in tensors(tmp_path / "two").items()
+    )  # they did share
     # One of them writes and speaks: the result stands once on stdout.
     results = [json.loads(done.stdout) for done in (alone, both)]
     assert abs(results[0]["mean"] - results[1]["mean"]) < 0.02
@@ -90,7 +114,9 @@ def test_evaluation_is_shared_out_with_the_same_result(model: str) -> None:
 
 def started(command: list[str], folder: Path, needs: str) -> subprocess.Popen[str]:
     """Start a job, and return when its run has a file."""
-    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 120
     while not (folder / needs).exists():
         assert job.poll() is None, job.communicate()
@@ -116,13 +142,17 @@ def workers(job: subprocess.Popen[str]) -> dict[int, int]:
 
 
 LONG = ["--steps", 120, "--validate-every", 20]
-needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="finds processes in /proc"
+)
 
 
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_job_or_is_started_again_and_nothing_is_lost(rank: int, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_job_or_is_started_again_and_nothing_is_lost(
+    rank: int, tmp_path: Path
+) -> None:
     words = ["train", "protonet", *DATA, *TASKS, *LONG]
     undisturbed = run(torchrun(*words, "--out", tmp_path / "undisturbed"))
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -137,7 +167,9 @@ def test_a_killed_process_ends_the_job_or_is_started_again_and_nothing_is_lost(r
     assert resumed.returncode == 0, said + resumed.stderr
 
     again = tmp_path / "again"
-    job = started(torchrun(*words, "--out", again, options=("--max-restarts", "1")), again, "last.safetensors")
+    job = started(
+        torchrun(*words, "--out", again, options=("--max-restarts", "1")), again, "last.safetensors"
+    )
     os.kill(workers(job)[rank], signal.SIGKILL)
     out, said = job.communicate(timeout=180)
     assert job.returncode == 0, said
@@ -167,7 +199,10 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_on(number: int, tmp_path: Pa
     ("words", "said"),
     [
         (["train", "protonet", *DATA], "2 processes cannot share out a meta-batch of 1"),
-        (["train", "baseline", *DATA], "'baseline' trains on batches, and only tasks are shared out"),
+        (
+            ["train", "baseline", *DATA],
+            "'baseline' trains on batches, and only tasks are shared out",
+        ),
         (["train", "protonett"], "no algorithm named 'protonett'"),
         (["eval", "nothing"], "nothing"),
         (["train", "protonet", *DATA, *TASKS, "--lr", "1e30", "--steps", "40"], "the loss is"),
@@ -252,9 +287,18 @@ with distributed.joined():
 
 
 @pytest.mark.slow
-def test_work_gradients_and_statistics_are_put_together_as_one_process_has_them(tmp_path: Path) -> None:
+def test_work_gradients_and_statistics_are_put_together_as_one_process_has_them(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     done = run([*launch, str(tmp_path / "program.py")])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "done"

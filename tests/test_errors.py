@@ -16,7 +16,13 @@ def test_an_error_reads_as_message_and_hint() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "status"),
-    [("UnknownNameError", 2), ("OptionError", 2), ("PluginError", 1), ("DataError", 1), ("CheckpointError", 1)],
+    [
+        ("UnknownNameError", 2),
+        ("OptionError", 2),
+        ("PluginError", 1),
+        ("DataError", 1),
+        ("CheckpointError", 1),
+    ],
 )
 def test_every_error_is_public_with_its_exit_status(kind: str, status: int) -> None:
     error = getattr(metazoo, kind)
@@ -34,12 +40,26 @@ def test_the_first_line_of_a_message() -> None:
     [
         (MemoryError(), True, True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), True, True),
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True, True),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+            True,
+            True,
+        ),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True, True),
         (RuntimeError("MPS backend: Out of Memory"), True, True),
         (OverflowError("cannot fit 'int' into an index-sized integer"), False, True),
-        (RuntimeError("Storage size calculation overflowed with sizes=[4611686018427387904]"), False, True),
-        (TypeError('failed to unpack the object at pos 1 with error "Overflow when unpacking long'), False, True),
+        (
+            RuntimeError("Storage size calculation overflowed with sizes=[4611686018427387904]"),
+            False,
+            True,
+        ),
+        (
+            TypeError(
+                'failed to unpack the object at pos 1 with error "Overflow when unpacking long'
+            ),
+            False,
+            True,
+        ),
         (RuntimeError("size mismatch, got input (2), mat (2), vec (3)"), False, False),
         (KeyError("memory"), False, False),
     ],

@@ -28,7 +28,9 @@ def one_pixel(image, channels=3):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
+)
 def test_every_mode_gives_the_same_shape_and_type(mode, channels):
     x = decode(Image.new(mode, (31, 17)), size=12, channels=channels, invert=False)
     assert x.shape == (channels, 12, 12)
@@ -83,7 +85,13 @@ def test_half_transparent_black_is_grey():
 
 @pytest.mark.parametrize(
     ("dtype", "value", "expected"),
-    [("u2", 65535, 255), ("u2", 32896, 128), ("i4", 65535, 255), ("f4", 1.0, 255), ("f4", 51.0, 51)],
+    [
+        ("u2", 65535, 255),
+        ("u2", 32896, 128),
+        ("i4", 65535, 255),
+        ("f4", 1.0, 255),
+        ("f4", 51.0, 51),
+    ],
 )
 def test_deep_images_keep_their_brightness(dtype, value, expected):
     assert one_pixel(Image.fromarray(np.full((9, 9), value, dtype)), 1) == [expected]
@@ -95,7 +103,9 @@ def test_sixteen_bit_png_file():
 
 def test_exif_orientation_is_applied():
     image = Image.new("RGB", (40, 40), "black")
-    image.paste("white", (0, 0, 40, 20))  # white above; turned by 90 degrees clockwise it is on the right
+    image.paste(
+        "white", (0, 0, 40, 20)
+    )  # white above; turned by 90 degrees clockwise it is on the right
     exif = Image.Exif()
     exif[0x0112] = 6
     x = grey(png(image, format="JPEG", exif=exif, quality=95))[0].float()
@@ -122,7 +132,9 @@ def test_large_jpeg_is_decoded_as_the_small_one():
 
 def test_first_frame_of_an_animation():
     frames = [Image.new("L", (9, 9), v) for v in (10, 200)]
-    assert grey(png(frames[0], format="GIF", save_all=True, append_images=frames[1:])).unique().tolist() == [10]
+    assert grey(
+        png(frames[0], format="GIF", save_all=True, append_images=frames[1:])
+    ).unique().tolist() == [10]
 
 
 def test_a_path_and_its_bytes_are_the_same(tmp_path):
@@ -137,8 +149,16 @@ def chunk(kind, data):
 
 
 NOISE = png(Image.effect_noise((64, 64), 80))
-BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
-BIG = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10000, 10000, 8, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
+BOMB = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
+    + chunk(b"IDAT", b"")
+)
+BIG = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 10000, 10000, 8, 0, 0, 0, 0))
+    + chunk(b"IDAT", b"")
+)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +174,17 @@ BIG = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10000, 10000
         (BOMB, "too many pixels"),
         (BIG, "too many pixels"),
     ],
-    ids=["empty", "text", "postscript", "stub", "truncated", "garbled", "truncated jpeg", "bomb", "big"],
+    ids=[
+        "empty",
+        "text",
+        "postscript",
+        "stub",
+        "truncated",
+        "garbled",
+        "truncated jpeg",
+        "bomb",
+        "big",
+    ],
 )
 def test_what_is_no_image_is_named(data, message):
     with pytest.raises(DataError, match=f"cat.png.*{message}") as caught:

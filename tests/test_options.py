@@ -38,7 +38,9 @@ def test_what_a_config_declares_is_read() -> None:
     assert read["fast"] == options.Option("fast", bool, False, "hurry")
     assert read["name"] == options.Option("name", str, "x")
     assert read["kind"] == options.Option("kind", str, "a", "which", choices=("a", "b"))
-    assert read["limit"] == options.Option("limit", int, None, "at most", optional=True, range=Range(1))
+    assert read["limit"] == options.Option(
+        "limit", int, None, "at most", optional=True, range=Range(1)
+    )
     assert read["old"] == options.Option("old", float, None, optional=True)
     assert read["choice"] == options.Option("choice", str, None, choices=("c", "d"), optional=True)
 
@@ -55,8 +57,14 @@ def test_a_subclass_has_its_parents_options_too() -> None:
 
 
 def made(annotation: Any, default: Any = dataclasses.MISSING, **decoration: bool) -> type:
-    field = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
-    return dataclasses.make_dataclass("Bad", [("alpha", annotation, field)], **({"frozen": True} | decoration))
+    field = (
+        dataclasses.field()
+        if default is dataclasses.MISSING
+        else dataclasses.field(default=default)
+    )
+    return dataclasses.make_dataclass(
+        "Bad", [("alpha", annotation, field)], **({"frozen": True} | decoration)
+    )
 
 
 class Undecorated(Config):
@@ -78,7 +86,10 @@ class Undecorated(Config):
         (made(int, None), "'alpha' of Bad has the default None"),
         (made(float, float("nan")), "'alpha' of Bad has the default nan"),
         (made(Literal["a"], "b"), "'alpha' of Bad has the default 'b'"),
-        (made(Annotated[int, Range(1)], 0), "'alpha' of Bad has the default 0, but takes a whole number"),
+        (
+            made(Annotated[int, Range(1)], 0),
+            "'alpha' of Bad has the default 0, but takes a whole number",
+        ),
         (made(float, 0.1, frozen=False), "Bad is not a frozen dataclass"),
         (Undecorated, "Undecorated is not a frozen dataclass"),
         (dict, "dict is not a frozen dataclass"),
@@ -144,13 +155,22 @@ def test_values_are_checked_and_take_the_type_of_the_option() -> None:
     config = options.build(Config, {"rate": 2, "limit": None}, "it")
     assert config == Config(rate=2.0)
     assert isinstance(config.rate, float)
-    for values in ({"steps": 2.0}, {"steps": True}, {"fast": 1}, {"rate": "0.1"}, {"kind": None}, {"name": None}):
+    for values in (
+        {"steps": 2.0},
+        {"steps": True},
+        {"fast": 1},
+        {"rate": "0.1"},
+        {"kind": None},
+        {"name": None},
+    ):
         with pytest.raises(metazoo.OptionError, match="cannot be"):
             options.build(Config, values, "it")
 
 
 def test_an_unknown_option_is_refused_with_the_closest_name() -> None:
-    with pytest.raises(metazoo.OptionError, match="algorithm 'maml' has no option 'step'") as caught:
+    with pytest.raises(
+        metazoo.OptionError, match="algorithm 'maml' has no option 'step'"
+    ) as caught:
         options.build(Config, {"step": 2}, "algorithm 'maml'")
     assert "did you mean 'steps'?" in (caught.value.hint or "")
     with pytest.raises(metazoo.OptionError, match="no option 'x'") as caught:
@@ -174,7 +194,12 @@ def test_what_a_config_itself_refuses_is_an_option_error() -> None:
 
 def test_assignments_are_parsed() -> None:
     texts = ["rate=0.1", "kind = b", "limit=none", "name=a=b"]
-    assert options.parse_assignments(Config, texts, "it") == {"rate": 0.1, "kind": "b", "limit": None, "name": "a=b"}
+    assert options.parse_assignments(Config, texts, "it") == {
+        "rate": 0.1,
+        "kind": "b",
+        "limit": None,
+        "name": "a=b",
+    }
     with pytest.raises(metazoo.OptionError, match="'rate' is not of the form NAME=VALUE"):
         options.parse_assignments(Config, ["rate"], "it")
     with pytest.raises(metazoo.OptionError, match="it has no option 'rat'") as caught:

@@ -21,9 +21,9 @@ from benchmarks.kernels import measure
 from benchmarks.kernels.__main__ import kernels
 from benchmarks.kernels.measure import Row, Scope, Way
 from benchmarks.kernels.report import command, write
-from metazoo import runs
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.version import VERSION
+from metazoo.zoo import run_folder
 
 from . import cached, maml, protonet
 from .part import GRAPH, OURS, Part, allow_tf32, graphed
@@ -34,9 +34,13 @@ FAR_OFF = 0.1
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     return parser.parse_args()
 
@@ -54,7 +58,10 @@ def captured(scope: Scope, part: Part) -> list[Row]:
     """Return rows of the ways that are captured, beside themselves as they are."""
     rows: list[Row] = []
     for name in part.captured:
-        ways: dict[str, Way | str] = {name: part.ways[name], name + GRAPH: graphed(scope, part.ways[name])}
+        ways: dict[str, Way | str] = {
+            name: part.ways[name],
+            name + GRAPH: graphed(scope, part.ways[name]),
+        }
         rows += measure.compare(scope, {}, ways, part.judge)
     return rows
 
@@ -63,12 +70,18 @@ def problems(name: str, rows: list[Row]) -> list[str]:
     """Return what is wrong with our own answers in float32; in less than that, failing is a finding."""
     ours = [row for row in rows if row["way"] in (OURS, OURS + GRAPH)]
     failed = [f"{name}, {row['way']}: {row['problem']}" for row in ours if "problem" in row]
-    return failed + [f"{name}, {row['way']}: off by {row['error']}" for row in ours if not row.get("error", 0) < FAR_OFF]
+    return failed + [
+        f"{name}, {row['way']}: off by {row['error']}"
+        for row in ours
+        if not row.get("error", 0) < FAR_OFF
+    ]
 
 
 def conclude(part: Part, section: dict[str, Any]) -> None:
     """Put verdicts into a section, from all that was timed."""
-    rows = section["captured"] + section["rows"]  # of a way that was timed twice, the time in the larger company counts
+    rows = (
+        section["captured"] + section["rows"]
+    )  # of a way that was timed twice, the time in the larger company counts
     section["goals"] = part.verdicts({row["way"]: row["us"] for row in rows if "us" in row})
 
 
@@ -76,10 +89,21 @@ def lines(record: dict[str, Any]) -> str:
     """Return what was found as lines to read."""
     text = []
     for name, section in record["sections"].items():
-        text += ["", f"{name}: {section['work']}", *(f"  the same: {fact}" for fact in section["same"])]
+        text += [
+            "",
+            f"{name}: {section['work']}",
+            *(f"  the same: {fact}" for fact in section["same"]),
+        ]
         for row in section["rows"] + section["captured"]:
-            figures = f"{row['us']:12,.4g} us" if "us" in row else row.get("skipped", row.get("problem", ""))
-            text.append(f"  {row['way']:60}{figures}" + (f"  error {row['error']:.1e}" if "error" in row else ""))
+            figures = (
+                f"{row['us']:12,.4g} us"
+                if "us" in row
+                else row.get("skipped", row.get("problem", ""))
+            )
+            text.append(
+                f"  {row['way']:60}{figures}"
+                + (f"  error {row['error']:.1e}" if "error" in row else "")
+            )
         text += [
             f"  goal: {goal['goal']}; {goal['way']}: {goal['value']:,g}, limit {goal['limit']:,g}: "
             + ("reached" if goal["reached"] else "missed")
@@ -91,7 +115,10 @@ def lines(record: dict[str, Any]) -> str:
 def main() -> int:
     options = arguments()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: there is no CUDA device\nhint: --device cpu --quick rehearses it without", file=sys.stderr)
+        print(
+            "error: there is no CUDA device\nhint: --device cpu --quick rehearses it without",
+            file=sys.stderr,
+        )
         return 1
     scope = Scope(torch.device(options.device), options.quick)
     allow_tf32(False)
@@ -101,7 +128,7 @@ def main() -> int:
         "format": 1,
         "command": command("benchmarks.goals"),
         "date": datetime.date.today().isoformat(),
-        "machine": runs.machine(),
+        "machine": run_folder.machine(),
         "device": torch.cuda.get_device_name() if scope.cuda else "cpu",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -117,7 +144,13 @@ def main() -> int:
     for name, make in PARTS.items():
         try:
             part = make(scope)
-            section = {"work": part.work, "same": part.check(), "rows": [], "captured": [], "goals": []}
+            section = {
+                "work": part.work,
+                "same": part.check(),
+                "rows": [],
+                "captured": [],
+                "goals": [],
+            }
         except Exception as error:
             # The other goals are worth their time all the same.
             record["problems"].append(f"{name}: {measure.reason(error)}")

@@ -12,8 +12,9 @@ import metazoo
 from benchmarks.features import Given
 from benchmarks.kernels.measure import Row, Scope, Way
 from metazoo.algorithms.protonet import ProtoNet
-from metazoo.episodes import EpisodeSampler, Examples
-from metazoo.evaluate import embedded, evaluate
+from metazoo.evaluation.measure import embedded, evaluate
+from metazoo.tasks.examples import Examples
+from metazoo.tasks.sampler import EpisodeSampler
 
 from .part import OURS, Part, checked, verdict
 
@@ -22,7 +23,10 @@ CLASSES, DRAWINGS = 1600, 20
 TOGETHER = 1000  # tasks that the plain evaluation takes at once
 LIMIT_US = 100_000
 DRAWN, DRAWING = f"{OURS}, tasks drawn beforehand", "metazoo's drawing alone"
-BATCHED, ONE = f"cdist, {TOGETHER} tasks at once, drawn beforehand", "cdist, a task at a time, drawn beforehand"
+BATCHED, ONE = (
+    f"cdist, {TOGETHER} tasks at once, drawn beforehand",
+    "cdist, a task at a time, drawn beforehand",
+)
 
 
 def characters() -> Examples:
@@ -68,7 +72,11 @@ def part(scope: Scope) -> Part:
     def check() -> list[str]:
         return [
             # One query in 75 may be a tie, which rounding decides.
-            checked(f"{way}: each task's accuracy, but for one query at most", difference(found, expected), 1.5 / 75)
+            checked(
+                f"{way}: each task's accuracy, but for one query at most",
+                difference(found, expected),
+                1.5 / 75,
+            )
             for way in (OURS, DRAWN, BATCHED, ONE)
             for found in [ways[way]()]
         ]

@@ -14,7 +14,7 @@ from benchmarks.maml_step import WAYS, Norm, functional_loss
 from benchmarks.rivals import ORDERS, ordered
 from benchmarks.suite import closeness, in_float64
 from metazoo.algorithms.maml import MAML
-from metazoo.backbones import CONVOLUTION_FORMAT
+from metazoo.base.backbone import CONVOLUTION_FORMAT
 from metazoo.datasets.glyphs import Glyphs
 
 from .part import BF16, OURS, TF32, Part, checked, error_of, flat, in_tf32, slopes, verdict
@@ -30,7 +30,10 @@ def blocks(*, pool_first: bool, running: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for channels in (1, WIDTH, WIDTH):
         after: list[nn.Module] = [nn.ReLU(), nn.MaxPool2d(2)]
-        layers += [nn.Conv2d(channels, WIDTH, 3), nn.BatchNorm2d(WIDTH, track_running_stats=running)]
+        layers += [
+            nn.Conv2d(channels, WIDTH, 3),
+            nn.BatchNorm2d(WIDTH, track_running_stats=running),
+        ]
         layers += reversed(after) if pool_first else after
     return layers
 
@@ -40,7 +43,9 @@ class ThreeBlocks(metazoo.Backbone):
 
     def __init__(self, input_shape: tuple[int, ...], config: metazoo.Config | None = None):
         super().__init__(input_shape, config)
-        self.blocks = nn.Sequential(*blocks(pool_first=True, running=True)).to(memory_format=CONVOLUTION_FORMAT)
+        self.blocks = nn.Sequential(*blocks(pool_first=True, running=True)).to(
+            memory_format=CONVOLUTION_FORMAT
+        )
         self.out_features = WIDTH
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +66,12 @@ def stock(model: MAML, *, written_out: bool) -> nn.Module:
 def part(scope: Scope) -> Part:
     """Return the goal's part."""
     count, shots, queries, steps = (2, 1, 1, 2) if scope.quick else (32, 5, 15, 5)
-    tasks = Glyphs(Glyphs.Config(alphabets=6)).tasks("train", WAYS, shots, queries, 0).draw(0, count).to(scope.device)
+    tasks = (
+        Glyphs(Glyphs.Config(alphabets=6))
+        .tasks("train", WAYS, shots, queries, 0)
+        .draw(0, count)
+        .to(scope.device)
+    )
     torch.manual_seed(0)
     config = MAML.Config(inner_steps=steps, tasks="vmap")
     model = MAML(ThreeBlocks((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), WAYS), config).train()
@@ -71,7 +81,9 @@ def part(scope: Scope) -> Part:
         parameters = list(network.parameters())
         return lambda: torch.autograd.grad(loss(network, tasks), parameters)
 
-    networks = {order: ordered(stock(model, written_out=True), order).to(scope.device) for order in ORDERS}
+    networks = {
+        order: ordered(stock(model, written_out=True), order).to(scope.device) for order in ORDERS
+    }
     example = stock(model, written_out=False).to(scope.device)
     model.to(scope.device)
     low = copy.deepcopy(model)
@@ -96,7 +108,11 @@ def part(scope: Scope) -> Part:
             double = copy.deepcopy(network).double()
             found = flat(torch.autograd.grad(loss(double, some[0]), list(double.parameters())))
             error = closeness([found], gradients[:1])
-            facts.append(checked(f"{VMAP}, {order}: in float64 the gradient of {len(some[0])} tasks", error, 1e-6))
+            facts.append(
+                checked(
+                    f"{VMAP}, {order}: in float64 the gradient of {len(some[0])} tasks", error, 1e-6
+                )
+            )
         return facts
 
     def verdicts(us: Mapping[str, float]) -> list[Row]:

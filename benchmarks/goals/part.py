@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.measure import Row, Scope, Way, overall, reason
-from metazoo.algorithm import Algorithm
-from metazoo.episodes import Episode
+from metazoo.base.algorithm import Algorithm
+from metazoo.tasks.episode import Episode
 
 OURS = "ours"
 GRAPH, TF32, BF16 = ", CUDA graph", ", TF32", ", bf16"
@@ -42,7 +42,13 @@ def checked(fact: str, error: float, limit: float) -> str:
 def verdict(goal: str, way: str, value: float, limit: float, *, least: bool = False) -> Row:
     """Return whether a way's value is at most its limit (with `least`, at least)."""
     reached = value >= limit if least else value <= limit
-    return {"goal": goal, "way": way, "value": float(f"{value:.4g}"), "limit": limit, "reached": reached}
+    return {
+        "goal": goal,
+        "way": way,
+        "value": float(f"{value:.4g}"),
+        "limit": limit,
+        "reached": reached,
+    }
 
 
 def slopes(model: Algorithm, task: Episode) -> Way:

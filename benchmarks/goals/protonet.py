@@ -14,7 +14,7 @@ from benchmarks.kernels.measure import Row, Scope, Way
 from benchmarks.protonet_step import alone, plain_loss, stepping
 from benchmarks.suite import closeness, in_float64
 from metazoo.algorithms.protonet import ProtoNet
-from metazoo.episodes import Episode
+from metazoo.tasks.episode import Episode
 
 from .part import BF16, GRAPH, OURS, TF32, Part, checked, error_of, flat, in_tf32, slopes, verdict
 
@@ -26,7 +26,9 @@ PLAIN, CONVOLUTIONS = "plain loop", "convolutions alone"
 def convolutions(model: ProtoNet, task: Episode, order: str, dtype: torch.dtype) -> Way:
     """Return the network's convolutions alone, forward and backward, each on what it is given in a step."""
     shape = {"dtype": dtype, "memory_format": rivals.ORDERS[order]}
-    layers = [layer for layer in copy.deepcopy(model.backbone).modules() if isinstance(layer, nn.Conv2d)]
+    layers = [
+        layer for layer in copy.deepcopy(model.backbone).modules() if isinstance(layer, nn.Conv2d)
+    ]
     x = torch.cat([task.support_x[0], task.query_x[0]]).to(**shape)
     work: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
     for layer in layers:
@@ -70,13 +72,20 @@ def part(scope: Scope) -> Part:
         return slopes(own, task)
 
     own = gradient_of()
-    ways: dict[str, Way] = {OURS: own, STEP: protonet_step.ours(copy.deepcopy(model), task, "float32")}
+    ways: dict[str, Way] = {
+        OURS: own,
+        STEP: protonet_step.ours(copy.deepcopy(model), task, "float32"),
+    }
     for order, network in networks.items():
         trained = copy.deepcopy(network)
         ways[f"{PLAIN}, {order}"] = theirs(network)
-        ways[f"{PLAIN}, the step with Adam, {order}"] = stepping(trained, lambda n=trained: plain_loss(n, alone(task)))
+        ways[f"{PLAIN}, the step with Adam, {order}"] = stepping(
+            trained, lambda n=trained: plain_loss(n, alone(task))
+        )
         ways[f"{CONVOLUTIONS}, {order}"] = convolutions(model, task, order, torch.float32)
-        ways[f"{CONVOLUTIONS}, {order}{TF32}"] = in_tf32(convolutions(model, task, order, torch.float32))
+        ways[f"{CONVOLUTIONS}, {order}{TF32}"] = in_tf32(
+            convolutions(model, task, order, torch.float32)
+        )
         ways[f"{CONVOLUTIONS}, {order}{BF16}"] = convolutions(model, task, order, torch.bfloat16)
     ways[OURS + TF32], ways[OURS + BF16] = in_tf32(own), gradient_of(low=True)
     last = networks["channels_last"]
@@ -88,8 +97,16 @@ def part(scope: Scope) -> Part:
         facts = []
         for order, network in networks.items():
             double = copy.deepcopy(network).double()
-            found = flat(torch.autograd.grad(plain_loss(double, alone(exact)), list(double.parameters())))
-            facts.append(checked(f"{PLAIN}, {order}: in float64 the gradient", closeness([found], [exactly]), 1e-6))
+            found = flat(
+                torch.autograd.grad(plain_loss(double, alone(exact)), list(double.parameters()))
+            )
+            facts.append(
+                checked(
+                    f"{PLAIN}, {order}: in float64 the gradient",
+                    closeness([found], [exactly]),
+                    1e-6,
+                )
+            )
         return facts
 
     return Part(
@@ -102,8 +119,22 @@ def part(scope: Scope) -> Part:
 def verdicts(us: Mapping[str, float]) -> list[Row]:
     """Return the convolutions' share of each of our times, in the order of weights that is quicker."""
     found = []
-    for way, kind in ((OURS, ""), (STEP, ""), *((OURS + kind, kind) for kind in (TF32, BF16, GRAPH, BF16 + GRAPH))):
-        times = [us[name] for order in rivals.ORDERS if (name := f"{CONVOLUTIONS}, {order}{kind}") in us]
+    for way, kind in (
+        (OURS, ""),
+        (STEP, ""),
+        *((OURS + kind, kind) for kind in (TF32, BF16, GRAPH, BF16 + GRAPH)),
+    ):
+        times = [
+            us[name] for order in rivals.ORDERS if (name := f"{CONVOLUTIONS}, {order}{kind}") in us
+        ]
         if way in us and times:
-            found.append(verdict("the convolutions' share of the time", way, min(times) / us[way], SHARE, least=True))
+            found.append(
+                verdict(
+                    "the convolutions' share of the time",
+                    way,
+                    min(times) / us[way],
+                    SHARE,
+                    least=True,
+                )
+            )
     return found

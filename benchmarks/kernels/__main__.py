@@ -27,12 +27,23 @@ TOLERANCE = {"error": 1e-4, "error_close": 1e-4, "error_double": 1e-3, "error_re
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--quick", action="store_true", help="a few small sizes")
-    parser.add_argument("--minutes", type=float, default=0, help="start nothing after this long  [default: no limit]")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=0,
+        help="start nothing after this long  [default: no limit]",
+    )
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {','.join(SECTIONS)}")
-    parser.add_argument("--out", type=Path, help="the JSON file  [default: benchmarks/results/kernels-DEVICE-DATE.json]")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the JSON file  [default: benchmarks/results/kernels-DEVICE-DATE.json]",
+    )
     options = parser.parse_args()
     options.only = options.only.split(",")
     if unknown := set(options.only) - set(SECTIONS):
@@ -46,7 +57,10 @@ def kernels() -> dict[str, Any] | None:
         from metazoo.kernels.loading import status
     except ImportError:
         return None
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(status()).items()}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(status()).items()
+    }
 
 
 def main() -> int:
@@ -54,16 +68,21 @@ def main() -> int:
     began = time.monotonic()
     import torch
 
-    from metazoo import runs
     from metazoo.cli.memory import keep_freed_memory
     from metazoo.version import VERSION
+    from metazoo.zoo import run_folder
 
     from . import distances, head, inner, maml, measure
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: there is no CUDA device\nhint: --device cpu measures on the CPU", file=sys.stderr)
+        print(
+            "error: there is no CUDA device\nhint: --device cpu measures on the CPU",
+            file=sys.stderr,
+        )
         return 1
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device(
+        "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    )
     torch.backends.cuda.matmul.allow_tf32 = False
     if device.type == "cpu":
         keep_freed_memory()  # as the command line does: else the large tensors measure the system's clearing of pages
@@ -75,7 +94,7 @@ def main() -> int:
         "format": 1,
         "command": command("benchmarks.kernels"),
         "date": today,
-        "machine": runs.machine(),
+        "machine": run_folder.machine(),
         "device": name,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -91,21 +110,32 @@ def main() -> int:
     print("measuring the reference rates", file=sys.stderr)
     record["sections"]["rates"] = measure.rates(scope)
     record["rates"] = scope.rates
-    cases = [case for module in (distances, head, inner, maml) for case in module.cases(scope) if case.section in options.only]
+    cases = [
+        case
+        for module in (distances, head, inner, maml)
+        for case in module.cases(scope)
+        if case.section in options.only
+    ]
     cases.sort(key=lambda case: case.rank)
     for number, case in enumerate(cases, start=1):
         label = f"{case.section}: {case.label}"
         if options.minutes and time.monotonic() - began > 60 * options.minutes:
             record["not_run"].append(label)
             continue
-        print(f"{time.monotonic() - began:5.0f} s  {number}/{len(cases)}  {label}", file=sys.stderr, flush=True)
+        print(
+            f"{time.monotonic() - began:5.0f} s  {number}/{len(cases)}  {label}",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             rows = case.run()
         except Exception as error:
             # The other cases are worth their time all the same.
             rows = [{"way": "ours", "problem": measure.reason(error)}]
         record["sections"].setdefault(case.section, []).extend(rows)
-        record["problems"] += [f"{label}, {row['way']}: {row['problem']}" for row in rows if "problem" in row]
+        record["problems"] += [
+            f"{label}, {row['way']}: {row['problem']}" for row in rows if "problem" in row
+        ]
         record["problems"] += inexact(label, rows)
         record.update(kernels=kernels(), seconds=round(time.monotonic() - began))
         write(out, record)

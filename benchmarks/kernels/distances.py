@@ -16,7 +16,14 @@ from .measure import Case, Row, Scope, Way, compare, compiled, elementwise, floo
 Formula = Callable[[Tensor, Tensor], Tensor]
 
 # The small, the large and what training and evaluation have; the others come when time is left.
-CORE = [(1, 75, 5, 64), (16, 75, 5, 64), (16, 75, 5, 1600), (16, 75, 20, 640), (64, 300, 20, 640), (64, 300, 60, 1600)]
+CORE = [
+    (1, 75, 5, 64),
+    (16, 75, 5, 64),
+    (16, 75, 5, 1600),
+    (16, 75, 20, 640),
+    (64, 300, 20, 640),
+    (64, 300, 60, 1600),
+]
 QUICK = [(1, 15, 5, 64), (4, 75, 5, 64)]
 ALL = list(itertools.product((1, 16, 64), (15, 75, 300), (5, 20, 60), (64, 640, 1600)))
 # What a CPU can wait for: passes over the (B, Q, N, D) differences, times their number.
@@ -41,7 +48,12 @@ def broadcast(x: Tensor, y: Tensor) -> Tensor:
     return (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
 
 
-STOCK: dict[str, Formula] = {"cdist": cdist, "cdist, no mm": cdist_exact, "norms + bmm": norms, "broadcast": broadcast}
+STOCK: dict[str, Formula] = {
+    "cdist": cdist,
+    "cdist, no mm": cdist_exact,
+    "norms + bmm": norms,
+    "broadcast": broadcast,
+}
 
 
 def exactly(x: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +70,9 @@ def points(scope: Scope, b: int, q: int, n: int, d: int) -> tuple[Tensor, Tensor
 def close_points(scope: Scope, b: int, q: int, n: int, d: int) -> tuple[Tensor, Tensor]:
     """Return points of large norm, each of x within 0.01 of one of y: what expanding the square cannot tell apart."""
     y = 1000 + torch.randn(b, n, d, device=scope.device)
-    return y[:, torch.arange(q, device=scope.device) % n] + 0.01 * torch.randn(b, q, d, device=scope.device), y
+    return y[:, torch.arange(q, device=scope.device) % n] + 0.01 * torch.randn(
+        b, q, d, device=scope.device
+    ), y
 
 
 def penalty(formula: Formula, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -119,10 +133,14 @@ def run(scope: Scope, shape: tuple[int, int, int, int], mode: str, core: bool) -
     if mode == "double":
         wide = [t.detach().double().requires_grad_() for t in (x, y)]
         reference = penalty(norms, *wide)  # float64 has digits to spare for points like these
-        return compare(scope, common, ways, lambda result: {"error_double": overall(result, reference)})
+        return compare(
+            scope, common, ways, lambda result: {"error_double": overall(result, reference)}
+        )
     with torch.no_grad():
         reference = exactly(x, y)
-        rows = compare(scope, common, ways, lambda result: {"error": elementwise(result, reference)})
+        rows = compare(
+            scope, common, ways, lambda result: {"error": elementwise(result, reference)}
+        )
         hard = close_points(scope, *shape)
         reference = exactly(*hard)
         least = floor(scope, 4 * b * (q * d + n * d + q * n), 2 * elements)
@@ -152,5 +170,8 @@ def cases(scope: Scope) -> Iterator[Case]:
             core = shape == QUICK[0] if scope.quick else shape in CORE
             rank = 1 if core else 5 if mode == "forward" else 6
             yield Case(
-                "distances", f"{mode} {shape}", rank, lambda shape=shape, mode=mode, core=core: run(scope, shape, mode, core)
+                "distances",
+                f"{mode} {shape}",
+                rank,
+                lambda shape=shape, mode=mode, core=core: run(scope, shape, mode, core),
             )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import metazoo
 from metazoo import ops
-from metazoo.evaluate import DRAWN_AT_ONCE, score
+from metazoo.evaluation.measure import DRAWN_AT_ONCE
+from metazoo.evaluation.score import score
 
 from .distances import STOCK, Formula, broadcast, cdist, points, too_much
 from .measure import Case, Row, Scope, Way, compare, compiled, marked, overall
@@ -39,13 +40,16 @@ def loss_rows(scope: Scope, shape: tuple[int, int, int, int], mode: str) -> list
     b, q, n, d = shape
     torch.manual_seed(0)
     x, y = points(scope, *shape)
-    x, y = (t.detach().mul_(d**-0.5).requires_grad_() for t in (x, y))  # so that the softmax is no step
+    x, y = (
+        t.detach().mul_(d**-0.5).requires_grad_() for t in (x, y)
+    )  # so that the softmax is no step
     target = torch.randint(n, (b, q), device=scope.device)
     losses = {name: stock_loss(formula) for name, formula in STOCK.items()}
     losses["ours"] = ops.prototypical_nll
     skip = too_much(scope, "forward" if mode == "forward" else "double", b * q * n * d)
     ways: dict[str, Way | str] = {
-        name: skip if skip and name == "broadcast" else _way(loss, mode, x, y, target) for name, loss in losses.items()
+        name: skip if skip and name == "broadcast" else _way(loss, mode, x, y, target)
+        for name, loss in losses.items()
     }
     if scope.cuda:
         ways["inductor"] = marked(_way(compiled(stock_loss(broadcast)), mode, x, y, target))
@@ -54,11 +58,16 @@ def loss_rows(scope: Scope, shape: tuple[int, int, int, int], mode: str) -> list
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
     reference = _way(stock_loss(STOCK["norms + bmm"]), mode, *wide, target)()
     return compare(
-        scope, {"mode": mode, "B": b, "Q": q, "N": n, "D": d}, ways, lambda result: {"error": overall(result, reference)}
+        scope,
+        {"mode": mode, "B": b, "Q": q, "N": n, "D": d},
+        ways,
+        lambda result: {"error": overall(result, reference)},
     )
 
 
-def _way(loss: Callable[..., Tensor], mode: str, x: Tensor, y: Tensor, target: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+def _way(
+    loss: Callable[..., Tensor], mode: str, x: Tensor, y: Tensor, target: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
     def forward() -> tuple[Tensor, ...]:
         with torch.no_grad():
             return (loss(x, y, target),)
@@ -76,9 +85,15 @@ class Cached:
         torch.manual_seed(0)
         means = torch.randn(CLASSES, 1, features)
         # Classes lie close enough for some queries to be mistaken.
-        self.features = (means + 0.5 * features**0.5 * torch.randn(CLASSES, DRAWINGS, features)).flatten(0, 1).to(scope.device)
+        self.features = (
+            (means + 0.5 * features**0.5 * torch.randn(CLASSES, DRAWINGS, features))
+            .flatten(0, 1)
+            .to(scope.device)
+        )
         classes = torch.rand(episodes, CLASSES).argsort(1)[:, :WAYS]
-        drawn = torch.rand(episodes, WAYS, DRAWINGS).argsort(2)[:, :, : SHOTS + QUERIES] + DRAWINGS * classes.unsqueeze(-1)
+        drawn = torch.rand(episodes, WAYS, DRAWINGS).argsort(2)[
+            :, :, : SHOTS + QUERIES
+        ] + DRAWINGS * classes.unsqueeze(-1)
         self.support = drawn[:, :, :SHOTS].flatten(1).to(scope.device)
         self.query = drawn[:, :, SHOTS:].flatten(1).to(scope.device)
         self.support_y = torch.arange(WAYS, device=scope.device).repeat_interleave(SHOTS)
@@ -110,7 +125,10 @@ class Cached:
         scores = []
         for support, query in zip(self.support, self.query):
             support_z, query_z = self.features[support], self.features[query]
-            means = [support_z[torch.nonzero(self.support_y == label).flatten()].mean(0) for label in range(WAYS)]
+            means = [
+                support_z[torch.nonzero(self.support_y == label).flatten()].mean(0)
+                for label in range(WAYS)
+            ]
             answer = -torch.cdist(query_z, torch.stack(means))
             scores.append((answer.argmax(1) == self.query_y).float().mean().item())
         return torch.tensor(scores)
@@ -126,8 +144,12 @@ def evaluation_rows(scope: Scope, features: int, episodes: int) -> list[Row]:
             ways["accuracy"][name] = lambda formula=formula: cached.accuracy(formula, size)
             loss = ops.prototypical_nll if name == "ours" else stock_loss(formula)
             ways["loss"][name] = lambda loss=loss: cached.losses(loss, size)
-        ways["accuracy"][f"cdist, {TOGETHER} tasks at once"] = lambda: cached.accuracy(cdist, TOGETHER)
-        ways["accuracy"][f"ours, {TOGETHER} tasks at once"] = lambda: cached.accuracy(ops.pairwise_sqdist, TOGETHER)
+        ways["accuracy"][f"cdist, {TOGETHER} tasks at once"] = lambda: cached.accuracy(
+            cdist, TOGETHER
+        )
+        ways["accuracy"][f"ours, {TOGETHER} tasks at once"] = lambda: cached.accuracy(
+            ops.pairwise_sqdist, TOGETHER
+        )
         ways["accuracy"]["one episode at a time"] = cached.one_at_a_time
         narrow, cached.features = cached.features, cached.features.double()
         exact = {
@@ -138,7 +160,9 @@ def evaluation_rows(scope: Scope, features: int, episodes: int) -> list[Row]:
         rows: list[Row] = []
         for what, value in exact.items():
             common = {"what": what, "D": features, "episodes": episodes, "at_once": size}
-            rows += compare(scope, common, ways[what], lambda result, value=value: _judged(result, value))
+            rows += compare(
+                scope, common, ways[what], lambda result, value=value: _judged(result, value)
+            )
     for row in rows:
         if "us" in row:
             row["us_per_episode"] = float(f"{row['us'] / episodes:.4g}")
@@ -155,9 +179,16 @@ def cases(scope: Scope) -> Iterator[Case]:
     shapes: list[Any] = SHAPES[:1] if scope.quick else SHAPES
     for shape in shapes:
         for mode in ("forward", "backward"):
-            yield Case("head", f"{mode} {shape}", 2, lambda shape=shape, mode=mode: loss_rows(scope, shape, mode))
+            yield Case(
+                "head",
+                f"{mode} {shape}",
+                2,
+                lambda shape=shape, mode=mode: loss_rows(scope, shape, mode),
+            )
     for features in (64, 1600):
         # A CPU takes minutes for all of them; its ratios do not depend on the number.
         episodes = 6400 // features if scope.quick else 10_000 if scope.cuda else 64_000 // features
         label = f"{episodes} episodes of {features} features"
-        yield Case("evaluation", label, 3, lambda f=features, e=episodes: evaluation_rows(scope, f, e))
+        yield Case(
+            "evaluation", label, 3, lambda f=features, e=episodes: evaluation_rows(scope, f, e)
+        )

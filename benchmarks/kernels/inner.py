@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metazoo import ops
-from metazoo.backbones import Conv4
+from metazoo.backbones.conv4 import Conv4
 
 from .measure import Case, Row, Scope, Way, compare, compiled, marked, overall
 
@@ -21,8 +21,13 @@ COMPILED = ("per tensor", "foreach", "flat, sub", "ours")
 
 def shapes() -> list[tuple[int, ...]]:
     """Return the shapes of what a 5-way model adapts."""
-    found = [tuple(p.shape) for p in [*Conv4((1, 28, 28)).parameters(), *torch.nn.Linear(64, 5).parameters()]]
-    assert (len(found), sum(map(_size, found))) == (18, 112_261), "this is not the network of the paper any more"
+    found = [
+        tuple(p.shape)
+        for p in [*Conv4((1, 28, 28)).parameters(), *torch.nn.Linear(64, 5).parameters()]
+    ]
+    assert (len(found), sum(map(_size, found))) == (18, 112_261), (
+        "this is not the network of the paper any more"
+    )
     return found
 
 
@@ -167,7 +172,9 @@ def run(scope: Scope, tasks: int, steps: int, how: str) -> list[Row]:
             if how == "eager":
                 ways[name] = way
             elif how == "compiled":
-                ways[name] = marked(compiled(way)) if name in COMPILED else "not compiled: see the module"
+                ways[name] = (
+                    marked(compiled(way)) if name in COMPILED else "not compiled: see the module"
+                )
             else:
                 try:
                     ways[name] = captured(loop, way)
@@ -195,4 +202,6 @@ def cases(scope: Scope) -> Iterator[Case]:
             if how == "compiled" and not scope.cuda and (scope.quick or (tasks, steps) != (4, 1)):
                 continue  # minutes of g++ for what runs on a GPU
             label = f"{how}, {tasks} tasks, {steps} steps"
-            yield Case("inner_loop", label, rank, lambda t=tasks, s=steps, how=how: run(scope, t, s, how))
+            yield Case(
+                "inner_loop", label, rank, lambda t=tasks, s=steps, how=how: run(scope, t, s, how)
+            )

@@ -21,10 +21,21 @@ class Worker:
     """A process that measures when it is told to: the variable is read once a process."""
 
     def __init__(self, scope: Scope, mode: str):
-        command = [sys.executable, "-m", "benchmarks.kernels.maml", scope.device.type, str(int(scope.quick))]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.kernels.maml",
+            scope.device.type,
+            str(int(scope.quick)),
+        ]
         environment = {**os.environ, "METAZOO_KERNELS": mode}
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, **question: Any) -> Row:
@@ -39,7 +50,9 @@ class Worker:
             answer = ""
         if not answer:
             said = self.process.communicate()[1].strip().splitlines()
-            raise RuntimeError(said[-1] if said else f"it ended with status {self.process.returncode}")
+            raise RuntimeError(
+                said[-1] if said else f"it ended with status {self.process.returncode}"
+            )
         return json.loads(answer)
 
     def close(self) -> None:
@@ -68,12 +81,18 @@ def run(scope: Scope) -> list[Row]:
                 for mode, worker in workers.items():
                     times[mode].append(worker.ask(what="time", tasks=tasks, steps=steps)["us"])
             for mode in MODES:
-                first[mode].update(us=statistics.median(times[mode]), low=min(times[mode]), high=max(times[mode]))
+                first[mode].update(
+                    us=statistics.median(times[mode]), low=min(times[mode]), high=max(times[mode])
+                )
             off = first["off"]["gradient"]
-            difference = sum((a - b) ** 2 for a, b in zip(first["auto"]["gradient"], off)) / sum(b * b for b in off)
+            difference = sum((a - b) ** 2 for a, b in zip(first["auto"]["gradient"], off)) / sum(
+                b * b for b in off
+            )
             for mode in MODES:
                 del first[mode]["gradient"]
-            first["auto"]["error"] = difference**0.5  # against the other, in the norm of samples of the gradient
+            first["auto"]["error"] = (
+                difference**0.5
+            )  # against the other, in the norm of samples of the gradient
             first["auto"]["faster"] = round(first["off"]["us"] / first["auto"]["us"], 3)
             if not difference**0.5 < 1e-2:
                 first["auto"]["problem"] = "the gradient is not that of stock PyTorch"
@@ -95,7 +114,7 @@ def work() -> None:
     """Answer questions from stdin until it ends."""
     import metazoo
     from metazoo.algorithms.maml import MAML
-    from metazoo.backbones import Conv4
+    from metazoo.backbones.conv4 import Conv4
     from metazoo.cli.memory import keep_freed_memory
     from metazoo.datasets.glyphs import Glyphs
 
@@ -108,7 +127,9 @@ def work() -> None:
         if question["what"] == "first":
             torch.manual_seed(0)
             config = MAML.Config(tasks="vmap", inner_steps=question["steps"])
-            model = MAML(Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), 5), config).to(scope.device)
+            model = MAML(Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), 5), config).to(
+                scope.device
+            )
             task = source.draw(0, question["tasks"]).to(scope.device)
 
             def step(model: Any = model, task: Any = task) -> None:
@@ -116,7 +137,9 @@ def work() -> None:
                 model.loss(task).backward()
 
             step()
-            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+            gradient = torch.cat(
+                [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            ).double()
             answer = {"gradient": gradient[::101].tolist(), **count(scope, step)}
             answer.pop("kernels", None)  # a hundred names of stock ones
         else:

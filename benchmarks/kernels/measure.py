@@ -54,7 +54,9 @@ class Case:
     run: Callable[[], list[Row]]
 
 
-def compare(scope: Scope, common: Row, ways: Mapping[str, Way | str], judge: Callable[[Any], Row]) -> list[Row]:
+def compare(
+    scope: Scope, common: Row, ways: Mapping[str, Way | str], judge: Callable[[Any], Row]
+) -> list[Row]:
     """Return a row for every way: its errors as `judge` finds them, its launches and its times.
 
     A way that is a string was left out: the string says why. One of ours that fails is a problem; a stock one may.
@@ -71,7 +73,9 @@ def compare(scope: Scope, common: Row, ways: Mapping[str, Way | str], judge: Cal
                 torch.cuda.reset_peak_memory_stats(scope.device)
                 before = torch.cuda.memory_allocated(scope.device)
                 result = way()
-                row["peak_mb"] = round((torch.cuda.max_memory_allocated(scope.device) - before) / 1e6, 2)
+                row["peak_mb"] = round(
+                    (torch.cuda.max_memory_allocated(scope.device) - before) / 1e6, 2
+                )
             else:
                 result = way()
             row.update(judge(result))
@@ -126,7 +130,11 @@ def race(scope: Scope, ways: Mapping[str, Way], rounds: int | None = None) -> di
                 cold[name].append(sample(scope, way, 1, drained=False))
     rows: dict[str, Row] = {}
     for name, values in warm.items():
-        rows[name] = {"us": _round(statistics.median(values)), "low": _round(min(values)), "high": _round(max(values))}
+        rows[name] = {
+            "us": _round(statistics.median(values)),
+            "low": _round(min(values)),
+            "high": _round(max(values)),
+        }
         if cold[name]:
             rows[name]["cold_us"] = _round(statistics.median(cold[name]))
     return rows
@@ -187,9 +195,16 @@ def count(scope: Scope, way: Way) -> Row:
             torch.cuda.synchronize(scope.device)
         launched = [e for e in profiler.events() if e.device_type == DeviceType.CUDA]
     except Exception as error:
-        return {"launches": None, "launches_problem": reason(error)}  # some containers keep the counters closed
+        return {
+            "launches": None,
+            "launches_problem": reason(error),
+        }  # some containers keep the counters closed
     kernel_us = sum(e.time_range.elapsed_us() for e in launched)
-    return {"launches": len(launched), "kernel_us": _round(kernel_us), "kernels": sorted({e.name[:120] for e in launched})}
+    return {
+        "launches": len(launched),
+        "kernel_us": _round(kernel_us),
+        "kernels": sorted({e.name[:120] for e in launched}),
+    }
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,12 +225,17 @@ def marked(way: Way) -> Way:
 
 def elementwise(value: Tensor, reference: Tensor) -> float:
     """Return the largest relative error of an element."""
-    return _round(((value.double() - reference).abs() / reference.abs().clamp_min(1e-300)).max().item())
+    return _round(
+        ((value.double() - reference).abs() / reference.abs().clamp_min(1e-300)).max().item()
+    )
 
 
 def overall(values: Any, references: Any) -> float:
     """Return the largest error as a fraction of the largest value, the worst of several tensors."""
-    errors = [(v.double() - r).abs().max() / r.abs().max().clamp_min(1e-300) for v, r in zip(values, references)]
+    errors = [
+        (v.double() - r).abs().max() / r.abs().max().clamp_min(1e-300)
+        for v, r in zip(values, references)
+    ]
     return _round(torch.stack(errors).max().item())
 
 
@@ -233,7 +253,12 @@ def rates(scope: Scope) -> list[Row]:
     scope.rates["fp32_gflop_s"] = _round(2 * order**3 / times["matmul"][key] / 1e3)
     return [
         {"way": "copy", "bytes": 2 * 4 * size, "gb_s": scope.rates["copy_gb_s"], **times["copy"]},
-        {"way": "matmul", "order": order, "gflop_s": scope.rates["fp32_gflop_s"], **times["matmul"]},
+        {
+            "way": "matmul",
+            "order": order,
+            "gflop_s": scope.rates["fp32_gflop_s"],
+            **times["matmul"],
+        },
     ]
 
 
@@ -245,4 +270,7 @@ def floor(scope: Scope, bytes_moved: float, slots: float) -> Row:
     """
     by_bytes = bytes_moved / scope.rates["copy_gb_s"] / 1e3
     by_slots = 2 * slots / scope.rates["fp32_gflop_s"] / 1e3
-    return {"floor_us": _round(max(by_bytes, by_slots)), "binds": "copy" if by_bytes >= by_slots else "fp32"}
+    return {
+        "floor_us": _round(max(by_bytes, by_slots)),
+        "binds": "copy" if by_bytes >= by_slots else "fp32",
+    }

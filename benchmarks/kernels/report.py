@@ -38,7 +38,15 @@ ACROSS = {"evaluation": ("what", "D"), "inner_loop": ("how", "tasks", "steps")}
 LIBRARIES = "one episode at a time"
 # Which stock ways do what one of ours does.
 RIVALS = {
-    "ours": ("cdist", "cdist, no mm", "norms + bmm", "broadcast", "per tensor", "foreach", "flat, sub"),
+    "ours": (
+        "cdist",
+        "cdist, no mm",
+        "norms + bmm",
+        "broadcast",
+        "per tensor",
+        "foreach",
+        "flat, sub",
+    ),
     "ours, 1000 tasks at once": ("cdist, 1000 tasks at once",),
     "ours, per-parameter rates": ("flat, addcmul, per-parameter rates",),
     "ours, flat gradients": ("flat, sub, flat gradients",),
@@ -62,7 +70,12 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1)
-    for folder, name in ((str(ROOT), "."), (sys.prefix, "PREFIX"), (sys.base_prefix, "BASE"), (str(Path.home()), "~")):
+    for folder, name in (
+        (str(ROOT), "."),
+        (sys.prefix, "PREFIX"),
+        (sys.base_prefix, "BASE"),
+        (str(Path.home()), "~"),
+    ):
         # A folder high up, such as /usr, says nothing of anyone.
         if folder.count(os.sep) > 1 or name == "~":
             text = text.replace(json.dumps(folder)[1:-1], name)
@@ -73,7 +86,13 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 
 def command(module: str) -> str:
     """Return the command that runs, with the names of files alone."""
-    return " ".join(["python -m", module, *(Path(word).name if os.sep in word else word for word in sys.argv[1:])])
+    return " ".join(
+        [
+            "python -m",
+            module,
+            *(Path(word).name if os.sep in word else word for word in sys.argv[1:]),
+        ]
+    )
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -82,7 +101,10 @@ def tables(record: Mapping[str, Any]) -> str:
     for section, down, value in TABLES:
         rows = [row for row in record["sections"].get(section, []) if row.get(value) is not None]
         if rows:
-            parts.append(f"{section}: {UNITS[value]}\n" + _pivot(rows, down, ACROSS.get(section, ("way",)), value))
+            parts.append(
+                f"{section}: {UNITS[value]}\n"
+                + _pivot(rows, down, ACROSS.get(section, ("way",)), value)
+            )
     rows = [row for section in record["sections"].values() for row in section]
     if record.get("summary"):
         parts.append("\n".join(["how many times as fast as stock PyTorch", *record["summary"]]))
@@ -94,16 +116,28 @@ def tables(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _pivot(rows: list[dict[str, Any]], down: tuple[str, ...], across: tuple[str, ...], value: str) -> str:
+def _pivot(
+    rows: list[dict[str, Any]], down: tuple[str, ...], across: tuple[str, ...], value: str
+) -> str:
     def name(row: dict[str, Any], keys: tuple[str, ...]) -> str:
-        return " ".join(str(row[key]) if isinstance(row[key], str) else f"{key}{row[key]}" for key in keys)
+        return " ".join(
+            str(row[key]) if isinstance(row[key], str) else f"{key}{row[key]}" for key in keys
+        )
 
-    lines, columns = (list(dict.fromkeys(name(row, keys) for row in rows)) for keys in (down, across))
+    lines, columns = (
+        list(dict.fromkeys(name(row, keys) for row in rows)) for keys in (down, across)
+    )
     cells = {(name(row, down), name(row, across)): f"{row[value]:.4g}" for row in rows}
-    table = [["", *columns], *([line, *(cells.get((line, column), "-") for column in columns)] for line in lines)]
+    table = [
+        ["", *columns],
+        *([line, *(cells.get((line, column), "-") for column in columns)] for line in lines),
+    ]
     widths = [max(len(row[i]) for row in table) for i in range(len(columns) + 1)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip() for row in table
+        "  ".join(
+            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
+        ).rstrip()
+        for row in table
     )
 
 
@@ -112,8 +146,12 @@ def speedups(rows: list[dict[str, Any]]) -> list[str]:
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         if "us" in row:
-            keys = [k for k in ("what", "mode", "how", "B", "Q", "N", "D", "tasks", "steps") if k in row]
-            label = " ".join(str(row[k]) if isinstance(row[k], str) else f"{k}{row[k]}" for k in keys)
+            keys = [
+                k for k in ("what", "mode", "how", "B", "Q", "N", "D", "tasks", "steps") if k in row
+            ]
+            label = " ".join(
+                str(row[k]) if isinstance(row[k], str) else f"{k}{row[k]}" for k in keys
+            )
             groups.setdefault(label, {})[row["way"]] = row
     lines = []
     for label, group in groups.items():
@@ -124,9 +162,14 @@ def speedups(rows: list[dict[str, Any]]) -> list[str]:
                 for value in ("us", "cold_us"):
                     if value in group[way]:
                         best = min(stock, key=lambda row: row[value])
-                        parts.append(f"{best[value] / group[way][value]:.2f}x {best['way']}" + " (cold)" * (value == "cold_us"))
+                        parts.append(
+                            f"{best[value] / group[way][value]:.2f}x {best['way']}"
+                            + " (cold)" * (value == "cold_us")
+                        )
                 parts += [
-                    f"{group[name]['us'] / group[way]['us']:.2f}x {name}" for name in ("inductor", LIBRARIES) if name in group
+                    f"{group[name]['us'] / group[way]['us']:.2f}x {name}"
+                    for name in ("inductor", LIBRARIES)
+                    if name in group
                 ]
                 lines.append(f"{label:36} {way:28} {', '.join(parts)}")
     return lines
@@ -135,7 +178,16 @@ def speedups(rows: list[dict[str, Any]]) -> list[str]:
 def commit() -> str:
     """Return the commit of the checkout, with a mark where it was changed since, or "unknown" where git cannot tell."""
     try:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        git = [
+            "git",
+            "-C",
+            str(ROOT),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--exclude=*",
+            "--dirty",
+        ]
         return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -144,7 +196,9 @@ def commit() -> str:
 def sources() -> str:
     """Return a digest of all that the figures depend on: a copy of a checkout need have no commit."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in ("csrc", "metazoo") for path in (ROOT / folder).rglob("*")):
+    for path in sorted(
+        path for folder in ("csrc", "metazoo") for path in (ROOT / folder).rglob("*")
+    ):
         if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
             digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -24,7 +24,9 @@ class MatchingNet(metazoo.FeatureLearner):
 
     @dataclass(frozen=True)
     class Config(metazoo.FeatureLearner.Config):
-        similarity: Annotated[Literal["cosine", "euclidean"], "cosine, or negative squared Euclidean distance"] = "cosine"
+        similarity: Annotated[
+            Literal["cosine", "euclidean"], "cosine, or negative squared Euclidean distance"
+        ] = "cosine"
         temperature: Annotated[
             float,
             "of the softmax of cosines, where it is learned its start; the paper's is 1, which hardly trains",
@@ -36,10 +38,17 @@ class MatchingNet(metazoo.FeatureLearner):
 
     recipe = {"train_ways": 20, "train_queries": 10, "steps": 2000}
 
-    def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
+    def __init__(
+        self,
+        backbone: metazoo.Backbone,
+        spec: metazoo.TaskSpec,
+        config: metazoo.Config | None = None,
+    ):
         super().__init__(backbone, spec, config)
         learned = self.config.similarity == "cosine" and self.config.learn_temperature
-        self.log_scale = nn.Parameter(-torch.tensor(self.config.temperature).log()) if learned else None
+        self.log_scale = (
+            nn.Parameter(-torch.tensor(self.config.temperature).log()) if learned else None
+        )
         if self.config.fce:
             self.context = FullContext(backbone.out_features, self.config.fce_steps)
 
@@ -57,7 +66,11 @@ class MatchingNet(metazoo.FeatureLearner):
         if self.config.similarity == "euclidean":
             return -ops.pairwise_sqdist(query_z, support_z)
         cosines = ops.cosine_similarity(query_z, support_z)
-        return cosines / self.config.temperature if self.log_scale is None else self.log_scale.exp() * cosines
+        return (
+            cosines / self.config.temperature
+            if self.log_scale is None
+            else self.log_scale.exp() * cosines
+        )
 
 
 class FullContext(nn.Module):
@@ -82,7 +95,10 @@ class FullContext(nn.Module):
             if step:
                 read = (h @ support.mT).softmax(-1) @ support
             inputs = torch.cat([query, read], -1).flatten(0, 1)
-            h, cell = (t.unflatten(0, batch) for t in self.query(inputs, (h.flatten(0, 1), cell.flatten(0, 1))))
+            h, cell = (
+                t.unflatten(0, batch)
+                for t in self.query(inputs, (h.flatten(0, 1), cell.flatten(0, 1)))
+            )
             h = h + query
         return support, h
 
@@ -96,7 +112,9 @@ def class_log_attention(similarity: Tensor, support_y: Tensor) -> Tensor:
     index = support_y.unsqueeze(1).expand_as(similarity)
     # Each class's own maximum is taken out, so that none underflows to log 0; it cancels, and so needs no gradient.
     fixed = similarity.detach()
-    peak = fixed.new_full((*similarity.shape[:2], member.shape[-1]), -torch.inf).scatter_reduce(2, index, fixed, "amax")
+    peak = fixed.new_full((*similarity.shape[:2], member.shape[-1]), -torch.inf).scatter_reduce(
+        2, index, fixed, "amax"
+    )
     mass = (similarity - peak.gather(2, index)).exp() @ member
     return mass.log() + peak - similarity.logsumexp(-1, keepdim=True)
 

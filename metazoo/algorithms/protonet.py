@@ -23,13 +23,22 @@ class ProtoNet(metazoo.FeatureLearner):
 
     @dataclass(frozen=True)
     class Config(metazoo.FeatureLearner.Config):
-        distance: Annotated[Literal["euclidean", "cosine"], "squared Euclidean distance, or cosine"] = "euclidean"
+        distance: Annotated[
+            Literal["euclidean", "cosine"], "squared Euclidean distance, or cosine"
+        ] = "euclidean"
 
     recipe = {"train_ways": 60, "train_queries": 5, "steps": 1000}
 
-    def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
+    def __init__(
+        self,
+        backbone: metazoo.Backbone,
+        spec: metazoo.TaskSpec,
+        config: metazoo.Config | None = None,
+    ):
         super().__init__(backbone, spec, config)
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log()) if self.config.distance == "cosine" else None
+        self.log_scale = (
+            nn.Parameter(torch.tensor(10.0).log()) if self.config.distance == "cosine" else None
+        )
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         prototypes = metazoo.class_means(support_z, support_y)  # (B, ways, D)
@@ -42,7 +51,9 @@ class ProtoNet(metazoo.FeatureLearner):
             return super().loss(task)
         assert isinstance(task, metazoo.Episode)
         support_z, query_z = self.embed_both(task.support_x, task.query_x)
-        return ops.prototypical_nll(query_z, metazoo.class_means(support_z, task.support_y), task.query_y)
+        return ops.prototypical_nll(
+            query_z, metazoo.class_means(support_z, task.support_y), task.query_y
+        )
 
 
 @metazoo.hookimpl

@@ -15,7 +15,7 @@ from metazoo.errors import MetazooError, UnknownNameError, first_line, out_of_me
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
-    from metazoo.blame import Fault
+    from metazoo.plugins.error_source import Fault
 
 BUILT_IN = {
     "list": "metazoo.cli.listing:list_",
@@ -43,7 +43,7 @@ class Commands(click.Group):
     """The built-in commands, each imported when it is used, and those of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from metazoo.plugins import registry
+        from metazoo.plugins.registry import registry
 
         return [*BUILT_IN, *(entry.name for entry in registry().commands)]
 
@@ -53,7 +53,7 @@ class Commands(click.Group):
 
             module, _, attribute = BUILT_IN[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
-        from metazoo.plugins import registry
+        from metazoo.plugins.registry import registry
 
         try:
             return registry().command(name).value
@@ -107,7 +107,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # A full disk is nobody's bug, whoever meets it.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _fault(error) is not None:
             return unforeseen(error, command)
-        return fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", None, 1)
+        return fail(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", None, 1
+        )
     except Exception as error:
         return unforeseen(error, command)
 
@@ -136,7 +138,7 @@ def unforeseen(error: Exception, command: str) -> int:
 def _fault(error: Exception) -> Fault | None:
     """Return what `at_fault` does, or None where that fails itself: what is to be told must be told."""
     try:
-        from metazoo.blame import at_fault
+        from metazoo.plugins.error_source import at_fault
 
         return at_fault(error)
     except Exception:

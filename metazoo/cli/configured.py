@@ -10,7 +10,7 @@ import click
 
 from metazoo import options
 from metazoo.errors import OptionError
-from metazoo.plugins import registry
+from metazoo.plugins.registry import registry
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]
         try:
             return self.option.parse(value)
         except OptionError:
-            raise OptionError(f"{self.flag} cannot be '{value}'", f"it takes {self.option.expects}") from None
+            raise OptionError(
+                f"{self.flag} cannot be '{value}'", f"it takes {self.option.expects}"
+            ) from None
 
 
 class ConfiguredCommand(click.Command):
@@ -60,7 +62,10 @@ class ConfiguredCommand(click.Command):
             given = {}
             for option in options.read(section.config):
                 value = ctx.params.pop(_destination(section, option), None)
-                if ctx.get_parameter_source(_destination(section, option)) is click.core.ParameterSource.COMMANDLINE:
+                if (
+                    ctx.get_parameter_source(_destination(section, option))
+                    is click.core.ParameterSource.COMMANDLINE
+                ):
                     given[option.name] = value
             ctx.params[section.key] = given
         return rest
@@ -96,12 +101,20 @@ def find_value(arguments: Sequence[str], flag: str) -> str | None:
 
 def data_section(name: str, usual: Mapping[str, Any] = {}) -> Section:
     """Return the options of a data set, by name; `usual` are values that differ from its defaults."""
-    return Section("dataset_options", f"Options of data set {name}", "data-", registry().dataset(name).value.Config, usual)
+    return Section(
+        "dataset_options",
+        f"Options of data set {name}",
+        "data-",
+        registry().dataset(name).value.Config,
+        usual,
+    )
 
 
 def algorithm_values(name: str, assignments: Iterable[str]) -> dict[str, Any]:
     """Return the values of options of an algorithm, by name, in texts of the form NAME=VALUE."""
-    return options.parse_assignments(registry().algorithm(name).value.Config, assignments, f"algorithm '{name}'")
+    return options.parse_assignments(
+        registry().algorithm(name).value.Config, assignments, f"algorithm '{name}'"
+    )
 
 
 def _destination(section: Section, option: options.Option) -> str:
@@ -116,7 +129,9 @@ def _parameters(section: Section) -> list[tuple[options.Option, click.Option]]:
         usual = section.usual.get(option.name, option.default)
         shown = f"  [default: {str(usual).lower() if option.type is bool else usual}]"
         # A help text may name a default that depends on other options; a recipe's own value takes its place.
-        help_text = option.help if usual in (None, "") else option.help.partition("  [default: ")[0] + shown
+        help_text = (
+            option.help if usual in (None, "") else option.help.partition("  [default: ")[0] + shown
+        )
         parameter = click.Option(
             [f"{flag}/{negative}" if option.type is bool else flag, _destination(section, option)],
             default=None,

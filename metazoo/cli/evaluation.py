@@ -12,20 +12,28 @@ import click
 import torch
 
 from metazoo import distributed, options
-from metazoo.checkpoint import Blueprint
+from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.cli import echo_json
-from metazoo.cli.configured import ConfiguredCommand, Section, algorithm_values, data_section, find_value
+from metazoo.cli.configured import (
+    ConfiguredCommand,
+    Section,
+    algorithm_values,
+    data_section,
+    find_value,
+)
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.precision import float32_is_float32
 from metazoo.cli.progress import counted
 from metazoo.cli.rechecking import Data, recheck_all
 from metazoo.cli.tables import print_results, table, task_text, value_text
-from metazoo.episodes import ClassDataset, Dataset
+from metazoo.device import find_device
 from metazoo.errors import MetazooError, OptionError
-from metazoo.evaluate import Protocol, Score, measure
-from metazoo.plugins import registry
-from metazoo.train import find_device
-from metazoo.zoo import Source, find
+from metazoo.evaluation.measure import measure
+from metazoo.evaluation.protocol import Protocol
+from metazoo.evaluation.score import Score
+from metazoo.plugins.registry import registry
+from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.find import Source, find
 
 EPISODES = 1000
 
@@ -77,28 +85,61 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, low: int):
         self.low = low
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         option = options.Option("number", int, self.low, range=options.Range(self.low))
         try:
             return tuple(option.parse(part.strip()) for part in str(value).split(","))
         except OptionError:
             flag = param.opts[0] if param else "this option"
-            takes = f"it takes whole numbers of at least {self.low}, separated by commas: {self.low},5"
+            takes = (
+                f"it takes whole numbers of at least {self.low}, separated by commas: {self.low},5"
+            )
             raise OptionError(f"{flag} cannot be '{value}'", takes) from None
 
 
 @click.command("eval", cls=EvalCommand)
 @click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option("--all", "every", is_flag=True, help="every model of the zoo instead: what its card says, and what it gives now")
-@click.option("--ways", type=Numbers(2), help="classes in a task; several give a table  [default: as trained for]")
-@click.option("--shots", type=Numbers(1), help="support examples a class; several give a table  [default: as trained for]")
-@click.option("--queries", type=click.IntRange(1), help="query examples a class  [default: as trained for]")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="every model of the zoo instead: what its card says, and what it gives now",
+)
+@click.option(
+    "--ways",
+    type=Numbers(2),
+    help="classes in a task; several give a table  [default: as trained for]",
+)
+@click.option(
+    "--shots",
+    type=Numbers(1),
+    help="support examples a class; several give a table  [default: as trained for]",
+)
+@click.option(
+    "--queries", type=click.IntRange(1), help="query examples a class  [default: as trained for]"
+)
 @click.option("--episodes", type=click.IntRange(2), help=f"tasks to draw  [default: {EPISODES}]")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="seed of the tasks  [default: as the first model's run]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    help="seed of the tasks  [default: as the first model's run]",
+)
 @click.option("--split", help="part of the data set to draw from  [default: test]")
-@click.option("--protocol", help="an official protocol of the data set instead (omniglot has one-shot-challenge)")
+@click.option(
+    "--protocol",
+    help="an official protocol of the data set instead (omniglot has one-shot-challenge)",
+)
 @click.option("--dataset", help="data set to draw from  [default: the model's own]")
-@click.option("-o", "--option", "changes", multiple=True, metavar="NAME=VALUE", help="set an option of the algorithm otherwise")
+@click.option(
+    "-o",
+    "--option",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="set an option of the algorithm otherwise",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
 @distributed.joined()
@@ -120,16 +161,22 @@ def eval_(
         others = (ways, shots, queries, seed, split, protocol, dataset)
         if models or changes or any(given is not None for given in others):
             raise OptionError(
-                "--all takes every model as its card has it", "only --data-root, --episodes, --device and --json go with it"
+                "--all takes every model as its card has it",
+                "only --data-root, --episodes, --device and --json go with it",
             )
         keep_freed_memory()
         float32_is_float32()
-        return recheck_all((dataset_options or {}).get("root"), episodes, find_device(device), as_json)
+        return recheck_all(
+            (dataset_options or {}).get("root"), episodes, find_device(device), as_json
+        )
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'", click.get_current_context())
-    if protocol and any(given is not None for given in (ways, shots, queries, episodes, seed, split)):
+    if protocol and any(
+        given is not None for given in (ways, shots, queries, episodes, seed, split)
+    ):
         raise OptionError(
-            "--protocol brings tasks of its own", "leave out --ways, --shots, --queries, --episodes, --seed and --split"
+            "--protocol brings tasks of its own",
+            "leave out --ways, --shots, --queries, --episodes, --seed and --split",
         )
     keep_freed_memory()
     float32_is_float32()
@@ -144,24 +191,47 @@ def eval_(
         given = dataset_options or {}
         if given and not same:
             # They were offered as options of the first model's data set; another's may have the same names for other things.
-            click.echo(f"note: the options of {sources[0].blueprint.dataset} are not used for '{source.name}'", err=True)
+            click.echo(
+                f"note: the options of {sources[0].blueprint.dataset} are not used for '{source.name}'",
+                err=True,
+            )
             given = {}
         data = _data(source, dataset, given, measured[-1].data if measured else None)
         if data.regression and ways:
-            raise OptionError("--ways means nothing here: tasks of regression have no classes", "leave it out")
+            raise OptionError(
+                "--ways means nothing here: tasks of regression have no classes", "leave it out"
+            )
         _check_input(source, data)
         changed = algorithm_values(source.blueprint.algorithm, changes)
         model = source.model(**changed).to(place)
         told = {"options": changed} if changed else {}
         title = dataset or source.blueprint.dataset
         cells = []
-        grid = itertools.product((0,) if data.regression else ways or (recipe["ways"],), shots or (recipe["shots"],))
+        grid = itertools.product(
+            (0,) if data.regression else ways or (recipe["ways"],), shots or (recipe["shots"],)
+        )
         for way, shot in [(0, 0)] if protocol else grid:
             key = recipe["seed"] if seed is None else seed
-            drawn = Protocol(split or "test", way, shot, queries or recipe["queries"], key, episodes or EPISODES, protocol)
-            with counted(f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}") as watch:
+            drawn = Protocol(
+                split or "test",
+                way,
+                shot,
+                queries or recipe["queries"],
+                key,
+                episodes or EPISODES,
+                protocol,
+            )
+            with counted(
+                f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}"
+            ) as watch:
                 result, scores = measure(model, data, drawn, place, watch)
-            row = {"model": source.name, "data": title, "data_options": _fixed(data), **result, **told}
+            row = {
+                "model": source.name,
+                "data": title,
+                "data_options": _fixed(data),
+                **result,
+                **told,
+            }
             cells.append((row, scores))
         if title == source.blueprint.dataset:
             of_their_own.append((source, data, drawn))
@@ -173,7 +243,10 @@ def eval_(
     else:
         print_results([{**row, "data": _data_text(row)} for row in rows])
         if differences:
-            lines = [(f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"])) for d in differences]
+            lines = [
+                (f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"]))
+                for d in differences
+            ]
             click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
     # Last: whatever goes wrong with a remark, the results are there.
     for source, data, drawn in of_their_own:
@@ -181,7 +254,9 @@ def eval_(
     return None
 
 
-def _data(source: Source, name: str | None, given: dict[str, Any], before: Dataset | None) -> Dataset:
+def _data(
+    source: Source, name: str | None, given: dict[str, Any], before: Dataset | None
+) -> Dataset:
     """Return the data set to draw from, the one before if it is the same."""
     blueprint = source.blueprint
     if name is not None and name != blueprint.dataset:
@@ -191,7 +266,11 @@ def _data(source: Source, name: str | None, given: dict[str, Any], before: Datas
         if size is not None and "size" in fields and "size" not in given:
             given = {**given, "size": size}
     data = blueprint.data(**given)
-    return before if before is not None and type(before) is type(data) and before.config == data.config else data
+    return (
+        before
+        if before is not None and type(before) is type(data) and before.config == data.config
+        else data
+    )
 
 
 def _tell_of_training(source: Source, data: Dataset, drawn: Protocol) -> None:
@@ -231,16 +310,33 @@ def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             names = f"'{first.source.name}' and '{one.source.name}'"
             split = first.cells[0][0].get("split")
             differ = _other_options(first.data, one.data, split) or first.data.local_options
-            flags = [f"--data-{name.replace('_', '-')}" for name in differ] if type(one.data) is type(first.data) else []
+            flags = (
+                [f"--data-{name.replace('_', '-')}" for name in differ]
+                if type(one.data) is type(first.data)
+                else []
+            )
             hint = f"{' and '.join(flags or ['--dataset'])} can give both the same"
-            click.echo(f"note: {names} have different data, so there is no paired difference; {hint}", err=True)
+            click.echo(
+                f"note: {names} have different data, so there is no paired difference; {hint}",
+                err=True,
+            )
             continue
         for (_, ours), (row, base) in zip(one.cells, first.cells):
             task: dict[str, Any] = {
-                key: row[key] for key in ("protocol", "split", "ways", "shots", "queries", "seed") if key in row
+                key: row[key]
+                for key in ("protocol", "split", "ways", "shots", "queries", "seed")
+                if key in row
             }
             paired = Score.of(ours - base).as_dict()
-            result.append({"model": one.source.name, "minus": first.source.name, "metric": row["metric"], **paired, **task})
+            result.append(
+                {
+                    "model": one.source.name,
+                    "minus": first.source.name,
+                    "metric": row["metric"],
+                    **paired,
+                    **task,
+                }
+            )
     return result
 
 
@@ -263,13 +359,29 @@ def _other_options(a: Dataset, b: Dataset, split: str | None) -> list[str]:
 
 def _fixed(data: Dataset) -> dict[str, Any]:
     """Return the options of a data set, but those that say where the data lie."""
-    return {name: value for name, value in options.as_dict(data.config).items() if name not in data.local_options}
+    return {
+        name: value
+        for name, value in options.as_dict(data.config).items()
+        if name not in data.local_options
+    }
 
 
 def _data_text(row: dict[str, Any]) -> str:
     """Return the data set of a row with those of its options that are not as usual."""
-    usual = {option.name: option.default for option in options.read(registry().dataset(row["data"]).value.Config)}
-    return " ".join([row["data"], *(f"{name}={value}" for name, value in row["data_options"].items() if value != usual[name])])
+    usual = {
+        option.name: option.default
+        for option in options.read(registry().dataset(row["data"]).value.Config)
+    }
+    return " ".join(
+        [
+            row["data"],
+            *(
+                f"{name}={value}"
+                for name, value in row["data_options"].items()
+                if value != usual[name]
+            ),
+        ]
+    )
 
 
 def _classes(data: ClassDataset, split: str) -> tuple[tuple[str, ...], tuple[int, ...]] | None:

@@ -10,7 +10,7 @@ import click
 from metazoo.cli import echo_json
 from metazoo.cli.tables import mode_text, table, task_text, value_text
 from metazoo.errors import MetazooError
-from metazoo.plugins import Entry, registry
+from metazoo.plugins.registry import Entry, registry
 from metazoo.version import VERSION
 
 KINDS = ("algorithms", "backbones", "datasets", "pretrained")
@@ -21,7 +21,11 @@ KINDS = ("algorithms", "backbones", "datasets", "pretrained")
 @click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
 def list_(kind: str | None, as_json: bool) -> None:
     """List algorithms, backbones, data sets and pretrained models, each with the distribution it comes from."""
-    found = {k: [_describe(k, entry) for entry in getattr(registry(), k)] for k in KINDS if kind in (None, k)}
+    found = {
+        k: [_describe(k, entry) for entry in getattr(registry(), k)]
+        for k in KINDS
+        if kind in (None, k)
+    }
     if as_json:
         echo_json(found)
     else:
@@ -68,7 +72,9 @@ def plugins(as_json: bool) -> None:
         )
     click.echo(table(("plugin", "from", "state", "provides, or what is wrong"), rows))
     for clash in clashes:
-        click.echo(f"clash: {clash['kind']} '{clash['name']}' is claimed by {' and '.join(clash['claimed by'])}")
+        click.echo(
+            f"clash: {clash['kind']} '{clash['name']}' is claimed by {' and '.join(clash['claimed by'])}"
+        )
 
 
 @click.command()
@@ -84,7 +90,13 @@ def info(as_json: bool) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
+        "devices": [
+            "cpu",
+            *(
+                f"cuda:{i} {torch.cuda.get_device_name(i)}"
+                for i in range(torch.cuda.device_count())
+            ),
+        ],
         "threads": torch.get_num_threads(),
         "plugins": len(registry().plugins),
         "failed plugins": sum(p.problem is not None for p in registry().plugins),
@@ -113,7 +125,10 @@ def _kernels() -> dict[str, Any]:
             kernels.load()
     if kernels.mode() == "auto" and not torch.cuda.is_available():
         found = dataclasses.asdict(kernels.ahead_of_time())
-        return {**found, "problem": "; ".join(filter(None, ["there is no CUDA device", found["problem"]]))}
+        return {
+            **found,
+            "problem": "; ".join(filter(None, ["there is no CUDA device", found["problem"]])),
+        }
     return dataclasses.asdict(kernels.status())
 
 
@@ -121,14 +136,18 @@ def _kernel_lines(found: dict[str, Any]) -> dict[str, str]:
     state = "loaded" if found["loaded"] else "not loaded"
     why = ", ".join(filter(None, [found["origin"] if found["loaded"] else "", found["problem"]]))
     lines = {"kernels": f"{found['mode']}, {state}{f': {why}' if why else ''}"}
-    told = {"from": found["path"], "built": ", ".join(f"{k} {v}" for k, v in found["info"].items()), "hint": found["hint"]}
+    told = {
+        "from": found["path"],
+        "built": ", ".join(f"{k} {v}" for k, v in found["info"].items()),
+        "hint": found["hint"],
+    }
     return lines | {f"kernels {name}": value for name, value in told.items() if value}
 
 
 def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
     item = {"name": entry.name, "summary": "", "from": entry.plugin.owner}
     if kind == "pretrained":
-        from metazoo.cards import read_card
+        from metazoo.zoo.card import read_card
 
         try:
             card = read_card(entry.value)
@@ -150,4 +169,6 @@ def _warn() -> None:
     broken = [p.owner for p in registry().plugins if p.problem]
     if broken or registry().clashes():
         names = f" ({', '.join(sorted(set(broken)))})" if broken else ""
-        click.echo(f"warning: some plugins do not work{names}; `metazoo plugins` says why", err=True)
+        click.echo(
+            f"warning: some plugins do not work{names}; `metazoo plugins` says why", err=True
+        )

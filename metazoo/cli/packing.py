@@ -13,11 +13,11 @@ from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section
 from metazoo.cli.progress import counted
 from metazoo.cli.tables import table
-from metazoo.datasets import shards
-from metazoo.datasets.packing import pack as pack_data
+from metazoo.datasets.packed import format
+from metazoo.datasets.packed.writer import pack as pack_data
 from metazoo.errors import DataError
-from metazoo.plugins import registry
-from metazoo.train import Interrupted
+from metazoo.plugins.registry import registry
+from metazoo.training.loop import Interrupted
 
 
 class PackCommand(ConfiguredCommand):
@@ -54,7 +54,9 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
         with counted(f"packing {source}") as watch:
             packed = pack_data(made, source, out, watch)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted", "the same command goes on from the last whole shard") from None
+        raise Interrupted(
+            "interrupted", "the same command goes on from the last whole shard"
+        ) from None
     splits = packed.index.splits
     total = sum(split.examples for split in splits.values())
     if packed.found == total:
@@ -62,7 +64,12 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
     elif packed.found:
         click.echo(f"{packed.found} of {total} examples were there already", err=True)
     if as_json:
-        echo_json({"folder": str(out), "splits": {name: _describe(split) for name, split in splits.items()}})
+        echo_json(
+            {
+                "folder": str(out),
+                "splits": {name: _describe(split) for name, split in splits.items()},
+            }
+        )
     else:
         rows = [(name, *map(str, _describe(split).values())) for name, split in splits.items()]
         click.echo(table(("split", "classes", "examples", "bytes", "shards"), rows))
@@ -73,9 +80,9 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
 @click.option("--json", "as_json", is_flag=True, help="print the damaged shards as JSON")
 def verify(folder: Path, as_json: bool) -> None:
     """Read every byte of packed data, and name the shards that are not what was packed."""
-    index = shards.read_index(folder)
+    index = format.read_index(folder)
     with counted(f"reading {folder}") as watch:
-        found = list(shards.damaged(folder, index, watch))
+        found = list(format.damaged(folder, index, watch))
     total = sum(len(split.sha256) for split in index.splits.values())
     if as_json:
         listed = [
@@ -94,8 +101,13 @@ def verify(folder: Path, as_json: bool) -> None:
             click.echo(f"{one.file}: shard {one.shard} ({where}) is damaged")
         click.echo(f"{total - len(found)} of {total} shards are whole")
     if found:
-        raise DataError(f"{len(found)} of {total} shards in {folder} are damaged", shards.AGAIN)
+        raise DataError(f"{len(found)} of {total} shards in {folder} are damaged", format.AGAIN)
 
 
-def _describe(split: shards.Split) -> dict[str, int]:
-    return {"classes": len(split.names), "examples": split.examples, "bytes": split.bytes, "shards": len(split.sha256)}
+def _describe(split: format.Split) -> dict[str, int]:
+    return {
+        "classes": len(split.names),
+        "examples": split.examples,
+        "bytes": split.bytes,
+        "shards": len(split.sha256),
+    }

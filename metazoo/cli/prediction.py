@@ -14,7 +14,7 @@ from metazoo.cli.configured import algorithm_values
 from metazoo.cli.precision import float32_is_float32
 from metazoo.cli.tables import table
 from metazoo.datasets.folder import query_images, support_images
-from metazoo.zoo import find
+from metazoo.zoo.find import find
 
 
 @click.command()
@@ -24,12 +24,35 @@ from metazoo.zoo import find
     show_default=True,
     help="name of the zoo, run folder, .safetensors file or address",
 )
-@click.option("--support", required=True, type=click.Path(path_type=Path), help="folder with one folder of images a class")
-@click.option("--query", required=True, type=click.Path(path_type=Path), help="image, or folder of images, to classify")
-@click.option("--invert/--no-invert", default=None, help="swap dark and light  [default: as in the model's training]")
-@click.option("-o", "--option", "changes", multiple=True, metavar="NAME=VALUE", help="set an option of the algorithm otherwise")
+@click.option(
+    "--support",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="folder with one folder of images a class",
+)
+@click.option(
+    "--query",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="image, or folder of images, to classify",
+)
+@click.option(
+    "--invert/--no-invert",
+    default=None,
+    help="swap dark and light  [default: as in the model's training]",
+)
+@click.option(
+    "-o",
+    "--option",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="set an option of the algorithm otherwise",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--json", "as_json", is_flag=True, help="print as JSON, with the probability of every class")
+@click.option(
+    "--json", "as_json", is_flag=True, help="print as JSON, with the probability of every class"
+)
 @click.option("--csv", "as_csv", is_flag=True, help="print as CSV: file, label, probability")
 def predict(
     model: str, support: Path, query: Path, invert: bool | None, changes: tuple[str, ...], device: str, as_json: bool,
@@ -49,18 +72,30 @@ def predict(
     best = probabilities.argmax(1)
     labels = [classifier.classes_[i] for i in best]
     if classifier.model.transductive and len(files) > 1:
-        click.echo(f"note: '{model}' is transductive: it judges the {len(files)} images together", err=True)
+        click.echo(
+            f"note: '{model}' is transductive: it judges the {len(files)} images together", err=True
+        )
     if as_json:
         echo_json(
             [
-                {"file": str(f), "label": label, "probabilities": dict(zip(classifier.classes_, map(float, row)))}
+                {
+                    "file": str(f),
+                    "label": label,
+                    "probabilities": dict(zip(classifier.classes_, map(float, row))),
+                }
                 for f, label, row in zip(files, labels, probabilities)
             ]
         )
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(("file", "label", "probability"))
-        writer.writerows((str(f), label, f"{row.max():.4f}") for f, label, row in zip(files, labels, probabilities))
+        writer.writerows(
+            (str(f), label, f"{row.max():.4f}")
+            for f, label, row in zip(files, labels, probabilities)
+        )
     else:
-        rows = [(str(f), label, f"{row.max():.1%}") for f, label, row in zip(files, labels, probabilities)]
+        rows = [
+            (str(f), label, f"{row.max():.1%}")
+            for f, label, row in zip(files, labels, probabilities)
+        ]
         click.echo(table(("file", "label", "probability"), rows))

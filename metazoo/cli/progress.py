@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from metazoo.train import Watcher
+from metazoo.training.loop import Watcher
 
 
 @contextlib.contextmanager
@@ -52,8 +52,16 @@ def counted(title: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=Console(stderr=True, highlight=False), transient=True
+    ) as progress:
         bar = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
@@ -93,7 +101,9 @@ class Lines(Watcher):
     def test(self, done: int, count: int) -> None:
         if done == count:
             self.console.print(
-                f"tested on {count} tasks of classes never trained on" if self.percent else f"tested on {count} tasks"
+                f"tested on {count} tasks of classes never trained on"
+                if self.percent
+                else f"tested on {count} tasks"
             )
 
 

@@ -12,14 +12,15 @@ from urllib.request import url2pathname
 
 import click
 
-from metazoo import hub
-from metazoo.cards import parse_card, read_card
 from metazoo.cli import echo_json
 from metazoo.cli.tables import mode_text, task_text, value_text
 from metazoo.errors import CheckpointError, OptionError
-from metazoo.files import write_atomically
-from metazoo.plugins import registry
-from metazoo.zoo import check_free, weights_of
+from metazoo.io.files import write_atomically
+from metazoo.plugins.registry import registry
+from metazoo.zoo import hub
+from metazoo.zoo.card import parse_card, read_card
+from metazoo.zoo.export import check_free
+from metazoo.zoo.find import weights_of
 
 # The licences that the Hub knows by these words; any other is "other" there, with its name.
 LICENCES = {
@@ -46,14 +47,21 @@ def push(model: str, destination: str, private: bool, as_json: bool) -> None:
     if scheme == "hf" and colon:
         place = hub.parse(destination)
         if place.name or place.revision:
-            raise OptionError(f"'{destination}' names more than a repository", f"push to hf://{place.repo}")
+            raise OptionError(
+                f"'{destination}' names more than a repository", f"push to hf://{place.repo}"
+            )
         address = f"hf://{place.repo}/{name}{pin}"
         where = hub.push(place.repo, files, _readme(card, address), private)
     elif colon and scheme != "file":
-        raise OptionError(f"'{destination}' cannot be pushed to", "push to a folder, file:///FOLDER or hf://user/repo")
+        raise OptionError(
+            f"'{destination}' cannot be pushed to",
+            "push to a folder, file:///FOLDER or hf://user/repo",
+        )
     else:
         if private:
-            raise OptionError("--private means nothing for a folder", "leave it out, or push to hf://user/repo")
+            raise OptionError(
+                "--private means nothing for a folder", "leave it out, or push to hf://user/repo"
+            )
         folder = (_folder(destination) if colon else Path(destination)).expanduser().absolute()
         _write(folder, card, files)
         where, address = str(folder), f"{(folder / f'{name}.json').as_uri()}{pin}"
@@ -67,22 +75,33 @@ def _folder(url: str) -> Path:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise OptionError(f"'{url}' is no address: {error}", "push to a folder, file:///FOLDER or hf://user/repo") from error
+        raise OptionError(
+            f"'{url}' is no address: {error}", "push to a folder, file:///FOLDER or hf://user/repo"
+        ) from error
     if parts.netloc not in ("", "localhost"):
-        raise OptionError(f"'{url}' is a folder of another machine", "push to a folder, file:///FOLDER or hf://user/repo")
+        raise OptionError(
+            f"'{url}' is a folder of another machine",
+            "push to a folder, file:///FOLDER or hf://user/repo",
+        )
     return Path(url2pathname(parts.path))
 
 
 def _packed(model: str) -> tuple[dict[str, Any], bytes]:
     """Return the card of a model, which names weights beside itself, and these weights, verified."""
-    path = Path(model) if model.endswith(".json") or Path(model).exists() else Path(registry().card(model).value)
+    path = (
+        Path(model)
+        if model.endswith(".json") or Path(model).exists()
+        else Path(registry().card(model).value)
+    )
     if path.is_dir():
         raise OptionError(
-            f"{path} is a folder, not a card", f"`metazoo export {path} --name ALGORITHM.TAG --out DIR` makes one"
+            f"{path} is a folder, not a card",
+            f"`metazoo export {path} --name ALGORITHM.TAG --out DIR` makes one",
         )
     if not path.exists():
         raise CheckpointError(
-            f"there is no card {path}", "`metazoo export` writes one; a model of the zoo is given by its name"
+            f"there is no card {path}",
+            "`metazoo export` writes one; a model of the zoo is given by its name",
         )
     card = read_card(path)
     _, weights = weights_of(card, path.parent)
@@ -108,7 +127,11 @@ def _readme(card: Mapping[str, Any], address: str) -> str:
     elif licence not in LICENCES:
         front = ["license: other", f"license_name: {json.dumps(licence)}"]
     front += ["library_name: metazoo", "tags:", "- few-shot-learning", "- pytorch"]
-    facts = "".join(f"- {key}: {card[key]}\n" for key in ("algorithm", "backbone", "dataset", "data_licence") if key in card)
+    facts = "".join(
+        f"- {key}: {card[key]}\n"
+        for key in ("algorithm", "backbone", "dataset", "data_licence")
+        if key in card
+    )
     try:
         rows = "".join(
             f"| {task_text(result)} | {result['metric']} | {value_text(result)} | {result['tasks']} | {mode_text(result)} |\n"

@@ -12,8 +12,8 @@ import torch
 from metazoo import options
 from metazoo.cli import echo_json
 from metazoo.cli.tables import mode_text, table, task_text, value_text
-from metazoo.plugins import registry
-from metazoo.recheck import Recheck, recheck
+from metazoo.plugins.registry import registry
+from metazoo.zoo.recheck import Recheck, recheck
 
 VERDICTS = {True: "agrees", False: "DIFFERS", None: "not measured: "}
 
@@ -22,7 +22,9 @@ VERDICTS = {True: "agrees", False: "DIFFERS", None: "not measured: "}
 class Data(options.Config):
     """The one option that all data sets with files have."""
 
-    root: Annotated[str | None, "folder of the data  [default: $METAZOO_DATA, else download to the cache]"] = None
+    root: Annotated[
+        str | None, "folder of the data  [default: $METAZOO_DATA, else download to the cache]"
+    ] = None
 
 
 def recheck_all(root: str | None, episodes: int | None, device: torch.device, as_json: bool) -> int:
@@ -41,13 +43,21 @@ def recheck_all(root: str | None, episodes: int | None, device: torch.device, as
         rows = [
             (
                 one.model,
-                *([text(one.card) for text in (task_text, mode_text, value_text)] if one.card else "---"),
+                *(
+                    [text(one.card) for text in (task_text, mode_text, value_text)]
+                    if one.card
+                    else "---"
+                ),
                 value_text(one.now) if one.now else "-",
                 VERDICTS[one.agrees] + (one.problem or ""),
             )
             for one in found
         ]
         click.echo(table(("model", "task", "mode", "card", "now", ""), rows))
-    counts = {verdict: sum(one.agrees is verdict for one in found) for verdict in (True, False, None)}
-    click.echo(f"{counts[True]} agree, {counts[False]} differ, {counts[None]} were not measured", err=True)
+    counts = {
+        verdict: sum(one.agrees is verdict for one in found) for verdict in (True, False, None)
+    }
+    click.echo(
+        f"{counts[True]} agree, {counts[False]} differ, {counts[None]} were not measured", err=True
+    )
     return 0 if counts[True] == len(found) else 1

@@ -11,21 +11,24 @@ from typing import Any
 
 import click
 
-from metazoo import curve, distributed, runs
-from metazoo.algorithm import Recipe
-from metazoo.checkpoint import Blueprint
+from metazoo import distributed
+from metazoo.base.recipe import Recipe
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.memory import keep_freed_memory
 from metazoo.cli.precision import float32_is_float32
 from metazoo.cli.progress import shown
 from metazoo.cli.tables import result_line
+from metazoo.device import find_device
 from metazoo.errors import MetazooError, OptionError
-from metazoo.plan import plan
-from metazoo.plugins import registry
-from metazoo.train import Interrupted, find_device
-from metazoo.train import train as run_training
-from metazoo.zoo import find, start_from
+from metazoo.plugins.registry import registry
+from metazoo.training import curve
+from metazoo.training.loop import Interrupted
+from metazoo.training.loop import train as run_training
+from metazoo.training.plan import plan
+from metazoo.zoo import run_folder
+from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.find import find, start_from
 
 DEFAULT_DATASET = "glyphs"
 
@@ -50,19 +53,24 @@ class TrainCommand(ConfiguredCommand):
         if name is not None:
             algorithm = registry().algorithm(name).value
             usual |= algorithm.recipe
-            sections.append(Section("algorithm_options", f"Options of {name}", "", algorithm.Config, {}))
+            sections.append(
+                Section("algorithm_options", f"Options of {name}", "", algorithm.Config, {})
+            )
         usual |= registry().dataset(dataset).value.recipe
         sections.append(Section("recipe", "Training", "", Recipe, usual))
         sections.append(data_section(dataset))
         backbone = find_value(arguments, "--backbone") or usual.get("backbone", "conv4")
         config = registry().backbone(backbone).value.Config
-        sections.append(Section("backbone_options", f"Options of backbone {backbone}", "backbone-", config, {}))
+        sections.append(
+            Section("backbone_options", f"Options of backbone {backbone}", "backbone-", config, {})
+        )
         return sections
 
 
 def _resumes_alone(run: str, given: str) -> OptionError:
     return OptionError(
-        f"--resume goes on with the options that the run began with; {given} cannot be given", f"`metazoo train --resume {run}`"
+        f"--resume goes on with the options that the run began with; {given} cannot be given",
+        f"`metazoo train --resume {run}`",
     )
 
 
@@ -71,24 +79,41 @@ def _find_algorithm(arguments: Sequence[str]) -> str | None:
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
     known = {entry.name for entry in registry().algorithms}
-    taken = {find_value(arguments, flag) for flag in ("--dataset", "--backbone", "--out", "--progress")}
-    return next((argument for argument in arguments if argument in known and argument not in taken), None)
+    taken = {
+        find_value(arguments, flag) for flag in ("--dataset", "--backbone", "--out", "--progress")
+    }
+    return next(
+        (argument for argument in arguments if argument in known and argument not in taken), None
+    )
 
 
 def _make(out: Path | None, name: str, blueprint: Blueprint) -> Path:
     """Make a run folder and return it; where torchrun starts again, it is the one that the same job made."""
     if out is None:
-        return runs.create_numbered(Path("runs"), name, blueprint)
-    if not (distributed.restarted() and (out / runs.CONFIG).exists() and runs.read_blueprint(out) == blueprint):
-        runs.create(out, blueprint)
+        return run_folder.create_numbered(Path("runs"), name, blueprint)
+    if not (
+        distributed.restarted()
+        and (out / run_folder.CONFIG).exists()
+        and run_folder.read_blueprint(out) == blueprint
+    ):
+        run_folder.create(out, blueprint)
     return out
 
 
 @click.command(cls=TrainCommand)
 @click.argument("algorithm", required=False)
 @click.option("--dataset", help=f"data set to train on  [default: {DEFAULT_DATASET}]")
-@click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: runs/ALGORITHM-DATASET-NUMBER]")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="go on with the run in this folder")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="run folder  [default: runs/ALGORITHM-DATASET-NUMBER]",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="go on with the run in this folder",
+)
 @click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "lines", "none"]),
@@ -110,18 +135,25 @@ def train(
     keep_freed_memory()
     float32_is_float32()
     if resume is not None and (algorithm or dataset or out):
-        raise _resumes_alone(str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out")
+        raise _resumes_alone(
+            str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out"
+        )
     init = None
     if resume is not None:
         folder = resume
-        blueprint = runs.read_blueprint(folder)
+        blueprint = run_folder.read_blueprint(folder)
         data = blueprint.data()
     else:
         if algorithm is None:
             raise click.UsageError("Missing argument 'ALGORITHM'", click.get_current_context())
         dataset = dataset or DEFAULT_DATASET
         blueprint, data = plan(
-            algorithm, dataset, algorithm_options or {}, dataset_options or {}, backbone_options or {}, recipe or {}
+            algorithm,
+            dataset,
+            algorithm_options or {},
+            dataset_options or {},
+            backbone_options or {},
+            recipe or {},
         )
         training = blueprint.training()
         find_device(training.device)  # before there is a folder to clear away
@@ -129,14 +161,17 @@ def train(
             init = distributed.by_first(partial(find, training.init))
             start_from(init, blueprint.model())
         if out is None and distributed.may_restart():
-            raise OptionError("processes that may be started again must find their run", "name its folder with --out")
+            raise OptionError(
+                "processes that may be started again must find their run",
+                "name its folder with --out",
+            )
         folder = distributed.by_first(partial(_make, out, f"{algorithm}-{dataset}", blueprint))
         resume = folder if distributed.restarted() else None
     chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
-    if resume is not None and (folder / runs.RESULT).exists():
+    if resume is not None and (folder / run_folder.RESULT).exists():
         click.echo(f"the run in {folder} is finished already", err=True)
-        result = runs.read_result(folder)
+        result = run_folder.read_result(folder)
     else:
         try:
             with shown(progress if distributed.first() else "none", title, chance) as watcher:
@@ -146,16 +181,22 @@ def train(
             # processes end meanwhile, kills this one before it has said why.
             with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
                 if distributed.size() == 1:
-                    curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
+                    curve.save_png(
+                        folder / run_folder.CURVE, title, run_folder.read_metrics(folder), chance
+                    )
             if isinstance(stop, MetazooError):
                 raise
-            raise Interrupted("interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint") from None
+            raise Interrupted(
+                "interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint"
+            ) from None
         if not distributed.first():
             return
-        curve.save_png(folder / runs.CURVE, title, runs.read_metrics(folder), chance)
+        curve.save_png(folder / run_folder.CURVE, title, run_folder.read_metrics(folder), chance)
     if progress != "none" and (progress != "auto" or sys.stderr.isatty()):
-        name, points = curve.validations(runs.read_metrics(folder))
-        click.echo(f"\nvalidation {name}{'' if chance is None else f' (chance {chance:.1%})'}:", err=True)
+        name, points = curve.validations(run_folder.read_metrics(folder))
+        click.echo(
+            f"\nvalidation {name}{'' if chance is None else f' (chance {chance:.1%})'}:", err=True
+        )
         click.echo(curve.text(points, bottom=chance), err=True)
     if as_json:
         echo_json({"run": str(folder), **result})

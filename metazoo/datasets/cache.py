@@ -13,8 +13,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from metazoo.examples import Examples
-from metazoo.files import cache_directory, write_atomically
+from metazoo.io.files import cache_directory, write_atomically
+from metazoo.tasks.examples import Examples
 
 # To be raised whenever the same key would give other examples than before: what `images.decode` gives has changed, say.
 _LAYOUT = 1
@@ -45,7 +45,9 @@ def _read(path: Path) -> Examples | None:
             about, x = file.metadata(), file.get_tensor("x")
         if about["crc32"] != _checksum(x):
             return None
-        return Examples(x, tuple(json.loads(about["counts"])), tuple(json.loads(about["names"])), about["title"])
+        return Examples(
+            x, tuple(json.loads(about["counts"])), tuple(json.loads(about["names"])), about["title"]
+        )
     except Exception:  # whatever is wrong with a cache file, the cure is to build it again
         return None
 

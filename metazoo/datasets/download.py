@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from metazoo.download import Words, fetch
 from metazoo.errors import DataError
-from metazoo.files import cache_directory
+from metazoo.io.download import Words, fetch
+from metazoo.io.files import cache_directory
 
 
 def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) -> Path:
@@ -27,10 +27,17 @@ def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) 
             return path
     if chosen:
         raise DataError(
-            f"{name} is not in the data root {base}" + ("" if base.is_dir() else ", which is no directory"),
+            f"{name} is not in the data root {base}"
+            + ("" if base.is_dir() else ", which is no directory"),
             f"put it into {base / folder}, or leave out --data-root (and METAZOO_DATA) to have it downloaded from {url}",
         )
     destination = base / folder / name
     by_hand = f"put {name} (MD5 {md5}) into {destination.parent} by hand, or give a folder that has it with --data-root"
-    fetch(f"{url.rstrip('/')}/{name}", destination, "md5", md5, Words(DataError, by_hand, "try another --data-url"))
+    fetch(
+        f"{url.rstrip('/')}/{name}",
+        destination,
+        "md5",
+        md5,
+        Words(DataError, by_hand, "try another --data-url"),
+    )
     return destination

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from metazoo import options
-from metazoo.datasets.archives import Parts, Tree, open_tree
-from metazoo.datasets.shards import INDEX
-from metazoo.episodes import ClassDataset, Dataset
+from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo.datasets.packed.format import INDEX
 from metazoo.errors import DataError, OptionError
-from metazoo.examples import Examples, Stream
-from metazoo.hookspecs import hookimpl
 from metazoo.images import SUFFIXES, decode, is_image
+from metazoo.io.archives import Parts, Tree, open_tree
+from metazoo.plugins.marker import hookimpl
+from metazoo.tasks.examples import Examples, Stream
 
 Classes = dict[str, list[Parts]]  # the images of each class
 
@@ -50,8 +50,12 @@ class Folder(ClassDataset):
         size: Annotated[int, "height and width in pixels", options.Range(8, 512)] = 64
         channels: Annotated[Literal["rgb", "grey"], "colour, or grey"] = "rgb"
         invert: Annotated[bool, "turn dark on light into light on dark"] = False
-        val_fraction: Annotated[float, "part of the classes to validate on, if there is no val", options.Range(0, 1)] = 0.2
-        test_fraction: Annotated[float, "part of the classes to test on, if there are no splits", options.Range(0, 1)] = 0.2
+        val_fraction: Annotated[
+            float, "part of the classes to validate on, if there is no val", options.Range(0, 1)
+        ] = 0.2
+        test_fraction: Annotated[
+            float, "part of the classes to test on, if there are no splits", options.Range(0, 1)
+        ] = 0.2
         seed: Annotated[int, "seed of the choice of these classes", options.Range(0)] = 0
 
     local_options = ("root",)
@@ -72,10 +76,16 @@ class Folder(ClassDataset):
     @contextlib.contextmanager
     def streams(self) -> Iterator[dict[str, Stream]]:
         if not self.config.root:
-            raise OptionError("the data set 'folder' needs to know which folder", "give it with --data-root")
+            raise OptionError(
+                "the data set 'folder' needs to know which folder", "give it with --data-root"
+            )
         with open_tree(Path(self.config.root).expanduser()) as tree:
             splits = self._divide(_classes_by_split(tree))
-            yield {name: self._stream(tree, name, splits[name]) for name in ("train", "val", "test") if name in splits}
+            yield {
+                name: self._stream(tree, name, splits[name])
+                for name in ("train", "val", "test")
+                if name in splits
+            }
 
     def _divide(self, found: dict[str, Classes]) -> dict[str, Classes]:
         """Return the classes of each split: as they were found, or chosen where the tree leaves that to us."""
@@ -83,7 +93,9 @@ class Folder(ClassDataset):
         if pool is None or "val" in found:
             return found
         c = self.config
-        val, test, train = choose(pool, (c.val_fraction, c.test_fraction if "" in found else 0.0), c.seed)
+        val, test, train = choose(
+            pool, (c.val_fraction, c.test_fraction if "" in found else 0.0), c.seed
+        )
         if not train:
             several = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
             raise DataError(
@@ -91,22 +103,40 @@ class Folder(ClassDataset):
                 "add classes, or make --data-val-fraction and --data-test-fraction smaller",
             )
         chosen = {"train": train, "val": val, "test": test}
-        return {**found, **{split: {name: pool[name] for name in names} for split, names in chosen.items() if names}}
+        return {
+            **found,
+            **{
+                split: {name: pool[name] for name in names}
+                for split, names in chosen.items()
+                if names
+            },
+        }
 
     def _stream(self, tree: Tree, split: str, classes: Classes) -> Stream:
         files = [file for class_files in classes.values() for file in class_files]
 
         def read(first: int, last: int) -> Tensor:
-            decoded = (decode(tree.read(file), **self.input_format, name=tree.name(file)) for file in files[first:last])
+            decoded = (
+                decode(tree.read(file), **self.input_format, name=tree.name(file))
+                for file in files[first:last]
+            )
             return torch.stack(list(decoded))
 
         def digest() -> str:
             sha = hashlib.sha256()
             for file in files:
-                sha.update(f"{'/'.join(file)}\0{tree.stamp(file)}\0".encode("utf-8", "surrogateescape"))
+                sha.update(
+                    f"{'/'.join(file)}\0{tree.stamp(file)}\0".encode("utf-8", "surrogateescape")
+                )
             return sha.hexdigest()
 
-        return Stream(read, tuple(map(len, classes.values())), tuple(classes), f"{tree.path} ({split})", digest)
+        return Stream(
+            read,
+            tuple(map(len, classes.values())),
+            tuple(classes),
+            f"{tree.path} ({split})",
+            digest,
+        )
 
 
 def choose(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[list[str]]:
@@ -115,7 +145,12 @@ def choose(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[
     Names are ranked by the sha256 of "seed:name" and taken in that order, `fraction` of all a group, rounded, but at least one
     unless the fraction is 0; so the choice is a pure function of names and seed. Each group is sorted.
     """
-    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest())
+    ranked = sorted(
+        names,
+        key=lambda name: hashlib.sha256(
+            f"{seed}:{name}".encode("utf-8", "surrogateescape")
+        ).digest(),
+    )
     sizes = [max(1, round(fraction * len(ranked))) if fraction else 0 for fraction in fractions]
     ends = [0, *itertools.accumulate(sizes), len(ranked)]
     return [sorted(ranked[start:end]) for start, end in itertools.pairwise(ends)]
@@ -132,7 +167,9 @@ def support_images(path: Path) -> list[tuple[str, list[Path]]]:
         found = _classes_by_split(tree)
     if "" not in found:
         split = next(iter(found))
-        raise DataError(f"{path} holds the splits of a data set", f"give one of them: {path / split}")
+        raise DataError(
+            f"{path} holds the splits of a data set", f"give one of them: {path / split}"
+        )
     return [(name, [path.joinpath(*file) for file in files]) for name, files in found[""].items()]
 
 
@@ -152,9 +189,18 @@ def query_images(path: Path) -> list[Path]:
 def _images(tree: Tree) -> list[Parts]:
     images = [parts for parts in tree.files if is_image(parts[-1])]
     if not images:
-        what = f"none of the {len(tree.files)} files in {tree.path} is an image" if tree.files else f"{tree.path} is empty"
+        what = (
+            f"none of the {len(tree.files)} files in {tree.path} is an image"
+            if tree.files
+            else f"{tree.path} is empty"
+        )
         packed = (INDEX,) in tree.files
-        raise DataError(what, "it was packed by `metazoo data pack`: --dataset packed reads it" if packed else _SUFFIX_HINT)
+        raise DataError(
+            what,
+            "it was packed by `metazoo data pack`: --dataset packed reads it"
+            if packed
+            else _SUFFIX_HINT,
+        )
     return images
 
 
@@ -162,7 +208,9 @@ def _classes_by_split(tree: Tree) -> dict[str, Classes]:
     """Return the images of each class of each split; where the tree has no splits, of the split called ""."""
     images = _images(tree)
     depth = 0  # of folders around the tree
-    while len({p[depth] for p in images}) == 1 and all(len(p) > depth + 2 and not _is_split(p[depth]) for p in images):
+    while len({p[depth] for p in images}) == 1 and all(
+        len(p) > depth + 2 and not _is_split(p[depth]) for p in images
+    ):
         depth += 1
     with_splits = any(_is_split(p[depth]) and len(p) == depth + 3 for p in images)
     found: dict[str, Classes] = {}
@@ -170,11 +218,14 @@ def _classes_by_split(tree: Tree) -> dict[str, Classes]:
     for parts in images:
         *folders, _ = parts[depth:]
         if len(folders) != 1 + with_splits or (with_splits and not _is_split(folders[0])):
-            raise DataError(f"{tree.name(parts)} does not lie in the folder of a class", _LAYOUT_HINT)
+            raise DataError(
+                f"{tree.name(parts)} does not lie in the folder of a class", _LAYOUT_HINT
+            )
         split = SPLIT_NAMES[folders[0].lower()] if with_splits else ""
         if spelt.setdefault(split, folders[0]) != folders[0] and with_splits:
             raise DataError(
-                f"{tree.path} has both '{spelt[split]}' and '{folders[0]}', which mean the same split", "merge them"
+                f"{tree.path} has both '{spelt[split]}' and '{folders[0]}', which mean the same split",
+                "merge them",
             )
         found.setdefault(split, {}).setdefault(folders[-1], []).append(parts)
     _check_folders(tree, images, images[0][:depth], with_splits)
@@ -189,7 +240,10 @@ def _check_folders(tree: Tree, images: list[Parts], around: Parts, with_splits: 
         inner = folder[len(around) :]
         is_ours = folder[: len(around)] == around and (not with_splits or _is_split(inner[0]))
         if is_ours and len(inner) <= 1 + with_splits:
-            raise DataError(f"{tree.name(folder)} has no images", f"add some, or remove the folder; {_SUFFIX_HINT}")
+            raise DataError(
+                f"{tree.name(folder)} has no images",
+                f"add some, or remove the folder; {_SUFFIX_HINT}",
+            )
 
 
 def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
@@ -203,7 +257,10 @@ def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
                     "splits have no class in common; put all images into one class/file tree, which is then divided by class",
                 )
             if other != name:
-                raise DataError(f"classes '{other}' and '{name}' of {tree.path} differ only in case", "merge or rename them")
+                raise DataError(
+                    f"classes '{other}' and '{name}' of {tree.path} differ only in case",
+                    "merge or rename them",
+                )
 
 
 def _is_split(name: str) -> bool:

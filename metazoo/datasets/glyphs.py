@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from metazoo import options
-from metazoo.drawing import random_words, uniform
-from metazoo.episodes import ClassDataset, Dataset
-from metazoo.examples import Examples
-from metazoo.hookspecs import hookimpl
+from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.options import Range
+from metazoo.plugins.marker import hookimpl
+from metazoo.tasks.examples import Examples
+from metazoo.tasks.random import random_words, uniform
 
 SIZE = 28
 CHARACTERS = 20  # of an alphabet
@@ -36,7 +36,11 @@ class Glyphs(ClassDataset):
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        alphabets: Annotated[int, "alphabets: 15 % each for validation and test, the others to train on", Range(6, 1000)] = 48
+        alphabets: Annotated[
+            int,
+            "alphabets: 15 % each for validation and test, the others to train on",
+            Range(6, 1000),
+        ] = 48
         seed: Annotated[int, "seed of the alphabets", Range(0, 2**63 - 1)] = 0
 
     licence = "made, no data"
@@ -48,13 +52,20 @@ class Glyphs(ClassDataset):
     def load(self) -> dict[str, Examples]:
         count = self.config.alphabets
         held_out = round(0.15 * count)
-        bounds = {"train": (0, count - 2 * held_out), "val": (count - 2 * held_out, count - held_out)}
+        bounds = {
+            "train": (0, count - 2 * held_out),
+            "val": (count - 2 * held_out, count - held_out),
+        }
         bounds["test"] = (count - held_out, count)
         return {split: self._examples(split, range(*bound)) for split, bound in bounds.items()}
 
     def _examples(self, split: str, alphabets: range) -> Examples:
         x = torch.cat([draw_alphabet(self.config.seed, alphabet) for alphabet in alphabets])
-        names = tuple(f"alphabet{alphabet:03}/character{c:02}" for alphabet in alphabets for c in range(CHARACTERS))
+        names = tuple(
+            f"alphabet{alphabet:03}/character{c:02}"
+            for alphabet in alphabets
+            for c in range(CHARACTERS)
+        )
         return Examples(x, (DRAWERS,) * len(names), names, f"Glyphs ({split})")
 
 
@@ -103,12 +114,22 @@ class _Strokes:
         bend = self.turn[..., None] * (t - 0.5) + self.twist[..., None] * np.sin(2 * np.pi * t)
         bend += self.kink[..., None] * (t > 0.5)
         angle = self.heading[..., None] + bend
-        steps = np.stack([np.cos(angle), np.sin(angle)], -1) * (self.length / SEGMENTS)[..., None, None]
+        steps = (
+            np.stack([np.cos(angle), np.sin(angle)], -1) * (self.length / SEGMENTS)[..., None, None]
+        )
         return np.concatenate([np.zeros_like(steps[..., :1, :]), steps.cumsum(-2)], -2)
 
 
 # How far a drawer departs from the character, either way.
-_UNSTEADY = {"heading": 0.12, "turn": 0.25, "twist": 0.2, "kink": 0.25, "length": 0.12, "joint": 0.08, "place": 0.08}
+_UNSTEADY = {
+    "heading": 0.12,
+    "turn": 0.25,
+    "twist": 0.2,
+    "kink": 0.25,
+    "length": 0.12,
+    "joint": 0.08,
+    "place": 0.08,
+}
 
 
 def _characters(random: _Random) -> _Strokes:
@@ -117,7 +138,8 @@ def _characters(random: _Random) -> _Strokes:
     kind = random.choose(list(range(kinds)), *shape)
     strokes = random.choose([2, 3, 3, 4], CHARACTERS, 1)
     return _Strokes(
-        heading=random.between(0, np.pi / 4) + random.choose([k * np.pi / 4 for k in range(8)], *shape),
+        heading=random.between(0, np.pi / 4)
+        + random.choose([k * np.pi / 4 for k in range(8)], *shape),
         turn=random.choose([0, 0, 1.6, 3, 4.7], kinds)[kind] * random.choose([-1, 1], *shape),
         twist=random.choose([0, 0, 0, 2.5], kinds)[kind],
         kink=random.choose([-2, 0, 0, 0, 2], kinds)[kind],
@@ -148,9 +170,14 @@ def _by_hand(characters: _Strokes, random: _Random) -> np.ndarray:
     height = width * random.between(0.8, 1.2, *shape)
     cos, sin = np.cos(angle), np.sin(angle)
     # A rotation, of a shear, of a scaling.
-    rows = [[width * cos, height * (shear * cos - sin)], [width * sin, height * (shear * sin + cos)]]
+    rows = [
+        [width * cos, height * (shear * cos - sin)],
+        [width * sin, height * (shear * sin + cos)],
+    ]
     affine = np.stack([np.stack(row, -1) for row in rows], -2)  # (CHARACTERS, DRAWERS, 2, 2)
-    return points @ affine.swapaxes(-1, -2)[:, :, None] + random.between(-0.12, 0.12, *shape, 1, 1, 2)
+    return points @ affine.swapaxes(-1, -2)[:, :, None] + random.between(
+        -0.12, 0.12, *shape, 1, 1, 2
+    )
 
 
 def _point_at(paths: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -182,11 +209,16 @@ def _ink(points: np.ndarray, random: _Random) -> Tensor:
     weight = (length * pressure[..., None]).reshape(n, -1, 1) / (pen * np.sqrt(2 * np.pi))
     middle = ((points[:, :, 1:] + points[:, :, :-1]) / 2 * SIZE).reshape(n, -1, 2)
     pixel = (torch.arange(SIZE) + 0.5) - SIZE / 2
-    across, down = ((-((pixel - _tensor(middle[..., i : i + 1])) / _tensor(pen)).square() / 2).exp() for i in (0, 1))
+    across, down = (
+        (-((pixel - _tensor(middle[..., i : i + 1])) / _tensor(pen)).square() / 2).exp()
+        for i in (0, 1)
+    )
     stroke = ((down * _tensor(weight)).mT @ across * 2 - 0.5).clamp(0, 1)  # (N, SIZE, SIZE)
 
     slope = _tensor(random.between(-0.25, 0.25, 2, n, 1, 1)) / SIZE
-    paper = (_tensor(random.between(0, 0.7, n, 1, 1)) + slope[0] * pixel + slope[1] * pixel[:, None]).clamp(0, 1)
+    paper = (
+        _tensor(random.between(0, 0.7, n, 1, 1)) + slope[0] * pixel + slope[1] * pixel[:, None]
+    ).clamp(0, 1)
     image = paper + (1 - paper) * _tensor(random.between(0.4, 1, n, 1, 1)) * stroke
     return (image * 255).round().to(torch.uint8).unsqueeze(1)
 

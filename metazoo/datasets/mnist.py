@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from metazoo import options
+from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.datasets.download import find_or_fetch
-from metazoo.episodes import ClassDataset, Dataset
 from metazoo.errors import DataError
-from metazoo.examples import Examples
-from metazoo.hookspecs import hookimpl
 from metazoo.images import decode
+from metazoo.plugins.marker import hookimpl
+from metazoo.tasks.examples import Examples
 
 # As torchvision checks them.
 MD5 = {
@@ -50,10 +50,16 @@ class MNIST(ClassDataset):
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        root: Annotated[str | None, "folder of the files  [default: $METAZOO_DATA, else download to the cache]"] = None
-        digits: Annotated[Literal["split", "all"], "train on 0-4 and test on 5-9, or only test, on all"] = "split"
+        root: Annotated[
+            str | None, "folder of the files  [default: $METAZOO_DATA, else download to the cache]"
+        ] = None
+        digits: Annotated[
+            Literal["split", "all"], "train on 0-4 and test on 5-9, or only test, on all"
+        ] = "split"
         size: Annotated[int, "height and width in pixels", options.Range(8, 112)] = SIDE
-        url: Annotated[str, "where to download from"] = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+        url: Annotated[str, "where to download from"] = (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/"
+        )
 
     local_options = ("root", "url")
     licence = "CC BY-SA 3.0 (as commonly stated)"
@@ -75,22 +81,41 @@ class MNIST(ClassDataset):
 
     def _read(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         names = f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"
-        paths = [find_or_fetch(self.config.root, "mnist", name, self.config.url, MD5[name]) for name in names]
+        paths = [
+            find_or_fetch(self.config.root, "mnist", name, self.config.url, MD5[name])
+            for name in names
+        ]
         images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
-        if images.shape[1:] != (SIDE, SIDE) or len(images) != len(labels) or labels.max(initial=0) > 9:
+        if (
+            images.shape[1:] != (SIDE, SIDE)
+            or len(images) != len(labels)
+            or labels.max(initial=0) > 9
+        ):
             raise DataError(
                 f"{paths[0]} holds {images.shape} and {paths[1]} {labels.shape}, which are not the images and labels of digits",
                 "remove both files, and get them again",
             )
         return images, labels
 
-    def _examples(self, files: list[tuple[np.ndarray, np.ndarray]], digits: range, split: str) -> Examples:
+    def _examples(
+        self, files: list[tuple[np.ndarray, np.ndarray]], digits: range, split: str
+    ) -> Examples:
         title = f"MNIST ({self.config.digits}, {split})"
-        each = [np.concatenate([images[labels == digit] for images, labels in files]) for digit in digits]
+        each = [
+            np.concatenate([images[labels == digit] for images, labels in files])
+            for digit in digits
+        ]
         x = torch.from_numpy(np.concatenate(each)).unsqueeze(1)
         if self.config.size != SIDE:
-            x = torch.stack([decode(Image.fromarray(image.numpy()), **self.input_format, name=title) for (image,) in x])
-        return Examples(x, tuple(len(images) for images in each), tuple(str(digit) for digit in digits), title)
+            x = torch.stack(
+                [
+                    decode(Image.fromarray(image.numpy()), **self.input_format, name=title)
+                    for (image,) in x
+                ]
+            )
+        return Examples(
+            x, tuple(len(images) for images in each), tuple(str(digit) for digit in digits), title
+        )
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -109,7 +134,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise DataError(f"{path} is not an IDX file of bytes in {dimensions} dimensions", hint)
     shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
     if len(data) - start != math.prod(shape):
-        raise DataError(f"{path} has {len(data) - start} bytes of data where {shape} need {math.prod(shape)}", hint)
+        raise DataError(
+            f"{path} has {len(data) - start} bytes of data where {shape} need {math.prod(shape)}",
+            hint,
+        )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from metazoo import options
-from metazoo.datasets.archives import Parts, Tree, digest, open_tree
+from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.datasets.cache import remember
 from metazoo.datasets.download import find_or_fetch
-from metazoo.drawing import distinct, random_rows
-from metazoo.episodes import ClassDataset, Dataset, Episode, EpisodeSampler, TaskSource
 from metazoo.errors import DataError
-from metazoo.examples import Examples
-from metazoo.hookspecs import hookimpl
 from metazoo.images import decode
+from metazoo.io.archives import Parts, Tree, digest, open_tree
+from metazoo.plugins.marker import hookimpl
+from metazoo.tasks.episode import Episode, TaskSource
+from metazoo.tasks.examples import Examples
+from metazoo.tasks.random import distinct, random_rows
+from metazoo.tasks.sampler import EpisodeSampler
 
 DRAWERS = 20
 
@@ -62,7 +64,10 @@ VINYALS_TEST = (
     "Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)", "Oriya", "Sylheti",
     "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG",
 )  # fmt: skip
-VINYALS_SHARED, VINYALS_SHARED_TRAIN = "Gurmukhi", 41  # characters 1 to 41 are for training, 42 to 45 for test
+VINYALS_SHARED, VINYALS_SHARED_TRAIN = (
+    "Gurmukhi",
+    41,
+)  # characters 1 to 41 are for training, 42 to 45 for test
 
 RANDOM_TRAIN, RANDOM_VAL = 1100, 100
 
@@ -101,16 +106,29 @@ class Omniglot(ClassDataset):
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        root: Annotated[str | None, "folder of the archives  [default: $METAZOO_DATA, else download to the cache]"] = None
-        split: Annotated[Literal["lake", "vinyals", "random", "small1", "small2"], "which characters are for what"] = "lake"
+        root: Annotated[
+            str | None,
+            "folder of the archives  [default: $METAZOO_DATA, else download to the cache]",
+        ] = None
+        split: Annotated[
+            Literal["lake", "vinyals", "random", "small1", "small2"],
+            "which characters are for what",
+        ] = "lake"
         size: Annotated[int, "height and width in pixels", options.Range(8, 105)] = 28
-        rotations: Annotated[bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"] = True
+        rotations: Annotated[
+            bool, "turn each character by 90, 180 and 270 degrees, as classes of their own"
+        ] = True
         mirrored: Annotated[bool, "mirror each training class, as a class of its own"] = False
-        train_on_val: Annotated[bool, "train on the validation characters as well, once nothing is to be chosen"] = False
-        within_alphabet: Annotated[
-            bool, "draw the classes of a task from one alphabet, turned one way, as the challenge does"
+        train_on_val: Annotated[
+            bool, "train on the validation characters as well, once nothing is to be chosen"
         ] = False
-        url: Annotated[str, "where to download from"] = "https://github.com/brendenlake/omniglot/raw/master/python"
+        within_alphabet: Annotated[
+            bool,
+            "draw the classes of a task from one alphabet, turned one way, as the challenge does",
+        ] = False
+        url: Annotated[str, "where to download from"] = (
+            "https://github.com/brendenlake/omniglot/raw/master/python"
+        )
 
     local_options = ("root", "url")
     training_options = ("mirrored", "train_on_val")
@@ -122,7 +140,9 @@ class Omniglot(ClassDataset):
 
     def load(self) -> dict[str, Examples]:
         split = self.config.split
-        background = self._characters("images_background" + (f"_{split}" if split in ("small1", "small2") else ""))
+        background = self._characters(
+            "images_background" + (f"_{split}" if split in ("small1", "small2") else "")
+        )
         evaluation = self._characters("images_evaluation")
         both = background.merge(evaluation, "Omniglot")
         parts = [_part(split, *_alphabet_and_number(character)) for character in both.names]
@@ -131,7 +151,13 @@ class Omniglot(ClassDataset):
             chosen["train"] = [part != "test" for part in parts]
         turned, mirrored = self.config.rotations, self.config.mirrored
         return {
-            name: _select(both, chosen[name], f"Omniglot ({split}, {name})", turned, mirrored and name == "train")
+            name: _select(
+                both,
+                chosen[name],
+                f"Omniglot ({split}, {name})",
+                turned,
+                mirrored and name == "train",
+            )
             for name in chosen
         }
 
@@ -144,7 +170,9 @@ class Omniglot(ClassDataset):
         return {"one-shot-challenge": lambda: self._challenge}
 
     def _find(self, name: str) -> Path:
-        return find_or_fetch(self.config.root, "omniglot", f"{name}.zip", self.config.url, MD5[name])
+        return find_or_fetch(
+            self.config.root, "omniglot", f"{name}.zip", self.config.url, MD5[name]
+        )
 
     def _characters(self, archive: str) -> Examples:
         path = self._find(archive)
@@ -155,9 +183,13 @@ class Omniglot(ClassDataset):
     def _challenge(self) -> tuple[TaskSource, int]:
         with open_tree(self._find("all_runs")) as tree:
             files = {parts[-3:]: parts for parts in tree.files}
-            runs = [_read_run(tree, files, f"run{run:02}", self.config.size) for run in range(1, RUNS + 1)]
+            runs = [
+                _read_run(tree, files, f"run{run:02}", self.config.size)
+                for run in range(1, RUNS + 1)
+            ]
         return _FixedTasks(
-            Episode(*(torch.stack(tensors) for tensors in zip(*runs))), _names(ALPHABETS["images_evaluation"])
+            Episode(*(torch.stack(tensors) for tensors in zip(*runs))),
+            _names(ALPHABETS["images_evaluation"]),
         ), RUNS
 
 
@@ -174,11 +206,14 @@ class _WithinAlphabet(EpisodeSampler):
         if not self._groups:
             largest = max(len(group) for group in groups.values())
             raise DataError(
-                f"no alphabet of {examples.title} has {ways} characters; the largest has {largest}", "ask for fewer ways"
+                f"no alphabet of {examples.title} has {ways} characters; the largest has {largest}",
+                "ask for fewer ways",
             )
 
     def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        words = random_rows(self.seed, first, count, 1 + self.ways * (1 + self.shots + self.queries))
+        words = random_rows(
+            self.seed, first, count, 1 + self.ways * (1 + self.shots + self.queries)
+        )
         groups = [self._groups[word % len(self._groups)] for word in words[:, 0].tolist()]
         chosen = distinct(words[:, 1 : 1 + self.ways], np.array([len(group) for group in groups]))
         classes = np.stack([np.array(group)[c] for group, c in zip(groups, chosen)])
@@ -194,7 +229,8 @@ class _FixedTasks:
     def draw(self, first: int, count: int) -> Episode:
         if first < 0 or first + count > len(self.tasks):
             raise DataError(
-                f"the protocol has {len(self.tasks)} tasks; there is no task {first + count - 1}", "ask for fewer episodes"
+                f"the protocol has {len(self.tasks)} tasks; there is no task {first + count - 1}",
+                "ask for fewer episodes",
             )
         return self.tasks[first : first + count]
 
@@ -205,7 +241,9 @@ def _alphabet_and_number(character: str) -> tuple[str, int]:
 
 
 def _names(alphabets: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1))
+    return tuple(
+        f"{name}/character{i:02}" for name, count in alphabets.items() for i in range(1, count + 1)
+    )
 
 
 @functools.cache
@@ -214,7 +252,9 @@ def _random_order() -> dict[str, int]:
 
     Finn et al. 2017 (arXiv:1703.03400) shuffle them by a list of files, which is another one on every machine.
     """
-    names = sorted(_names(BACKGROUND | EVALUATION), key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = sorted(
+        _names(BACKGROUND | EVALUATION), key=lambda name: hashlib.sha256(name.encode()).digest()
+    )
     return {name: place for place, name in enumerate(names)}
 
 
@@ -222,20 +262,38 @@ def _part(split: str, alphabet: str, number: int) -> str:
     """Return what a character is for: "train", "val" or "test"."""
     if split == "random":
         place = _random_order()[f"{alphabet}/character{number:02}"]
-        return "train" if place < RANDOM_TRAIN else "val" if place < RANDOM_TRAIN + RANDOM_VAL else "test"
+        return (
+            "train"
+            if place < RANDOM_TRAIN
+            else "val"
+            if place < RANDOM_TRAIN + RANDOM_VAL
+            else "test"
+        )
     if split != "vinyals":
-        return "val" if alphabet in VALIDATION[split] else "train" if alphabet in BACKGROUND else "test"
+        return (
+            "val"
+            if alphabet in VALIDATION[split]
+            else "train"
+            if alphabet in BACKGROUND
+            else "test"
+        )
     if alphabet == VINYALS_SHARED:
         return "train" if number <= VINYALS_SHARED_TRAIN else "test"
     return "val" if alphabet in VINYALS_VAL else "test" if alphabet in VINYALS_TEST else "train"
 
 
-def _select(characters: Examples, chosen: list[bool], title: str, rotations: bool, mirrored: bool) -> Examples:
-    x = characters.x.unflatten(0, (-1, DRAWERS))[torch.tensor(chosen)]  # (characters, drawers, 1, size, size)
+def _select(
+    characters: Examples, chosen: list[bool], title: str, rotations: bool, mirrored: bool
+) -> Examples:
+    x = characters.x.unflatten(0, (-1, DRAWERS))[
+        torch.tensor(chosen)
+    ]  # (characters, drawers, 1, size, size)
     names = [name for name, is_chosen in zip(characters.names, chosen) if is_chosen]
     if rotations:
         x = torch.stack([x.rot90(turns, (-2, -1)) for turns in range(4)], dim=1).flatten(0, 1)
-        names = [name + turned for name in names for turned in ("", "/rot090", "/rot180", "/rot270")]
+        names = [
+            name + turned for name in names for turned in ("", "/rot090", "/rot180", "/rot270")
+        ]
     if mirrored:
         x = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
         names = [name + side for name in names for side in ("", "/mirrored")]
@@ -252,12 +310,19 @@ def _read_characters(path: Path, alphabets: Mapping[str, int], size: int) -> Exa
         expected = _names(alphabets)
         hint = f"get {path.name} again from the official repository of Omniglot"
         if unknown := sorted(set(drawings) - set(expected)):
-            raise DataError(f"{path} has drawings of {unknown[0]}, which is no character of it", hint)
+            raise DataError(
+                f"{path} has drawings of {unknown[0]}, which is no character of it", hint
+            )
         for character in expected:
             if len(drawings.get(character, ())) != DRAWERS:
                 found = len(drawings.get(character, ()))
-                raise DataError(f"{path} has {found} drawings of {character}, where there should be {DRAWERS}", hint)
-        x = torch.stack([_image(tree, parts, size) for character in expected for parts in drawings[character]])
+                raise DataError(
+                    f"{path} has {found} drawings of {character}, where there should be {DRAWERS}",
+                    hint,
+                )
+        x = torch.stack(
+            [_image(tree, parts, size) for character in expected for parts in drawings[character]]
+        )
     return Examples(x, (DRAWERS,) * len(expected), expected, f"Omniglot ({path.name})")
 
 
@@ -265,7 +330,9 @@ def _image(tree: Tree, parts: Parts, size: int) -> Tensor:
     return decode(tree.read(parts), size=size, channels=1, invert=True, name=tree.name(parts))
 
 
-def _read_run(tree: Tree, files: Mapping[Parts, Parts], run: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _read_run(
+    tree: Tree, files: Mapping[Parts, Parts], run: str, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return support_x, support_y, query_x, query_y of one run of the challenge; the label of classNN is NN - 1."""
 
     def find(key: Parts) -> Parts:
@@ -286,11 +353,20 @@ def _read_run(tree: Tree, files: Mapping[Parts, Parts], run: str, size: int) -> 
             except ValueError:
                 query_y.append(-1)
             if not 0 <= query_y[-1] < RUN_SIZE:
-                raise DataError(f"{tree.name(labels)} has a line that cannot be read: {line[:80]!r}", "get all_runs.zip again")
+                raise DataError(
+                    f"{tree.name(labels)} has a line that cannot be read: {line[:80]!r}",
+                    "get all_runs.zip again",
+                )
             queries.append(find(tuple(item.split("/")[-3:])))
     if len(queries) != RUN_SIZE:
-        raise DataError(f"{tree.name(labels)} lists {len(queries)} queries, not {RUN_SIZE}", "get all_runs.zip again")
-    support_x, query_x = (torch.stack([_image(tree, p, size) for p in part]).float() / 255 for part in (support, queries))
+        raise DataError(
+            f"{tree.name(labels)} lists {len(queries)} queries, not {RUN_SIZE}",
+            "get all_runs.zip again",
+        )
+    support_x, query_x = (
+        torch.stack([_image(tree, p, size) for p in part]).float() / 255
+        for part in (support, queries)
+    )
     return support_x, torch.arange(RUN_SIZE), query_x, torch.tensor(query_y)
 
 

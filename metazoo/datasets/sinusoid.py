@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from metazoo import options
-from metazoo.drawing import random_words, uniform
-from metazoo.episodes import Dataset, Episode
+from metazoo.base.dataset import Dataset
 from metazoo.errors import DataError
-from metazoo.hookspecs import hookimpl
+from metazoo.plugins.marker import hookimpl
+from metazoo.tasks.episode import Episode
+from metazoo.tasks.random import random_words, uniform
 
 
 class Sinusoid(Dataset):
@@ -29,7 +30,9 @@ class Sinusoid(Dataset):
 
         def __post_init__(self) -> None:
             if self.low > self.high:
-                raise ValueError(f"the smallest amplitude, {self.low:g}, is above the largest, {self.high:g}")
+                raise ValueError(
+                    f"the smallest amplitude, {self.low:g}, is above the largest, {self.high:g}"
+                )
 
     licence = "made, no data"
     recipe = {"backbone": "mlp", "shots": 10, "queries": 10, "meta_batch": 25}
@@ -48,18 +51,30 @@ class SinusoidSampler:
     """Task i of a split: `shots` support and `queries` query points of one sinusoid, x and y of shape (B, points, 1)."""
 
     def __init__(self, config: Any, stream: int, shots: int, queries: int, seed: int):
-        self.config, self.stream, self.shots, self.queries, self.seed = config, stream, shots, queries, seed
+        self.config, self.stream, self.shots, self.queries, self.seed = (
+            config,
+            stream,
+            shots,
+            queries,
+            seed,
+        )
 
     def draw(self, first: int, count: int) -> Episode:
         points = self.shots + self.queries
         # Task numbers of the splits interleave, so that no two splits share one.
-        words = [random_words(self.seed, 3 * i + self.stream, 2 + points) for i in range(first, first + count)]
+        words = [
+            random_words(self.seed, 3 * i + self.stream, 2 + points)
+            for i in range(first, first + count)
+        ]
         u = uniform(np.stack(words))
         amplitude = self.config.low + (self.config.high - self.config.low) * u[:, :1]
         phase = np.pi * u[:, 1:2]
         x = 10 * u[:, 2:] - 5
         y = amplitude * np.sin(x - phase)
-        tx, ty = torch.from_numpy(x).float().unsqueeze(-1), torch.from_numpy(y).float().unsqueeze(-1)
+        tx, ty = (
+            torch.from_numpy(x).float().unsqueeze(-1),
+            torch.from_numpy(y).float().unsqueeze(-1),
+        )
         s = self.shots
         return Episode(tx[:, :s], ty[:, :s], tx[:, s:], ty[:, s:])
 

@@ -7,4 +7,15 @@
 from . import distance, prototypical, sgd
 from .loading import KernelWarning, Status, ahead_of_time, covers, load, mode, status
 
-__all__ = ["KernelWarning", "Status", "ahead_of_time", "covers", "distance", "load", "mode", "prototypical", "sgd", "status"]
+__all__ = [
+    "KernelWarning",
+    "Status",
+    "ahead_of_time",
+    "covers",
+    "distance",
+    "load",
+    "mode",
+    "prototypical",
+    "sgd",
+    "status",
+]

@@ -22,8 +22,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from metazoo.files import cache_directory, locked, write_atomically
-from metazoo.kernels.toolchain import KernelBuildError, architectures, code_generation, find_cxx, find_ninja, find_toolkit
+from metazoo.io.files import cache_directory, locked, write_atomically
+from metazoo.kernels.toolchain import (
+    KernelBuildError,
+    architectures,
+    code_generation,
+    find_cxx,
+    find_ninja,
+    find_toolkit,
+)
 from metazoo.version import VERSION
 
 Kind = Literal["cuda", "emulated"]
@@ -46,7 +53,9 @@ def find_sources() -> Path:
     for folder in (package / "csrc", package.parent / "csrc"):
         if (folder / "module.cpp").exists():
             return folder
-    raise KernelBuildError(f"the kernels' sources are not in {package / 'csrc'}", "install metazoo again")
+    raise KernelBuildError(
+        f"the kernels' sources are not in {package / 'csrc'}", "install metazoo again"
+    )
 
 
 def sources_of(csrc: Path) -> list[Path]:
@@ -93,7 +102,16 @@ def build(
     archs = (archs or architectures()) if kind == "cuda" else ""
     name = f"_{kind}{sysconfig.get_config_var('EXT_SUFFIX')}"
     flags = [*_COMMON, *_CXX[kind], *_HOST, *_NVCC, *extra_flags]
-    depends = [kind, VERSION, torch.__version__, sysconfig.get_config_var("SOABI"), archs, strict, flags, digest_of(csrc)]
+    depends = [
+        kind,
+        VERSION,
+        torch.__version__,
+        sysconfig.get_config_var("SOABI"),
+        archs,
+        strict,
+        flags,
+        digest_of(csrc),
+    ]
     place = (folder or cache_directory() / "kernels").absolute()
     place /= hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
     library = place / name
@@ -108,10 +126,15 @@ def build(
             if again or not _is_whole(library):
                 _sweep(place)
                 with tempfile.TemporaryDirectory(dir=place, prefix=_UNDER_WAY) as work:
-                    script = _script(kind, csrc, name, archs, cuda or cuda_of_torch() or "", strict, extra_flags)
+                    script = _script(
+                        kind, csrc, name, archs, cuda or cuda_of_torch() or "", strict, extra_flags
+                    )
                     write_atomically(place / "build.ninja", script.encode())
                     # Whoever waits for their first result should know what for.
-                    print("metazoo: compiling its kernels, which takes a minute or two and is done once", file=sys.stderr)
+                    print(
+                        "metazoo: compiling its kernels, which takes a minute or two and is done once",
+                        file=sys.stderr,
+                    )
                     _run(place / "build.ninja", Path(work), place / "build.log")
                     _keep(Path(work) / name, library)
     except OSError as error:
@@ -130,11 +153,15 @@ def _torch() -> ModuleType:
         import torch
     except ImportError as error:
         hint = "ahead of time: `METAZOO_BUILD=1 pip install --no-build-isolation .`, in an environment that has torch"
-        raise KernelBuildError(f"the kernels are built for the torch that is there, and none is: {error}", hint) from error
+        raise KernelBuildError(
+            f"the kernels are built for the torch that is there, and none is: {error}", hint
+        ) from error
     return torch
 
 
-def _script(kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bool, extra: Sequence[str]) -> str:
+def _script(
+    kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bool, extra: Sequence[str]
+) -> str:
     """Return build.ninja."""
     torch, (cxx, compiler) = _torch(), find_cxx()
     home = Path(str(torch.__file__)).parent
@@ -142,11 +169,22 @@ def _script(kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bo
     system = [_pybind11(), home / "include", sysconfig.get_path("include")]
     told = {"TORCH": torch.__version__, "ARCHS": archs, "VERSION": VERSION}
     # The build id of the file says what it was built from: see `is_of`.
-    link = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed", f"-Wl,--build-id=0x{digest_of(csrc)}"]
+    link = [
+        f"-L{home / 'lib'}",
+        "-Wl,--no-as-needed",
+        "-ltorch_cpu",
+        "-Wl,--as-needed",
+        f"-Wl,--build-id=0x{digest_of(csrc)}",
+    ]
     rules = {".cpp": "cxx", ".cu": "nvcc" if kind == "cuda" else "cxx"}
     about = ["  depfile = $out.d", "  description = $out"]
     lines: list[str] = []
-    common = [*_COMMON, f"-DMETAZOO_MODULE=_{kind}", *(part for path in system for part in ("-isystem", str(path))), *extra]
+    common = [
+        *_COMMON,
+        f"-DMETAZOO_MODULE=_{kind}",
+        *(part for path in system for part in ("-isystem", str(path))),
+        *extra,
+    ]
     if kind == "cuda":
         toolkit = find_toolkit(cuda)
         compiler = f"nvcc {toolkit.version}, {compiler}"
@@ -154,14 +192,28 @@ def _script(kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bo
         program = [word for word in cxx if not word.startswith("-")][-1]
         options = [f"-Xcompiler={word}" for word in cxx if word.startswith("-")]
         host = [f"-ccbin={program}", *options, *(f"-Xcompiler={flag}" for flag in _HOST)]
-        nvcc = [str(toolkit.nvcc), *_NVCC, *code_generation(archs), *host, *common, *(_STRICT_NVCC if strict else ())]
+        nvcc = [
+            str(toolkit.nvcc),
+            *_NVCC,
+            *code_generation(archs),
+            *host,
+            *common,
+            *(_STRICT_NVCC if strict else ()),
+        ]
         lines += ["rule nvcc", f"  command = {_words(nvcc)} -MD -MF $out.d -c $in -o $out", *about]
         link += [f"-L{folder}" for folder in toolkit.libraries()]
         # torch brings a CUDA runtime of its own: without --exclude-libs our calls could end up in that one.
         link += ["-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     told["COMPILER"] = compiler
     # Checks name their source file: not by where it lay when it was compiled.
-    compile_ = [*cxx, *_CXX[kind], *_HOST, f"-ffile-prefix-map={csrc}=csrc", *common, *(_STRICT_CXX if strict else ())]
+    compile_ = [
+        *cxx,
+        *_CXX[kind],
+        *_HOST,
+        f"-ffile-prefix-map={csrc}=csrc",
+        *common,
+        *(_STRICT_CXX if strict else ()),
+    ]
     compile_ += [f'-DMETAZOO_{key}="{value}"' for key, value in told.items()]
     compiled = {f"{path.name}.o": path for path in sources_of(csrc) if path.suffix in rules}
     lines += [
@@ -181,7 +233,9 @@ def _pybind11() -> str:
     try:
         import pybind11
     except ImportError as error:
-        raise KernelBuildError(f"the kernels are built with pybind11: {error}", "`pip install pybind11`") from error
+        raise KernelBuildError(
+            f"the kernels are built with pybind11: {error}", "`pip install pybind11`"
+        ) from error
     return pybind11.get_include()
 
 
@@ -198,7 +252,12 @@ def _run(script: Path, work: Path, log: Path) -> None:
     writing = work / "log"
     with writing.open("w", encoding="utf-8") as file:
         done = subprocess.run(
-            [find_ninja(), "-f", str(script)], cwd=work, check=False, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            [find_ninja(), "-f", str(script)],
+            cwd=work,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
         )
     os.replace(writing, log)
     if done.returncode == 0:
@@ -209,7 +268,9 @@ def _run(script: Path, work: Path, log: Path) -> None:
     lines = [line for line in told.splitlines() if line.strip() and not own.match(line)]
     # One file may fail while the others go on, whose reports then come last; a linker says why before its driver says `error`.
     is_error = re.compile(r"(?!collect2).*\b(?:error|fatal)(?: [#\w-]+)?\s*:")
-    first = next((i for i, line in enumerate(lines) if is_error.match(line)), max(0, len(lines) - _LINES))
+    first = next(
+        (i for i, line in enumerate(lines) if is_error.match(line)), max(0, len(lines) - _LINES)
+    )
     excerpt = "\n  ".join(lines[first : first + _LINES])
     raise KernelBuildError(f"the kernels do not compile:\n  {excerpt}", f"all of it is in {log}")
 
@@ -229,7 +290,9 @@ def _checksum_of(library: Path) -> Path:
 def _is_whole(library: Path) -> bool:
     # Opening a library that has lost its end can kill the process: better not to try.
     try:
-        return hashlib.sha256(library.read_bytes()).hexdigest() == _checksum_of(library).read_text(encoding="utf-8")
+        return hashlib.sha256(library.read_bytes()).hexdigest() == _checksum_of(library).read_text(
+            encoding="utf-8"
+        )
     except (OSError, ValueError):
         return False
 
@@ -242,7 +305,8 @@ def _refuse_strangers(place: Path) -> None:
         found = path.stat()
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
             raise KernelBuildError(
-                f"others may write to {path}", "set METAZOO_CACHE to a folder of your own, or `chmod o-w` it"
+                f"others may write to {path}",
+                "set METAZOO_CACHE to a folder of your own, or `chmod o-w` it",
             )
 
 

@@ -29,7 +29,10 @@ def sqdist(x: Tensor, y: Tensor) -> Tensor:
     if x.dtype != sum_dtype(x.dtype):
         return sqdist(x.float(), y.float()).to(x.dtype)
     with without_autocast(x):
-        if x.device.type == "cpu" and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] > FEW_FOR_PRODUCTS:
+        if (
+            x.device.type == "cpu"
+            and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] > FEW_FOR_PRODUCTS
+        ):
             return _by_products(x, y)
         return _by_differences(x, y)
 
@@ -61,7 +64,9 @@ def _by_differences(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _squares(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1).square_()  # one pass, where x.square().sum(-1) takes three
+    return torch.linalg.vector_norm(
+        x, dim=-1
+    ).square_()  # one pass, where x.square().sum(-1) takes three
 
 
 def _by_products(x: Tensor, y: Tensor) -> Tensor:
@@ -160,7 +165,9 @@ class Gradient(torch.autograd.Function):
         return 2 * inner(x, y, a, b), *Gradient.apply(g, a, b)
 
     @staticmethod
-    def jvp(ctx: Any, dg: Tensor | None, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def jvp(
+        ctx: Any, dg: Tensor | None, dx: Tensor | None, dy: Tensor | None
+    ) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         g, x, y = ctx.saved_tensors
         by_g = Gradient.apply(or_zeros(dg, g), x, y)
         by_points = Gradient.apply(g, or_zeros(dx, x), or_zeros(dy, y))

@@ -119,8 +119,14 @@ def _load(cuda: str | None) -> Status:
         except KernelBuildError as error:
             passed_over = error.message
     try:
-        present = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())] if kind == "cuda" else []
-        wanted: dict[str, Any] = {"cuda": cuda, "archs": architectures(present)} if kind == "cuda" else {}
+        present = (
+            [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+            if kind == "cuda"
+            else []
+        )
+        wanted: dict[str, Any] = (
+            {"cuda": cuda, "archs": architectures(present)} if kind == "cuda" else {}
+        )
         path = build(kind, **wanted)
         try:
             loaded = _import(path)
@@ -128,7 +134,11 @@ def _load(cuda: str | None) -> Status:
             loaded = _import(build(kind, again=True, **wanted))
         return _accept(loaded, replace(now, origin="built on first use"))
     except KernelBuildError as error:
-        return replace(now, problem="; ".join(filter(None, [passed_over, error.message])), hint=error.hint or "")
+        return replace(
+            now,
+            problem="; ".join(filter(None, [passed_over, error.message])),
+            hint=error.hint or "",
+        )
     except ImportError as error:
         return replace(now, problem=f"the library that was just built does not load: {error}")
 
@@ -147,17 +157,23 @@ def _prebuilt() -> ModuleType:
     spec = importlib.util.find_spec(_PREBUILT)
     if spec is None or spec.origin is None:
         others = sorted(path.name for path in Path(__file__).parent.glob("_cuda*.so"))
-        raise KernelBuildError(f"{', '.join(others)} was built for another Python" if others else "")
+        raise KernelBuildError(
+            f"{', '.join(others)} was built for another Python" if others else ""
+        )
     if not is_of(Path(spec.origin), find_sources()):  # as in a checkout that has moved on
         raise KernelBuildError(f"{spec.origin} was built ahead of time from other sources")
     try:
         return importlib.import_module(_PREBUILT)
     except ImportError as error:
-        raise KernelBuildError(f"{spec.origin}, which was built ahead of time, does not load: {error}") from error
+        raise KernelBuildError(
+            f"{spec.origin}, which was built ahead of time, does not load: {error}"
+        ) from error
 
 
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"metazoo.kernels.{path.name.partition('.')[0]}", path)
+    spec = importlib.util.spec_from_file_location(
+        f"metazoo.kernels.{path.name.partition('.')[0]}", path
+    )
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
@@ -172,7 +188,10 @@ def _accept(found: ModuleType, now: Status) -> Status:
     now = replace(now, path=str(found.__file__), info=found.build_info())
     device, key = torch.device("cpu"), "CPU"
     if now.mode != "emulated":
-        device, key = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0), "CUDA"
+        device, key = (
+            torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0),
+            "CUDA",
+        )
     problem = ""
     if key == "CPU" or (torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()):
         # A thread of its own has none of what may be under way here: transforms, modes, autocast.
@@ -195,7 +214,10 @@ def _try_out(device: torch.device, key: str) -> str:
     if not torch._C._dispatch_has_kernel_for_dispatch_key("metazoo::sqdist", key):
         return "the library has not registered its kernels"
     try:
-        x, y = torch.tensor([[[0.0, 3.0]]], device=device), torch.tensor([[[4.0, 0.0]]], device=device)
+        x, y = (
+            torch.tensor([[[0.0, 3.0]]], device=device),
+            torch.tensor([[[4.0, 0.0]]], device=device),
+        )
         found = torch.ops.metazoo.sqdist(x, y).item()
     except RuntimeError as error:
         return f"the kernels do not run on {device}: {first_line(error)}"

@@ -19,7 +19,9 @@ def declare(schema: str, plain: Callable[..., Any]) -> None:
     The kernels' library registers itself for one type of device when it is loaded: when a tensor of that type first comes here.
     """
     name = schema.partition("(")[0]
-    torch.library.define(f"metazoo::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
+    torch.library.define(
+        f"metazoo::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag
+    )
     loading.FALLBACKS[name] = plain
 
     def find(*arguments: Any) -> Any:
@@ -44,7 +46,11 @@ def differentiated(*tensors: Tensor | None) -> bool:
 def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which operations on a tensor's device are of its own type."""
     device = t.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return (
+        torch.autocast(device, enabled=False)
+        if torch.amp.is_autocast_available(device)
+        else nullcontext()
+    )
 
 
 def fold(size: int, dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:

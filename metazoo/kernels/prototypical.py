@@ -25,7 +25,9 @@ def prototypical_nll_backward(
     g: Tensor, prob: Tensor, query: Tensor, prototypes: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients (B, Q, D) and (B, N, D) from that of the negative log-likelihoods, g (B, Q)."""
-    gx, gy = sqdist_backward(g.unsqueeze(-1) * likelihood_slope(prob, target), query.to(g.dtype), prototypes.to(g.dtype))
+    gx, gy = sqdist_backward(
+        g.unsqueeze(-1) * likelihood_slope(prob, target), query.to(g.dtype), prototypes.to(g.dtype)
+    )
     return gx.to(query.dtype), gy.to(query.dtype)
 
 
@@ -36,7 +38,10 @@ def likelihood_slope(prob: Tensor, target: Tensor) -> Tensor:
     return member.to(prob.dtype) - prob
 
 
-declare("prototypical_nll(Tensor query, Tensor prototypes, Tensor target) -> (Tensor, Tensor)", prototypical_nll)
+declare(
+    "prototypical_nll(Tensor query, Tensor prototypes, Tensor target) -> (Tensor, Tensor)",
+    prototypical_nll,
+)
 declare(
     "prototypical_nll_backward(Tensor g, Tensor prob, Tensor query, Tensor prototypes, Tensor target) -> (Tensor, Tensor)",
     prototypical_nll_backward,
@@ -46,22 +51,30 @@ declare(
 @torch.library.register_fake("metazoo::prototypical_nll")
 def _(query: Tensor, prototypes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     dtype, (tasks, queries), ways = sum_dtype(query.dtype), query.shape[:2], prototypes.shape[1]
-    return query.new_empty(tasks, queries, dtype=dtype), query.new_empty(tasks, queries, ways, dtype=dtype)
+    return query.new_empty(tasks, queries, dtype=dtype), query.new_empty(
+        tasks, queries, ways, dtype=dtype
+    )
 
 
 @torch.library.register_fake("metazoo::prototypical_nll_backward")
-def _(g: Tensor, prob: Tensor, query: Tensor, prototypes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _(
+    g: Tensor, prob: Tensor, query: Tensor, prototypes: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), prototypes.new_empty(prototypes.shape)
 
 
 @torch.library.register_vmap("metazoo::prototypical_nll")
-def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+def _(
+    info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
     nll, prob = torch.ops.metazoo.prototypical_nll(*fold(info.batch_size, in_dims, *tensors))
     return (unfold(info.batch_size, nll), unfold(info.batch_size, prob)), (0, 0)
 
 
 @torch.library.register_vmap("metazoo::prototypical_nll_backward")
-def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+def _(
+    info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
     gx, gy = torch.ops.metazoo.prototypical_nll_backward(*fold(info.batch_size, in_dims, *tensors))
     return (unfold(info.batch_size, gx), unfold(info.batch_size, gy)), (0, 0)
 
@@ -83,13 +96,17 @@ class PrototypicalNLL(torch.autograd.Function):
         ctx.save_for_forward(*inputs, output[1])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, by_prob: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(
+        ctx: Any, g: Tensor | None, by_prob: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         query, prototypes, target, prob = ctx.saved_tensors
         if g is None and by_prob is None:
             return None, None, None
         each = None if g is None else (g / target.numel()).expand(target.shape)
         if each is not None and by_prob is None and not torch.is_grad_enabled():
-            return *torch.ops.metazoo.prototypical_nll_backward(each, prob, query, prototypes, target), None
+            return *torch.ops.metazoo.prototypical_nll_backward(
+                each, prob, query, prototypes, target
+            ), None
         by_distance = torch.zeros_like(prob)
         if each is not None:
             by_distance = by_distance + each.unsqueeze(-1) * likelihood_slope(prob, target)
@@ -101,7 +118,9 @@ class PrototypicalNLL(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, dq: Tensor | None, dp: Tensor | None, _: None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         query, prototypes, target, prob = ctx.saved_tensors
-        change = 2 * inner(query, prototypes, or_zeros(dq, query), or_zeros(dp, prototypes)).to(prob.dtype)
+        change = 2 * inner(query, prototypes, or_zeros(dq, query), or_zeros(dp, prototypes)).to(
+            prob.dtype
+        )
         loss = (likelihood_slope(prob, target) * change).sum(-1).mean()
         return loss, -prob * (change - (prob * change).sum(-1, keepdim=True))
 

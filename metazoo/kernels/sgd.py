@@ -41,7 +41,11 @@ def change(
 
 def step(params: Tensor, by: Tensor, lr: Tensor | None, factor: float) -> Tensor:
     """Return params - factor * lr * by."""
-    return torch.sub(params, by, alpha=factor) if lr is None else torch.addcmul(params, lr, by, value=-factor)
+    return (
+        torch.sub(params, by, alpha=factor)
+        if lr is None
+        else torch.addcmul(params, lr, by, value=-factor)
+    )
 
 
 def sgd_update(
@@ -82,17 +86,25 @@ def square_norm(gradient: Sequence[Tensor]) -> Tensor:
     return torch.stack([g.flatten(1).to(dtype).square().sum(1) for g in gradient]).sum(0)
 
 
-_ARGUMENTS = (
-    "Tensor[] gradient, Tensor? lr, {velocity} velocity, Tensor? scale, float factor, float momentum, float weight_decay"
+_ARGUMENTS = "Tensor[] gradient, Tensor? lr, {velocity} velocity, Tensor? scale, float factor, float momentum, float weight_decay"
+declare(
+    f"sgd_update(Tensor params, {_ARGUMENTS.format(velocity='Tensor?')}) -> (Tensor, Tensor)",
+    sgd_update,
 )
-declare(f"sgd_update(Tensor params, {_ARGUMENTS.format(velocity='Tensor?')}) -> (Tensor, Tensor)", sgd_update)
-declare(f"sgd_update_(Tensor(a!) params, {_ARGUMENTS.format(velocity='Tensor(b!)?')}) -> ()", sgd_update_)
+declare(
+    f"sgd_update_(Tensor(a!) params, {_ARGUMENTS.format(velocity='Tensor(b!)?')}) -> ()",
+    sgd_update_,
+)
 declare("square_norm(Tensor[] gradient) -> Tensor", square_norm)
 
 
 @torch.library.register_fake("metazoo::sgd_update")
-def _(params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    return params.new_empty(params.shape), params.new_empty(0 if velocity is None else params.shape[0], params.shape[1])
+def _(
+    params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return params.new_empty(params.shape), params.new_empty(
+        0 if velocity is None else params.shape[0], params.shape[1]
+    )
 
 
 @torch.library.register_fake("metazoo::sgd_update_")
@@ -109,7 +121,10 @@ def _batched_update(
     info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None,
     scale: Tensor | None, factor: float, momentum: float, weight_decay: float,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:  # fmt: skip
-    size, tasks = info.batch_size, params.shape[0] if in_dims[0] is None else params.movedim(in_dims[0], 0).shape[1]
+    size, tasks = (
+        info.batch_size,
+        params.shape[0] if in_dims[0] is None else params.movedim(in_dims[0], 0).shape[1],
+    )
     if lr is not None and not (in_dims[2] is None and lr.shape[0] == 1):
         lr = lr.unsqueeze(0) if in_dims[2] is None else lr.movedim(in_dims[2], 0)
         lr = lr.expand(size, tasks, lr.shape[-1]).flatten(0, 1)
@@ -130,7 +145,9 @@ torch.library.register_vmap("metazoo::sgd_update", _batched_update)
 
 
 @torch.library.register_vmap("metazoo::sgd_update_")
-def _(info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], *rest: Any) -> tuple[None, None]:
+def _(
+    info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], *rest: Any
+) -> tuple[None, None]:
     velocity = rest[1]
     if in_dims[0] is None or (velocity is not None and in_dims[3] is None):
         raise RuntimeError(
@@ -145,7 +162,9 @@ def _(info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor
 
 @torch.library.register_vmap("metazoo::square_norm")
 def _(info: Any, in_dims: tuple[Any, ...], gradient: list[Tensor]) -> tuple[Tensor, int]:
-    return unfold(info.batch_size, torch.ops.metazoo.square_norm(fold(info.batch_size, in_dims[0], *gradient))), 0
+    return unfold(
+        info.batch_size, torch.ops.metazoo.square_norm(fold(info.batch_size, in_dims[0], *gradient))
+    ), 0
 
 
 class SGDUpdate(torch.autograd.Function):
@@ -158,7 +177,9 @@ class SGDUpdate(torch.autograd.Function):
         params: Tensor, lr: Tensor | None, velocity: Tensor | None, scale: Tensor | None, factor: float, momentum: float,
         weight_decay: float, *gradient: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return torch.ops.metazoo.sgd_update(params, list(gradient), lr, velocity, scale, factor, momentum, weight_decay)
+        return torch.ops.metazoo.sgd_update(
+            params, list(gradient), lr, velocity, scale, factor, momentum, weight_decay
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -171,7 +192,9 @@ class SGDUpdate(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, by_velocity_out: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(
+        ctx: Any, g: Tensor | None, by_velocity_out: Tensor | None
+    ) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         params, lr, velocity, scale, *gradient = ctx.saved_tensors
         rate = ctx.factor if lr is None else ctx.factor * lr
         v = by_velocity_out if g is None else -rate * g  # the gradient by v
@@ -181,21 +204,41 @@ class SGDUpdate(torch.autograd.Function):
             v = v + by_velocity_out
         by_params = None if g is None else g
         if ctx.weight_decay:
-            by_params = ctx.weight_decay * v if by_params is None else torch.add(by_params, v, alpha=ctx.weight_decay)
+            by_params = (
+                ctx.weight_decay * v
+                if by_params is None
+                else torch.add(by_params, v, alpha=ctx.weight_decay)
+            )
         by_lr = None
         if lr is not None and g is not None and ctx.needs_input_grad[1]:
             taken = change(params, gradient, velocity, scale, ctx.momentum, ctx.weight_decay)
             by_lr = (-ctx.factor * g * taken).sum_to_size(lr.shape)
-        by_scale = None if scale is None or not ctx.needs_input_grad[3] else (v * gather(gradient)).sum(1).to(scale.dtype)
+        by_scale = (
+            None
+            if scale is None or not ctx.needs_input_grad[3]
+            else (v * gather(gradient)).sum(1).to(scale.dtype)
+        )
         flat = v if scale is None else (scale.unsqueeze(1) * v).to(v.dtype)
         pieces = flat.split([g.shape[1:].numel() for g in gradient], 1)
         by_gradient = [piece.reshape(g.shape) for piece, g in zip(pieces, gradient)]
-        return by_params, by_lr, None if velocity is None else ctx.momentum * v, by_scale, None, None, None, *by_gradient
+        return (
+            by_params,
+            by_lr,
+            None if velocity is None else ctx.momentum * v,
+            by_scale,
+            None,
+            None,
+            None,
+            *by_gradient,
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         params, lr, velocity, scale, *gradient = ctx.saved_tensors
-        d_params, d_gradient = or_zeros(tangents[0], params), [or_zeros(d, g) for d, g in zip(tangents[7:], gradient)]
+        d_params, d_gradient = (
+            or_zeros(tangents[0], params),
+            [or_zeros(d, g) for d, g in zip(tangents[7:], gradient)],
+        )
         d_v = change(
             d_params,
             d_gradient,
@@ -229,7 +272,9 @@ class SquareNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return tuple((2 * g.view(-1, *[1] * (t.dim() - 1)) * t).to(t.dtype) for t in ctx.saved_tensors)
+        return tuple(
+            (2 * g.view(-1, *[1] * (t.dim() - 1)) * t).to(t.dtype) for t in ctx.saved_tensors
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -244,11 +289,17 @@ def updated(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return `sgd_update` by the operator, differentiable to every order, also under torch.compile."""
     if not differentiated(params, lr, velocity, scale, *gradient):
-        return torch.ops.metazoo.sgd_update(params, gradient, lr, velocity, scale, factor, momentum, weight_decay)
+        return torch.ops.metazoo.sgd_update(
+            params, gradient, lr, velocity, scale, factor, momentum, weight_decay
+        )
     return SGDUpdate.apply(params, lr, velocity, scale, factor, momentum, weight_decay, *gradient)
 
 
 @torch.compiler.allow_in_graph
 def squared(gradient: Sequence[Tensor]) -> Tensor:
     """Return `square_norm` by the operator, differentiable to every order, also under torch.compile."""
-    return SquareNorm.apply(*gradient) if differentiated(*gradient) else torch.ops.metazoo.square_norm(gradient)
+    return (
+        SquareNorm.apply(*gradient)
+        if differentiated(*gradient)
+        else torch.ops.metazoo.square_norm(gradient)
+    )

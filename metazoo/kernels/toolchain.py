@@ -48,7 +48,9 @@ def find_ninja() -> str:
     else:
         found = shutil.which("ninja", path=ninja.BIN_DIR) or shutil.which("ninja")
     if found is None:
-        raise KernelBuildError("ninja, which builds the kernels, is not to be found", "`pip install ninja`")
+        raise KernelBuildError(
+            "ninja, which builds the kernels, is not to be found", "`pip install ninja`"
+        )
     return found
 
 
@@ -58,7 +60,9 @@ def find_cxx() -> tuple[list[str], str]:
     told = _output([*command, "--version"])
     if not told:
         wrong = (
-            f"CXX names '{shlex.join(command)}', which does not run" if os.environ.get("CXX") else "there is no g++ that runs"
+            f"CXX names '{shlex.join(command)}', which does not run"
+            if os.environ.get("CXX")
+            else "there is no g++ that runs"
         )
         raise KernelBuildError(wrong, "install g++, or set CXX to a C++ compiler")
     return command, told.splitlines()[0]
@@ -71,7 +75,9 @@ def find_toolkit(cuda: str) -> Toolkit:
     of pip.
     """
     if not cuda:
-        raise KernelBuildError("the torch that is installed is for CPUs alone", "install a torch for CUDA")
+        raise KernelBuildError(
+            "the torch that is installed is for CPUs alone", "install a torch for CUDA"
+        )
     others = []
     for nvcc in _nvccs():
         told = re.search(r"release (\d+)\.(\d+)", _output([str(nvcc), "--version"]))
@@ -83,21 +89,42 @@ def find_toolkit(cuda: str) -> Toolkit:
     wanted = "the CUDA toolkit" if cuda == ANY else f"the CUDA toolkit {cuda.partition('.')[0]}.x"
     hint = f"install {wanted}, or set CUDA_HOME to where it is"
     if others:
-        raise KernelBuildError(f"torch is built for CUDA {cuda}, and no nvcc for it is here: {', '.join(others)}", hint)
+        raise KernelBuildError(
+            f"torch is built for CUDA {cuda}, and no nvcc for it is here: {', '.join(others)}", hint
+        )
     places = "CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda*, pip's nvidia packages"
     raise KernelBuildError(f"there is no working nvcc (looked in {places})", hint)
 
 
 def architectures(present: Sequence[tuple[int, int]] = ()) -> str:
     """Return the CUDA architectures to build for: TORCH_CUDA_ARCH_LIST, else 8.0;9.0+PTX, and what `present` needs besides."""
-    chosen = list(filter(None, re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "") or DEFAULT_ARCHITECTURES)))
+    chosen = list(
+        filter(
+            None,
+            re.split(
+                r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "") or DEFAULT_ARCHITECTURES
+            ),
+        )
+    )
     parsed = [_parse(text) for text in chosen]
 
     def runs_on(gpu: tuple[int, int]) -> bool:
         # Machine code runs on later GPUs of its own generation, PTX on all later ones, "9.0a" on 9.0 alone.
-        return any(gpu == arch or (not letter and arch <= gpu and (ptx or arch[0] == gpu[0])) for arch, letter, ptx in parsed)
+        return any(
+            gpu == arch or (not letter and arch <= gpu and (ptx or arch[0] == gpu[0]))
+            for arch, letter, ptx in parsed
+        )
 
-    return ";".join([*chosen, *(f"{major}.{minor}" for major, minor in sorted(set(present)) if not runs_on((major, minor)))])
+    return ";".join(
+        [
+            *chosen,
+            *(
+                f"{major}.{minor}"
+                for major, minor in sorted(set(present))
+                if not runs_on((major, minor))
+            ),
+        ]
+    )
 
 
 def code_generation(archs: str) -> list[str]:
@@ -114,7 +141,8 @@ def _parse(text: str) -> tuple[tuple[int, int], str, bool]:
     parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", text)
     if parts is None:
         raise KernelBuildError(
-            f"TORCH_CUDA_ARCH_LIST holds '{text}', which is no architecture", f"write it as {DEFAULT_ARCHITECTURES}"
+            f"TORCH_CUDA_ARCH_LIST holds '{text}', which is no architecture",
+            f"write it as {DEFAULT_ARCHITECTURES}",
         )
     return (int(parts[1]), int(parts[2])), parts[3], parts[4] is not None
 
@@ -125,7 +153,10 @@ def _nvccs() -> Iterator[Path]:
     if on_path := shutil.which("nvcc"):
         yield Path(on_path)
     local = Path("/usr/local")
-    yield from (root / "bin" / "nvcc" for root in [local / "cuda", *sorted(local.glob("cuda-*"), reverse=True)])
+    yield from (
+        root / "bin" / "nvcc"
+        for root in [local / "cuda", *sorted(local.glob("cuda-*"), reverse=True)]
+    )
     packages = importlib.util.find_spec("nvidia")
     for folder in (packages and packages.submodule_search_locations) or ():
         yield from sorted(Path(folder).glob("cu[0-9]*/bin/nvcc"), reverse=True)
@@ -141,7 +172,12 @@ def _output(command: list[str]) -> str:
     """Return what a command writes to stdout and stderr; nothing where it cannot be run or fails."""
     try:
         done = subprocess.run(
-            command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
     except OSError:
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from metazoo.hookspecs import hookimpl
+from metazoo.plugins.marker import hookimpl
 
 
 @hookimpl

@@ -40,7 +40,9 @@ class Reptile(metazoo.Algorithm):
         eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0)] = 50
         inner_batch: Annotated[int, "examples in an inner minibatch", Range(1)] = 10
         inner_optimizer: Annotated[Literal["adam", "sgd"], "adam: with beta1 = 0"] = "adam"
-        transduction: Annotated[bool, "normalise queries by the statistics of all queries of the task"] = False
+        transduction: Annotated[
+            bool, "normalise queries by the statistics of all queries of the task"
+        ] = False
 
     recipe = {
         "train_shots": 5,
@@ -53,7 +55,12 @@ class Reptile(metazoo.Algorithm):
 
     regresses = True
 
-    def __init__(self, backbone: metazoo.Backbone, spec: metazoo.TaskSpec, config: metazoo.Config | None = None):
+    def __init__(
+        self,
+        backbone: metazoo.Backbone,
+        spec: metazoo.TaskSpec,
+        config: metazoo.Config | None = None,
+    ):
         super().__init__(backbone, spec, config)
         self.head = nn.Linear(backbone.out_features, spec.outputs)
 
@@ -73,10 +80,15 @@ class Reptile(metazoo.Algorithm):
         not how well: validation says that.
         """
         assert isinstance(task, metazoo.Episode)
-        x, y = torch.cat([task.support_x, task.query_x], 1), torch.cat([task.support_y, task.query_y], 1)
+        x, y = (
+            torch.cat([task.support_x, task.query_x], 1),
+            torch.cat([task.support_y, task.query_y], 1),
+        )
         # The running statistics follow all tasks, as in ordinary training.
         buffers = dict(self.network.named_buffers())
-        adapted = [self._adapt(x[i], y[i], self.config.inner_steps, buffers) for i in range(len(task))]
+        adapted = [
+            self._adapt(x[i], y[i], self.config.inner_steps, buffers) for i in range(len(task))
+        ]
         distance = torch.zeros((), device=x.device)
         for phi in adapted:
             for name, theta in self.network.named_parameters():
@@ -89,10 +101,20 @@ class Reptile(metazoo.Algorithm):
         for x, y, queries in zip(support_x, support_y, query_x):
             buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
             phi = self._adapt(x, y, steps, buffers)
-            answers.append(self._predict(phi, buffers, queries, self._outputs(y), batch_statistics=self.config.transduction))
+            answers.append(
+                self._predict(
+                    phi,
+                    buffers,
+                    queries,
+                    self._outputs(y),
+                    batch_statistics=self.config.transduction,
+                )
+            )
         return torch.stack(answers)
 
-    def _adapt(self, x: Tensor, y: Tensor, steps: int, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _adapt(
+        self, x: Tensor, y: Tensor, steps: int, buffers: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the parameters after inner steps on one task's examples (N, *) and labels (N,); changes the buffers."""
         outputs = self._outputs(y)
         phi = {name: p.detach() for name, p in self.network.named_parameters()}
@@ -102,7 +124,9 @@ class Reptile(metazoo.Algorithm):
             rows = next(batches).to(x.device)
             with torch.enable_grad():
                 phi = {name: p.requires_grad_() for name, p in phi.items()}
-                loss = metazoo.task_loss(self._predict(phi, buffers, x[rows], outputs, batch_statistics=True), y[rows])
+                loss = metazoo.task_loss(
+                    self._predict(phi, buffers, x[rows], outputs, batch_statistics=True), y[rows]
+                )
                 gradients = torch.autograd.grad(loss, list(phi.values()))
             with torch.no_grad():
                 for (name, p), g in zip(phi.items(), gradients):
@@ -124,7 +148,13 @@ class Reptile(metazoo.Algorithm):
             left = left[size:]
 
     def _predict(
-        self, phi: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, outputs: int, *, batch_statistics: bool
+        self,
+        phi: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        outputs: int,
+        *,
+        batch_statistics: bool,
     ) -> Tensor:
         network = self.network.train(batch_statistics)
         try:

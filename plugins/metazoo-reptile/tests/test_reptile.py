@@ -7,7 +7,7 @@ import torch
 from metazoo_reptile import Reptile
 
 import metazoo
-from metazoo.testing import check_algorithm
+from metazoo.testing.check import check_algorithm
 
 
 class Linear(metazoo.Backbone):
@@ -35,7 +35,13 @@ def model(**options) -> Reptile:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"transduction": True}, {"inner_optimizer": "sgd", "inner_lr": 0.1}, {"inner_batch": 3, "inner_steps": 1}]
+    "options",
+    [
+        {},
+        {"transduction": True},
+        {"inner_optimizer": "sgd", "inner_lr": 0.1},
+        {"inner_batch": 3, "inner_steps": 1},
+    ],
 )
 def test_it_conforms(options: dict[str, object]) -> None:
     # Fewer steps than the default of 50, which would say no more.
@@ -46,15 +52,23 @@ def test_it_is_registered() -> None:
     check_algorithm("reptile", {"eval_inner_steps": 5})
 
 
-def test_the_outer_step_goes_the_fraction_lr_of_the_way_to_the_mean_of_the_adapted_parameters() -> None:
-    reptile, tasks = model(inner_optimizer="sgd", inner_lr=0.5, inner_steps=4, inner_batch=100), episode(2)
+def test_the_outer_step_goes_the_fraction_lr_of_the_way_to_the_mean_of_the_adapted_parameters() -> (
+    None
+):
+    reptile, tasks = (
+        model(inner_optimizer="sgd", inner_lr=0.5, inner_steps=4, inner_batch=100),
+        episode(2),
+    )
     weight, bias = (p.detach().clone() for p in reptile.head.parameters())
     ends = []
     for i in range(2):
         layer = torch.nn.Linear(5, 3)
         layer.load_state_dict({"weight": weight, "bias": bias})
         inner = torch.optim.SGD(layer.parameters(), lr=0.5)
-        x, y = torch.cat([tasks.support_x[i], tasks.query_x[i]]), torch.cat([tasks.support_y[i], tasks.query_y[i]])
+        x, y = (
+            torch.cat([tasks.support_x[i], tasks.query_x[i]]),
+            torch.cat([tasks.support_y[i], tasks.query_y[i]]),
+        )
         for _ in range(4):
             inner.zero_grad()
             torch.nn.functional.cross_entropy(layer(x), y).backward()
@@ -63,7 +77,9 @@ def test_the_outer_step_goes_the_fraction_lr_of_the_way_to_the_mean_of_the_adapt
     outer = torch.optim.SGD(reptile.parameters(), lr=0.25)
     reptile.train().loss(tasks).backward()
     outer.step()
-    torch.testing.assert_close(reptile.head.weight.detach(), weight + 0.25 * (torch.stack(ends).mean(0) - weight))
+    torch.testing.assert_close(
+        reptile.head.weight.detach(), weight + 0.25 * (torch.stack(ends).mean(0) - weight)
+    )
 
 
 def test_the_inner_adam_is_adam_without_a_first_moment() -> None:
@@ -75,7 +91,9 @@ def test_the_inner_adam_is_adam_without_a_first_moment() -> None:
         inner.zero_grad()
         torch.nn.functional.cross_entropy(layer(task.support_x[0]), task.support_y[0]).backward()
         inner.step()
-    torch.testing.assert_close(reptile(task.support_x, task.support_y, task.query_x)[0], layer(task.query_x[0]))
+    torch.testing.assert_close(
+        reptile(task.support_x, task.support_y, task.query_x)[0], layer(task.query_x[0])
+    )
 
 
 def test_minibatches_go_through_all_examples_before_any_comes_again() -> None:

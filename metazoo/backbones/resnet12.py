@@ -1,0 +1,70 @@
+"""ResNet-12: Lee et al. 2019 (arXiv:1904.03758)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metazoo import options
+from metazoo.base.backbone import CONVOLUTION_FORMAT, Backbone, image_shape
+from metazoo.options import Range
+from metazoo.plugins.marker import hookimpl
+
+
+class ResNet12(Backbone):
+    """Four residual blocks of three 3x3 convolutions, then an average over positions (Lee et al. 2019, arXiv:1904.03758).
+
+    Widths (64, 160, 320, 640) times `scale`; features are the last of them. DropBlock is left out.
+    """
+
+    @dataclass(frozen=True)
+    class Config(options.Config):
+        scale: Annotated[float, "factor on the widths 64, 160, 320, 640", Range(0.02)] = 1.0
+
+    def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
+        super().__init__(input_shape, config)
+        channels = image_shape("resnet12", input_shape, 16)[0]
+        blocks = []
+        for base in (64, 160, 320, 640):
+            width = max(1, round(base * self.config.scale))
+            blocks.append(_ResidualBlock(channels, width))
+            channels = width
+        self.blocks = nn.Sequential(*blocks).to(memory_format=CONVOLUTION_FORMAT)  # type: ignore[call-overload]
+        self.out_features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x).mean((2, 3))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+
+        def conv(inputs: int, size: int) -> list[nn.Module]:
+            return [
+                nn.Conv2d(inputs, width, size, padding=size // 2, bias=False),
+                nn.BatchNorm2d(width),
+            ]
+
+        slope = 0.1
+        self.path = nn.Sequential(
+            *conv(channels, 3),
+            nn.LeakyReLU(slope),
+            *conv(width, 3),
+            nn.LeakyReLU(slope),
+            *conv(width, 3),
+        )
+        self.shortcut = nn.Sequential(*conv(channels, 1))
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.leaky_relu(self.path(x) + self.shortcut(x), self.slope), 2)
+
+
+@hookimpl
+def register_backbones() -> Mapping[str, type[Backbone]]:
+    return {"resnet12": ResNet12}

@@ -1,0 +1,1 @@
+"""What a plugin author subclasses: Algorithm, Backbone, Dataset; and the training options."""

@@ -1,0 +1,31 @@
+"""The device to compute on."""
+
+from __future__ import annotations
+
+import torch
+
+from metazoo.errors import OptionError, first_line
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name ("auto" is a GPU where there is one), or raise OptionError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:  # which lists two dozen types that few machines have
+        raise OptionError(
+            f"there is no device '{name}'",
+            "a device is cpu, cuda, cuda:1, ...; auto takes a GPU where there is one",
+        ) from error
+    try:
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        # The dispatcher's message goes on with all that it knows.
+        why = first_line(error).partition(". ")[0]
+        raise OptionError(
+            f"device '{name}' cannot be used: {why}", "leave out --device, or use cpu"
+        ) from error
+    return device

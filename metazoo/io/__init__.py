@@ -1,0 +1,1 @@
+"""Bytes: files written whole, checksums, locks, downloads, archives."""

@@ -1,0 +1,1 @@
+"""Building blocks for networks and for algorithms that adapt them."""

@@ -1,0 +1,95 @@
+"""Small made tasks, and models for them, that `metazoo.testing.check_algorithm` tries an algorithm on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from metazoo import options as declared
+from metazoo.backbones.conv4 import Conv4
+from metazoo.backbones.mlp import MLP
+from metazoo.base.algorithm import Algorithm
+from metazoo.base.backbone import Backbone
+from metazoo.tasks.episode import Batch, Episode, TaskSpec
+
+
+class Classification:
+    """An algorithm with options, and made tasks for it: each class a random image, its examples that image with noise."""
+
+    input_shape: tuple[int, ...] = (1, 16, 16)
+    # (tasks, ways, shots, queries)
+    sizes = ((1, 2, 1, 1), (2, 5, 1, 3), (3, 3, 4, 2))
+
+    def __init__(self, name: str, algorithm: type[Algorithm], options: Mapping[str, Any]):
+        self.name, self.algorithm, self.options = name, algorithm, options
+
+    def backbone(self) -> Backbone:
+        return Conv4(self.input_shape, Conv4.Config(width=16))
+
+    def spec(self, ways: int) -> TaskSpec:
+        return TaskSpec(self.input_shape, outputs=ways, classes=10)
+
+    def model(self, ways: int = 5, seed: int = 0) -> Algorithm:
+        torch.manual_seed(seed)
+        config = declared.build(self.algorithm.Config, self.options, f"algorithm '{self.name}'")
+        return self.algorithm(self.backbone(), self.spec(ways), config)
+
+    def episode(self, tasks: int = 2, ways: int = 5, shots: int = 3, queries: int = 5) -> Episode:
+        return self._episode(
+            tasks, [label for label in range(ways) for _ in range(shots)], ways, queries
+        )
+
+    def unequal(self) -> Episode:
+        """Return two tasks with one to three shots a class, the examples in no order."""
+        return self._episode(2, [2, 0, 1, 0, 2, 0], 3, 2)
+
+    def _episode(self, tasks: int, support: list[int], ways: int, queries: int) -> Episode:
+        noise = torch.Generator().manual_seed(1)
+        classes = torch.randn(tasks, ways, *self.input_shape, generator=noise)
+        labels = torch.tensor(support), torch.arange(ways).repeat_interleave(queries)
+        x = [
+            classes[:, y] + 0.7 * torch.randn(tasks, len(y), *self.input_shape, generator=noise)
+            for y in labels
+        ]
+        support_y, query_y = (y.expand(tasks, -1).contiguous() for y in labels)
+        return Episode(x[0], support_y, x[1], query_y)
+
+    def outputs(self, episode: Episode) -> int:
+        return int(episode.support_y.max()) + 1
+
+    def training(self) -> Episode | Batch:
+        """Return what `loss` is given: the tasks of `episode()`, or their examples with the classes of all of them."""
+        tasks = self.episode()
+        if self.algorithm.draws == "episodes":
+            return tasks
+        first = 5 * torch.arange(len(tasks)).unsqueeze(1)
+        x = torch.cat([tasks.support_x, tasks.query_x], 1)
+        y = torch.cat([tasks.support_y, tasks.query_y], 1) + first
+        return Batch(x.flatten(0, 1), y.flatten())
+
+
+class Regression(Classification):
+    """The same with tasks of numbers: two outputs, each a wave of its own height in every task."""
+
+    input_shape = (1,)
+
+    def backbone(self) -> Backbone:
+        return MLP(self.input_shape, MLP.Config(width=20))
+
+    def spec(self, ways: int) -> TaskSpec:
+        return TaskSpec(self.input_shape, outputs=2, classes=0, regression=True)
+
+    def _episode(self, tasks: int, support: list[int], ways: int, queries: int) -> Episode:
+        noise = torch.Generator().manual_seed(1)
+        height = 1 + torch.rand(tasks, 1, 2, generator=noise)
+        x = [
+            2 * torch.randn(tasks, points, 1, generator=noise)
+            for points in (len(support), ways * queries)
+        ]
+        support_y, query_y = (height * torch.cat([x.sin(), x.cos()], -1) for x in x)
+        return Episode(x[0], support_y, x[1], query_y)
+
+    def outputs(self, episode: Episode) -> int:
+        return 2

@@ -1,0 +1,120 @@
+"""Folders of packed data that are none, lie or are damaged: refused in words, and the shards that differ are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packs import Vectors, packed
+
+from metazoo import DataError, OptionError
+from metazoo.cli import run
+from metazoo.datasets.packed.dataset import Packed
+from metazoo.datasets.packed.writer import pack
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(root: Path, match: str) -> None:
+    with pytest.raises(DataError, match=match) as caught:
+        packed(root).split("train")
+    assert caught.value.hint
+
+
+def test_folders_that_are_none(tmp_path: Path, packed_vectors: Path) -> None:
+    refused(tmp_path / "gone", "gone does not exist")
+    refused(tmp_path, "has no index.json")
+    with pytest.raises(OptionError, match="which folder") as caught:
+        Packed().split("train")
+    assert "--data-root" in (caught.value.hint or "")
+    file = packed_vectors / "train.bin"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1])
+    refused(packed_vectors, r"train\.bin is truncated: it has 479 bytes, and should have 480")
+    file.write_bytes(data + b"x")
+    refused(packed_vectors, r"train\.bin is too long")
+    file.unlink()
+    refused(packed_vectors, r"has no file train\.bin")
+    file.mkdir()
+    refused(packed_vectors, r"has no file train\.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"shape": [5.0]}, "'shape'"),
+        ({"shape": [0]}, "'shape'"),
+        ({"shape": 5}, "'shape'"),
+        ({"counts": [4, 6, 5, -9]}, "'counts'"),
+        ({"counts": [4, 6, 5, True]}, "'counts'"),
+        ({"counts": [4, 6, 5]}, "4 names of classes and 3 counts"),
+        ({"counts": [4, 6, 5, 10**30]}, "checksums"),
+        ({"names": ["a", "b", "c", 1]}, "'names'"),
+        ({"names": "abcd"}, "'names'"),
+        ({"dtype": "object"}, "'dtype'"),
+        ({"dtype": ["uint8"]}, "'dtype'"),
+        ({"dtype": "float64"}, "truncated"),
+        ({"shard": 0}, "'shard'"),
+        ({"sha256": ["0"] * 11}, "11 checksums of 12 shards"),
+        ({"sha256": [0] * 12}, "'sha256'"),
+    ],
+)
+def test_an_index_that_lies(packed_vectors: Path, change: dict[str, Any], match: str) -> None:
+    index = json.loads((packed_vectors / "index.json").read_text())
+    index["splits"]["train"] |= change
+    (packed_vectors / "index.json").write_text(json.dumps(index))
+    refused(packed_vectors, match)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "null", "7", '"x"', "[" * 100_000, "\x00", '{"format": 1}', '{"format": 1, "licence": "", "splits": 1}',
+        '{"format": 1, "licence": "", "splits": {"../../etc/passwd": {}}, "input_format": {}}',
+        '{"format": 1, "licence": "", "splits": {"train": {}}, "input_format": {}}',
+        '{"format": 1, "licence": "", "splits": {"train": []}, "input_format": {}}',
+        '{"format": 1, "licence": "", "splits": {}, "input_format": {"size": "28", "channels": 1, "invert": true}}',
+        '{"format": 1, "licence": "", "splits": {}, "input_format": {"size": 99999999, "channels": 1, "invert": true}}',
+        '{"format": 1, "licence": "", "splits": {}, "input_format": [1]}', '{"format": 1, "licence": 1, "splits": {}}',
+        '{"format": 99}',
+    ],
+)  # fmt: skip
+def test_an_index_that_is_none(packed_vectors: Path, text: str, capsys: Capture) -> None:
+    (packed_vectors / "index.json").write_text(text)
+    refused(
+        packed_vectors, r"index\.json (cannot be read|does not describe packed data|has format 99)"
+    )
+    assert run(["data", "verify", str(packed_vectors)]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    # Nor is anything put in its place.
+    with pytest.raises(DataError):
+        pack(Vectors(), "vectors", packed_vectors)
+    assert (packed_vectors / "index.json").read_text() == text
+
+
+def test_verify_names_the_shards_that_differ(packed_vectors: Path, capsys: Capture) -> None:
+    assert run(["data", "verify", str(packed_vectors)]) == 0
+    assert capsys.readouterr() == ("19 of 19 shards are whole\n", "")
+    for name, place in (("train", 479), ("test", 41)):
+        data = bytearray((packed_vectors / f"{name}.bin").read_bytes())
+        data[place] ^= 1
+        (packed_vectors / f"{name}.bin").write_bytes(data)
+    assert run(["data", "verify", str(packed_vectors)]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "train.bin: shard 11 (bytes 440 to 479, examples 22 to 23) is damaged",
+        "test.bin: shard 1 (bytes 40 to 79, examples 2 to 3) is damaged",
+        "17 of 19 shards are whole",
+    ]
+    assert err.startswith(f"error: 2 of 19 shards in {packed_vectors} are damaged\nhint: ")
+    assert run(["data", "verify", str(packed_vectors), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["shards"] == 19
+    assert found["damaged"][1] == {
+        "file": "test.bin",
+        "shard": 1,
+        "examples": [2, 4],
+        "bytes": [40, 80],
+    }

@@ -1,0 +1,421 @@
+"""Models on the Hub: huggingface_hub itself, in processes of its own, with a small Hub on this machine that speaks its API."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from servers import Handler
+
+from metazoo import zoo
+from metazoo.errors import CheckpointError, UnknownNameError
+from metazoo.zoo import hub
+
+NAME = "protonet.tiny_3w1s"
+CARD, WEIGHTS = f"{NAME}.json", f"{NAME}.safetensors"
+TOKEN = "hf_of_the_tests"
+LOAD = """
+import json, sys
+from metazoo import zoo
+from metazoo.errors import MetazooError
+
+said = []
+for name in sys.argv[1:]:
+    try:
+        said.append({"weights": str(zoo.find(name).weights)})
+    except MetazooError as error:
+        said.append({"error": type(error).__name__, "message": error.message, "hint": error.hint})
+print(json.dumps(said))
+"""
+PUSH = "from metazoo.cli import main; main()"
+
+
+class HubHandler(Handler):
+    """The part of the Hub's API that huggingface_hub uses to read and to commit; weights are sent from a host of their own."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path, hub = unquote(urlsplit(self.path).path), self.server
+        hub.asked.append(f"{self.command} {path}")
+        if path.startswith("/cdn/"):
+            hub.tokens_at_cdn.append(self.headers.get("Authorization"))
+            return self.send(200, hub.cdn[path.removeprefix("/cdn/")])
+        if path.startswith("/api/models/us/unwell"):
+            return self.refuse(500, "")
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            if (repo := self.repo(found[1])) is None or (
+                files := self.files(repo, found[2] or "main")
+            ) is None:
+                return None
+            siblings = [
+                {"rfilename": name, "size": repo.get("sizes", {}).get(name, len(data))}
+                for name, data in files.items()
+            ]
+            return self.answer(
+                {
+                    "id": found[1],
+                    "sha": commit(files),
+                    "private": repo["private"],
+                    "siblings": siblings,
+                }
+            )
+        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/(refs/pr/1|[^/]+)/(.+)", path):
+            if (repo := self.repo(found[1])) is None or (
+                files := self.files(repo, found[2])
+            ) is None:
+                return None
+            if repo["gated"]:
+                return self.refuse(403, "GatedRepo")
+            if found[3] not in files:
+                return self.refuse(404, "EntryNotFound", X_Repo_Commit=commit(files))
+            data = files[found[3]]
+            about = {
+                "X-Repo-Commit": commit(files),
+                "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            }
+            if not found[3].endswith(".safetensors"):
+                return self.send(200, data, **about)
+            oid = hashlib.sha256(data).hexdigest()
+            hub.cdn[oid] = data
+            about |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": about["ETag"]}
+            return self.send(302, **about, Location=f"http://localhost:{hub.server_port}/cdn/{oid}")
+        self.refuse(404, "RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        path, hub = unquote(urlsplit(self.path).path), self.server
+        hub.asked.append(f"{self.command} {path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.refuse(401, "")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            exists = name in hub.repos
+            private = asked.get("private", False) or asked.get("visibility") == "private"
+            hub.repos.setdefault(name, new(private=private))
+            return self.answer({"url": f"{hub.url}/{name}"}, 409 if exists else 200)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            modes = [
+                (f["path"], "lfs" if f["path"].endswith(".safetensors") else "regular")
+                for f in json.loads(body)["files"]
+            ]
+            return self.answer(
+                {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]}
+            )
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{hub.url}/cdn/{o['oid']}"}}} for o in json.loads(body)["objects"]
+            ]  # fmt: skip
+            return self.answer({"transfer": "basic", "objects": objects})
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            revisions = hub.repos[found[1]]["revisions"]
+            files = dict(revisions["main"])
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = hub.cdn[value["oid"]]
+            revisions["main"] = files
+            return self.answer(
+                {"commitUrl": f"{hub.url}/{found[1]}/commit/x", "commitOid": commit(files)}
+            )
+        self.refuse(404, "RepoNotFound")
+
+    def do_PUT(self) -> None:
+        self.server.asked.append(f"PUT {self.path}")
+        self.server.cdn[self.path.removeprefix("/cdn/")] = self.rfile.read(
+            int(self.headers["Content-Length"])
+        )
+        self.send(200)
+
+    def repo(self, name: str) -> dict[str, Any] | None:
+        found = self.server.repos.get(name)
+        if found is None or (
+            found["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"
+        ):
+            return self.refuse(401, "RepoNotFound")
+        return found
+
+    def files(self, repo: dict[str, Any], revision: str) -> dict[str, bytes] | None:
+        known = {
+            **repo["revisions"],
+            **{commit(files): files for files in repo["revisions"].values()},
+        }
+        return known[revision] if revision in known else self.refuse(404, "RevisionNotFound")
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        self.send(status, json.dumps(value).encode(), Content_Type="application/json")
+
+    def refuse(self, status: int, code: str, **headers: str) -> None:
+        self.send(status, X_Error_Code=code, **headers)
+
+
+def new(
+    private: bool = False, gated: bool = False, **revisions: dict[str, bytes]
+) -> dict[str, Any]:
+    return {"private": private, "gated": gated, "revisions": {"main": {}, **revisions}}
+
+
+def commit(files: dict[str, bytes]) -> str:
+    return hashlib.sha1(
+        b"".join(name.encode() + data for name, data in sorted(files.items()))
+    ).hexdigest()
+
+
+@pytest.fixture
+def there(serve: Callable[..., Any]) -> Any:
+    """A Hub with nothing on it."""
+    server = serve(handler=HubHandler)
+    server.repos, server.cdn, server.tokens_at_cdn = {}, {}, []
+    return server
+
+
+@pytest.fixture
+def files(exported: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in exported.iterdir()}
+
+
+@pytest.fixture
+def python(there: Any, tmp_path: Path) -> Any:
+    """Runs a program whose Hub is the one of the tests."""
+
+    def start(program: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {"HF_ENDPOINT": there.url, "HF_HOME": str(tmp_path / "hf"), "METAZOO_CACHE": str(tmp_path / "cache"),
+                     "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "*", **environment}  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-c", program, *words],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def load(python: Any) -> Any:
+    """Loads models in one process and returns what came of each."""
+
+    def start(*names: str, **environment: str) -> list[dict[str, str]]:
+        done = python(LOAD, *names, **environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return start
+
+
+def pin_of(data: bytes) -> str:
+    return f"#sha256={hashlib.sha256(data).hexdigest()}"
+
+
+@pytest.mark.slow
+def test_models_are_loaded_by_name_revision_and_pin(
+    there: Any, load: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    other = {f"protonet.other{Path(name).suffix}": data for name, data in files.items()}
+    other["protonet.other.json"] = json.dumps(
+        {
+            **json.loads(files[CARD]),
+            "name": "protonet.other",
+            "weights": "protonet.other.safetensors",
+        }
+    ).encode()
+    there.repos["us/zoo"] = new(
+        main={**files, "config.json": b"{}"},
+        old=files,
+        **{"refs/pr/1": files},
+        both={**files, **other},
+    )
+    pin = pin_of(files[WEIGHTS])
+    names = [
+        f"hf://us/zoo/{NAME}",
+        "hf://us/zoo",
+        f"hf://us/zoo@old/{NAME}",
+        f"hf://us/zoo@refs%2Fpr%2F1/{NAME}",
+        f"hf://us/zoo{pin}",
+    ]
+    *found, several = load(*names, "hf://us/zoo@both")
+    assert (
+        found
+        == [
+            {"weights": str(tmp_path / "cache" / "models" / pin.removeprefix("#sha256=") / WEIGHTS)}
+        ]
+        * 5
+    )
+    assert "has several models: protonet.other, protonet.tiny_3w1s" in several["message"]
+    assert several["error"] == "UnknownNameError"
+    assert sum("GET /cdn/" in line for line in there.asked) == 1
+    assert sorted(os.listdir(Path(found[0]["weights"]).parent)) == [".lock", CARD, WEIGHTS]
+
+
+@pytest.mark.slow
+def test_what_is_not_there_is_named(there: Any, load: Any, files: dict[str, bytes]) -> None:
+    there.repos = {
+        "us/zoo": new(main=files),
+        "us/empty": new(main={"config.json": b"{}"}),
+        "us/gated": new(gated=True, main=files),
+        "us/private": new(private=True, main=files),
+    }
+    wanted = {
+        "hf://us/none": "there is no repository us/none on the Hub",
+        f"hf://us/zoo@never/{NAME}": "us/zoo on the Hub has no revision 'never'",
+        "hf://us/zoo/protonet.none": "us/zoo on the Hub has no protonet.none.json",
+        "hf://us/empty": "us/empty on the Hub has no model of metazoo",
+        f"hf://us/gated/{NAME}": "us/gated on the Hub is gated",
+        f"hf://us/zoo/{NAME}#sha256={'0' * 64}": f"the address asks for {'0' * 64}",
+        "hf://us/a..b": "'us/a..b' is no name of a repository",
+        f"hf://us/private/{NAME}": "there is no repository us/private on the Hub",
+    }
+    said = load(*wanted)
+    for one, what in zip(said, wanted.values()):
+        assert what in one["message"]
+        assert one["hint"]
+    assert "weights" in load(f"hf://us/private/{NAME}", HF_TOKEN=TOKEN)[0]
+    # The host that the weights come from is not the Hub.
+    assert there.tokens_at_cdn == [None]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_not_kept(
+    there: Any, load: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    tampered = files[WEIGHTS][:-1] + bytes([files[WEIGHTS][-1] ^ 1])
+    bigger = files[WEIGHTS] + b"x"
+    there.repos = {
+        "us/tampered": new(main={**files, WEIGHTS: tampered}),
+        "us/bigger": new(main={**files, WEIGHTS: bigger}),
+        "us/huge": new(main={**files, CARD: b" " * 2**20 + files[CARD]}),
+        "us/unwell": new(main=files),
+    }
+    wrong, big, huge, unwell = load(
+        *(f"hf://us/{name}/{NAME}" for name in ("tampered", "bigger", "huge", "unwell"))
+    )
+    # Where the Hub does not say how big a card is, none is downloaded.
+    assert "us/unwell on the Hub cannot be used: " in unwell["message"]
+    assert not [line for line in there.asked if "us/unwell/resolve" in line]
+    good = pin_of(files[WEIGHTS]).removeprefix("#sha256=")
+    assert f"{pin_of(tampered)[8:]}, but should have {good}: nothing was read" in wrong["message"]
+    assert f"has {len(bigger)} bytes, more than the {len(files[WEIGHTS])}" in big["message"]
+    assert f"more than the {2**20}" in huge["message"]
+    assert sum("GET /cdn/" in line for line in there.asked) == 1
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    there.repos["us/tampered"]["revisions"]["main"] = files
+    assert "weights" in load(f"hf://us/tampered/{NAME}")[0]
+
+
+@pytest.mark.slow
+def test_what_was_loaded_once_needs_no_hub(there: Any, load: Any, files: dict[str, bytes]) -> None:
+    there.repos["us/zoo"] = new(main=files)
+    name, pinned = f"hf://us/zoo/{NAME}", f"hf://us/zoo{pin_of(files[WEIGHTS])}"
+    (first,) = load(name)
+    path = Path(first["weights"])
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert load(pinned, name) == [first, first]
+    assert path.read_bytes() == good
+    there.asked.clear()
+    assert load(name, pinned, HF_HUB_OFFLINE="1") == [first, first]
+    assert there.asked == []
+    (unknown,) = load("hf://us/zoo", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in unknown["message"]
+    there.stop()
+    assert load(name, pinned) == [first, first]
+    (gone,) = load("hf://us/zoo")
+    assert "offline" in gone["hint"]
+
+
+@pytest.mark.slow
+def test_a_model_is_pushed_and_loaded_again(
+    there: Any, python: Any, load: Any, exported: Path, files: dict[str, bytes]
+) -> None:
+    words = ("push", str(exported / CARD), "hf://us/new", "--json")
+    done = python(PUSH, *words, "--private", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    address = f"hf://us/new/{NAME}{pin_of(files[WEIGHTS])}"
+    assert json.loads(done.stdout) == {
+        "name": NAME, "where": f"{there.url}/us/new", "address": address, "sha256": address.rpartition("=")[2],
+    }  # fmt: skip
+    repo = there.repos["us/new"]
+    assert repo["private"]
+    assert sum("/commit/" in line for line in there.asked) == 1
+    main = repo["revisions"]["main"]
+    assert {name: main[name] for name in files} == files
+    readme = main["README.md"].decode()
+    assert readme.startswith(
+        "---\nlicense: cc0-1.0\nlibrary_name: metazoo\ntags:\n- few-shot-learning\n- pytorch\n---\n"
+    )
+    result = json.loads(files[CARD])["results"][0]
+    value = f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %"
+    row = f"| 3-way 1-shot | accuracy | {value} | 12 | inductive |"
+    for part in (f"# {NAME}", "a tiny one", f'metazoo.load("{address}")', row):
+        assert part in readme, part
+    assert "weights" in load(address, HF_TOKEN=TOKEN)[0]
+    # Again: what somebody wrote into the README stays.
+    main["README.md"] = b"mine"
+    done = python(PUSH, *words, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert repo["revisions"]["main"]["README.md"] == b"mine"
+
+
+@pytest.mark.slow
+def test_a_push_that_may_not_be(there: Any, python: Any, exported: Path) -> None:
+    there.repos["us/public"] = new()
+    for token, words, what in (
+        ("", ["hf://us/new"], "HF_TOKEN"),
+        (TOKEN, ["hf://us/public", "--private"], "exists and is public"),
+    ):
+        done = python(PUSH, "push", str(exported / CARD), *words, HF_TOKEN=token)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert what in done.stderr
+        assert "Traceback" not in done.stderr
+    assert there.repos == {"us/public": new()}
+
+
+def test_without_huggingface_hub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="is missing") as caught:
+        zoo.load(f"hf://us/zoo/{NAME}")
+    assert caught.value.hint == '`pip install "metazoo[hub]"`'
+
+
+def test_the_library_is_imported_when_it_is_needed_alone() -> None:
+    code = "import sys, metazoo, metazoo.cli.pushing; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["hf://us/zoo", f"hf://us/zoo/{NAME}", f"hf://us/zoo@v1/{NAME}", "hf://us/zoo@refs%2Fpr%2F1"],
+)
+def test_an_address_is_read_and_written(address: str) -> None:
+    assert str(hub.parse(address)) == address
+
+
+def test_addresses_that_are_none() -> None:
+    for address in (
+        "hf://us",
+        "hf://us/",
+        "hf://us/zoo/",
+        "hf://us/zoo/a/b",
+        "hf://us/zoo@/a",
+        "hf://us/zoo@1@2",
+        "hf://us/zoo?x",
+    ):
+        with pytest.raises(UnknownNameError, match="no address on the Hub"):
+            hub.parse(address)

@@ -1,0 +1,415 @@
+"""Files come back bit for bit, and damaged or hostile ones do no harm."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from metazoo.errors import CheckpointError, MetazooError, OptionError, UnknownNameError
+from metazoo.io.files import read_json, write_json
+from metazoo.zoo import run_folder
+from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.weights import (
+    KEY,
+    load_model,
+    load_tensors,
+    save_model,
+    save_tensors,
+    write_atomically,
+)
+
+
+@pytest.fixture
+def model_file(protonet_run: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((protonet_run / run_folder.BEST).read_bytes())
+    return path
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any], **tensors: torch.Tensor) -> None:
+    """Change a model file's metadata, and put other tensors in place of its own."""
+    held, metadata = load_tensors(path)
+    change(metadata)
+    save_tensors(path, {**held, **tensors}, metadata)
+
+
+def test_tensors_of_every_kind_come_back_bit_for_bit(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last)
+    tied = torch.randn(6, generator=generator)
+    tensors = {
+        "float": torch.tensor([0.1, -0.0, float("nan"), float("inf"), 1e-45]),
+        "double": torch.randn(3, dtype=torch.float64, generator=generator),
+        "half": torch.randn(3, generator=generator).half(),
+        "bfloat": torch.randn(3, generator=generator).bfloat16(),
+        "bool": torch.tensor([True, False]),
+        "int64": torch.tensor([-(2**63), 2**63 - 1]),
+        "uint8": torch.tensor([0, 255], dtype=torch.uint8),
+        "scalar": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "channels_last": image,
+        "slice": torch.arange(12.0).view(3, 4)[:, 1::2],
+        "expanded": torch.tensor([3.0]).expand(4),
+        "tied": tied,
+        "tied again": tied,
+        "part of tied": tied[2:],
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    metadata = {"a": [1, None, "ü", -0.1], "b": {"c": True}}
+    save_tensors(tmp_path / "x.safetensors", tensors, metadata)
+    loaded, back = load_tensors(tmp_path / "x.safetensors")
+    assert back == metadata
+    assert loaded.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (value.dtype, value.shape), name
+        ours, theirs = (
+            t.detach().contiguous().view(-1).view(torch.uint8) if t.dim() else t
+            for t in (value, loaded[name])
+        )
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_model_comes_back_bit_for_bit_and_ready(protonet_run: Path, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    model, blueprint = load_model(protonet_run / run_folder.BEST)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not model.training
+    assert blueprint == dataclasses.replace(
+        run_folder.read_blueprint(protonet_run).portable(), recipe=blueprint.recipe
+    )
+    save_model(tmp_path / "again.safetensors", model, blueprint)
+    again, _ = load_model(tmp_path / "again.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    task = torch.rand(1, 4, 1, 28, 28), torch.tensor([[0, 1, 2, 2]]), torch.rand(1, 5, 1, 28, 28)
+    assert torch.equal(model(*task), again(*task))
+
+
+def test_a_file_says_nothing_of_this_machine(maml_run: Path, tmp_path: Path) -> None:
+    blueprint = run_folder.read_blueprint(maml_run)
+    folder = dataclasses.replace(
+        blueprint, dataset="folder", dataset_options={"root": "/somewhere/private", "size": 32}
+    )
+    model, _ = load_model(maml_run / run_folder.BEST)
+    save_model(tmp_path / "x.safetensors", model, folder)
+    assert b"private" not in (tmp_path / "x.safetensors").read_bytes()
+    kept = load_tensors(tmp_path / "x.safetensors")[1]
+    assert kept["dataset_options"] == {"size": 32}
+    assert "device" not in kept["recipe"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 0.5, 0.99, -1])
+def test_a_truncated_file_is_refused(model_file: Path, keep: float) -> None:
+    data = model_file.read_bytes()
+    model_file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is damaged or no checkpoint of metazoo"
+    ):
+        load_model(model_file)
+
+
+def test_a_header_with_a_flipped_bit_is_read_right_or_refused(model_file: Path) -> None:
+    data = bytearray(model_file.read_bytes())
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    chooser = random.Random(0)
+    refused = 0
+    for bit in chooser.sample(range(8 * header), 250):
+        data[bit // 8] ^= 1 << bit % 8
+        model_file.write_bytes(data)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            load_model(model_file)
+        except MetazooError:
+            refused += 1
+    assert refused > 150
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no .*nothing\.safetensors"):
+        load_tensors(tmp_path / "nothing.safetensors")
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {KEY: "{"}, {KEY: "[" * 100_000}])
+def test_tensors_of_somebody_else_are_no_model(
+    tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
+    path = tmp_path / "theirs.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(2)}, path, metadata)
+    with pytest.raises(
+        CheckpointError, match=r"theirs\.safetensors is damaged or no checkpoint of metazoo"
+    ):
+        load_model(path)
+
+
+def test_a_file_of_another_sort_is_not_read_whole(tmp_path: Path) -> None:
+    """It may be larger than memory."""
+    path = tmp_path / "data.bin"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"):
+        load_model(path)
+
+
+def safetensors_file(path: Path, header: dict[str, Any], size: int = 0) -> None:
+    """Write a file with this header and `size` zeros for its tensors, which take no room on the disk."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + size)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        {"x": {"dtype": "F32", "shape": [2**39], "data_offsets": [0, 2**41]}},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "y": {"data_offsets": [0]}},
+        {"x": {"data_offsets": "08"}},
+        {"x": [0, 2**40]},
+        {"x": None},
+    ],
+)
+def test_a_file_that_begins_as_ours_is_not_read_beyond_what_its_header_promises(
+    tmp_path: Path, tensors: dict[str, Any]
+) -> None:
+    path = tmp_path / "data.bin"
+    safetensors_file(path, {"__metadata__": {KEY: "{}"}, **tensors}, 2**40)
+    with pytest.raises(
+        CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"
+    ) as caught:
+        load_model(path)
+    assert caught.value.hint == "give another file; if this was a model, train or fetch it again"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\0" * 8 + b"{",
+        b"\1" + b"\0" * 7 + b"{",
+        b"\xff" * 8 + b"{",
+        struct.pack("<Q", 2**30) + b"{",
+    ],
+)
+def test_a_file_with_one_byte_like_ours_is_not_read_whole(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(start)
+    os.truncate(path, 2**40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"):
+        load_model(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_shape_beyond_numbers_in_a_header_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors_file(
+        path,
+        {
+            "__metadata__": {KEY: "{}"},
+            "a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]},
+        },
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"x\.safetensors is damaged or no checkpoint of metazoo: Stride calculation",
+    ):
+        load_model(path)
+
+
+class Malice:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch '{self.mark}'",)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_is_not_executed(tmp_path: Path, how: str) -> None:
+    mark, path = tmp_path / "executed", tmp_path / "model.safetensors"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Malice(mark)))
+    else:
+        torch.save({"x": Malice(mark)}, path)
+    with pytest.raises(CheckpointError):
+        load_model(path)
+    assert not mark.exists()
+    path = path.rename(tmp_path / "model.pt")
+    torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
+    assert mark.exists()  # it was a weapon
+
+
+def test_no_module_of_ours_imports_pickle_or_loads_by_torch() -> None:
+    package = Path(run_folder.__file__).parent
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "import pickle" not in text, path
+        assert "torch.load(" not in text.replace("safetensors.torch.load(", ""), path
+
+
+def test_a_file_of_a_later_format_says_so(model_file: Path) -> None:
+    rewrite(model_file, lambda m: m.update(format=2))
+    with pytest.raises(CheckpointError, match=r"has format 2, this metazoo reads 1") as caught:
+        load_model(model_file)
+    assert "pip install -U metazoo" in (caught.value.hint or "")
+
+
+def test_a_file_that_needs_a_missing_plugin_names_what_is_missing(model_file: Path) -> None:
+    rewrite(model_file, lambda m: m.update(algorithm="reptilian"))
+    with pytest.raises(UnknownNameError, match="no algorithm named 'reptilian'"):
+        load_model(model_file)
+    rewrite(model_file, lambda m: m.update(algorithm="protonet", backbone="vit"))
+    with pytest.raises(UnknownNameError, match="no backbone named 'vit'"):
+        load_model(model_file)
+
+
+def test_weights_that_do_not_fit_are_named(model_file: Path) -> None:
+    rewrite(model_file, lambda m: m["backbone_options"].update(width=5))
+    with pytest.raises(
+        CheckpointError,
+        match=r"do not fit algorithm 'protonet': 'backbone.blocks.0.weight' has shape",
+    ):
+        load_model(model_file)
+    rewrite(model_file, lambda m: m["backbone_options"].update(width=4), extra=torch.zeros(3))
+    with pytest.raises(CheckpointError, match="extra"):
+        load_model(model_file)
+    with pytest.raises(CheckpointError, match="they have no 'log_scale'"):
+        load_model(model_file, distance="cosine")
+
+
+def test_options_can_be_changed_where_the_weights_still_fit(maml_run: Path) -> None:
+    model, _ = load_model(maml_run / run_folder.BEST, eval_inner_steps=7)
+    assert model.config.eval_inner_steps == 7
+    with pytest.raises(OptionError, match="has no option 'inner_stepz'"):
+        load_model(maml_run / run_folder.BEST, inner_stepz=7)
+
+
+MISTAKES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no spec": lambda m: m.pop("spec"),
+    "a list of options": lambda m: m.update(algorithm_options=[1, 2]),
+    "text for a backbone's options": lambda m: m.update(backbone_options="wide"),
+    "no input format": lambda m: m.update(input_format=None),
+    "a number for a name": lambda m: m.update(algorithm=5),
+    "a recipe of nonsense": lambda m: m["recipe"].update(ways="many"),
+    "an unknown part of the recipe": lambda m: m["recipe"].update(spice=1),
+    "a recipe that is a list": lambda m: m.update(recipe=["ways"]),
+    "a shape of text": lambda m: m["spec"].update(input_shape="wide"),
+    "an infinite shape": lambda m: m["spec"].update(input_shape=[float("inf")]),
+    "a spec too much": lambda m: m["spec"].update(wings=2),
+    "outputs of text": lambda m: m["spec"].update(outputs="five"),
+    "an option of another type": lambda m: m["backbone_options"].update(width="wide"),
+    "an argument that no image has": lambda m: m.update(input_format={"evil": 1}),
+    "an image's size of text": lambda m: m.update(
+        input_format={"size": "x", "channels": 1, "invert": True}
+    ),
+    "an image's size beyond memory": lambda m: m["input_format"].update(size=2**31),
+    "no size": lambda m: m["input_format"].update(size=0),
+    "two channels": lambda m: m["input_format"].update(channels=2),
+    "a number for a truth": lambda m: m["input_format"].update(invert=1),
+    "a negative shape": lambda m: m["spec"].update(input_shape=[-1, 28, 28]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_damaged_blueprint_is_refused(maml_run: Path, tmp_path: Path, mistake: str) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((maml_run / run_folder.BEST).read_bytes())
+    rewrite(path, MISTAKES[mistake])
+    with pytest.raises(MetazooError):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 5, {"format": 1}, {}])
+def test_what_is_no_blueprint_is_refused(value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Blueprint.from_dict(value, "config.json")
+
+
+def test_a_blueprint_survives_json(protonet_run: Path) -> None:
+    blueprint = run_folder.read_blueprint(protonet_run)
+    assert Blueprint.from_dict(json.loads(json.dumps(blueprint.as_dict())), "here") == blueprint
+    assert blueprint.spec.input_shape == (1, 28, 28)
+
+
+HUGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a width beyond any machine": lambda m: m["backbone_options"].update(width=10**9),
+    "a gigabyte": lambda m: m["backbone_options"].update(width=3000),
+    "a head for everyone": lambda m: m["spec"].update(outputs=10**10),
+    "a shape beyond numbers": lambda m: m["spec"].update(input_shape=[10**15, 28, 28]),
+    "more steps than numbers": lambda m: m["algorithm_options"].update(inner_steps=10**30),
+    "more steps than memory": lambda m: m["algorithm_options"].update(inner_steps=2**62),
+    "endless depth": lambda m: m.update(backbone="mlp", backbone_options={"depth": 10**9}),
+}
+
+
+@pytest.mark.parametrize("size", HUGE)
+def test_a_file_that_asks_for_the_whole_machine_does_not_get_it(
+    maml_run: Path, tmp_path: Path, size: str
+) -> None:
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes((maml_run / run_folder.BEST).read_bytes())
+    rewrite(path, HUGE[size])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(MetazooError):
+        load_model(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "file.json"
+    write_atomically(path, b"old")
+    # A process that may write no file of more than 4096 bytes: a full disk, as far as the writer sees.
+    script = (
+        "import pathlib, resource, signal, sys\n"
+        "from metazoo.files import write_atomically\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        "    write_atomically(pathlib.Path(sys.argv[1]), b'x' * 100_000)\n"
+        "except OSError:\n"
+        "    sys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == 7
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+    assert path.read_bytes() == b"old"
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    with pytest.raises(IsADirectoryError):
+        write_atomically(path.parent, b"new")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file.json", "sub"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b", b"x")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 200_000])
+def test_damaged_json_is_named(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read") as caught:
+        read_json(path, "make it again")
+    assert caught.value.hint == "make it again"
+    with pytest.raises(CheckpointError, match="there is no"):
+        read_json(tmp_path / "nothing", "")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_json(tmp_path, "")
