@@ -2,6 +2,7 @@ from . import images as images
 from . import ops as ops
 from . import testing as testing
 from .base.algorithm import Algorithm as Algorithm
+from .base.algorithm import BatchLearner as BatchLearner
 from .base.algorithm import FeatureLearner as FeatureLearner
 from .base.algorithm import class_means as class_means
 from .base.algorithm import task_loss as task_loss
@@ -16,15 +17,13 @@ from .errors import MetazooError as MetazooError
 from .errors import OptionError as OptionError
 from .errors import PluginError as PluginError
 from .errors import UnknownNameError as UnknownNameError
-from .nn.augmentation import Views as Views
+from .nn.augmentation import TestTimeAugmentation as TestTimeAugmentation
 from .nn.batch_norm import BatchStatistics as BatchStatistics
 from .nn.batch_norm import use_batch_statistics as use_batch_statistics
-from .nn.per_task import all_at_once as all_at_once
-from .nn.per_task import alone as alone
+from .nn.per_task import checkpoint_activations as checkpoint_activations
 from .nn.per_task import for_each_task as for_each_task
 from .nn.per_task import gradient_of as gradient_of
 from .nn.per_task import mean_over_tasks as mean_over_tasks
-from .nn.per_task import recomputed as recomputed
 from .options import Config as Config
 from .options import Range as Range
 from .plugins.marker import hookimpl as hookimpl

@@ -14,29 +14,31 @@ from torch import Tensor, nn
 from metazoo import options
 from metazoo.base.backbone import Backbone
 from metazoo.errors import DataError
-from metazoo.nn.augmentation import Views
+from metazoo.nn.augmentation import TestTimeAugmentation
 from metazoo.tasks.episode import Batch, Episode, TaskSpec, ways_of
 
 
 class Algorithm(nn.Module):
-    """A few-shot learner: a labelled support set and queries in, query logits out.
+    """A few-shot learner: takes a labelled support set and queries, returns query logits.
 
-    A subclass declares its options in `Config`, the training options that suit it in `recipe` (a mapping of fields
-    of `Recipe`), and implements `forward`. Its constructor takes what this one takes. `draws` says what `loss` is
-    given in training: tasks of the training split ("episodes"), or batches of its base classes ("batches"). `regresses` says
-    whether it takes tasks of regression, too.
+    A subclass implements `forward` and keeps the constructor's signature. It declares its options
+    in a nested `Config`, and the training options that suit it in `recipe` (fields of
+    `metazoo.Recipe`). It sets `supports_regression` if it also accepts tasks with float targets.
+
+    Training calls `loss` on tasks of the training split. An algorithm that trains on batches of
+    the base classes derives from `BatchLearner` as well.
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
     recipe: ClassVar[Mapping[str, Any]] = {}
-    draws: ClassVar[Literal["episodes", "batches"]] = "episodes"
-    regresses: ClassVar[bool] = False
+    supports_regression: ClassVar[bool] = False
+    config: options.Config
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
         super().__init__()
         self.backbone = backbone
         self.spec = spec
-        self.config: Any = config if config is not None else self.Config()
+        self.config = config if config is not None else self.Config()
 
     @property
     def transductive(self) -> bool:
@@ -45,70 +47,74 @@ class Algorithm(nn.Module):
 
     @property
     def needs_float32(self) -> bool:
-        """Whether training goes wrong where the backbone computes in bf16, as second derivatives through it do."""
+        """Whether training fails with a bf16 backbone; second derivatives are too inexact then."""
         return False
 
     def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        """Return what `forward` does, or raise DataError where these are no tasks."""
+        """Check the tasks, then call `forward`; raise DataError for shapes or labels that do not fit."""
         _check_tasks(self.spec, support_x, support_y, query_x)
         return super().__call__(support_x, support_y, query_x)
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        """Return logits (B, Q, ways), or in regression predictions (B, Q, D).
+        """Return logits (B, Q, ways); in regression, predictions (B, Q, D).
 
-        Shapes: support_x (B, S, *), support_y (B, S) int64 in [0, ways) or (B, S, D) float, query_x (B, Q, *).
+        Shapes: support_x (B, S, *), query_x (B, Q, *), support_y (B, S) int64 in [0, ways); in
+        regression support_y is (B, S, D) float.
         """
         raise NotImplementedError
 
-    def loss(self, task: Episode | Batch) -> Tensor:
-        """Return the meta-training objective, a scalar: by default cross-entropy (or squared error) on the queries."""
-        assert isinstance(task, Episode)
+    def loss(self, task: Episode) -> Tensor:
+        """Return the meta-training loss, a scalar: by default `task_loss` of the queries."""
         return task_loss(self(task.support_x, task.support_y, task.query_x), task.query_y)
 
 
-class FeatureLearner(Algorithm):
-    """An algorithm that adapts wholly in feature space: its forward is `classify` on what `features` gives.
+class BatchLearner(Algorithm):
+    """An algorithm that trains on batches of the base classes, by ordinary classification."""
 
-    Evaluation and prediction then embed each example once and draw tasks from the features.
-    In eval mode `embed` must treat each example by itself. Raises OptionError for views of what is no image.
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Return the training loss of a batch, a scalar."""
+        raise NotImplementedError
+
+
+class FeatureLearner(Algorithm):
+    """An algorithm whose adaptation happens entirely in feature space.
+
+    Its `forward` is `classify` applied to `features`. Evaluation and prediction therefore embed
+    each example once and draw tasks from the features. In eval mode `embed` must treat each example
+    independently. Raises OptionError if `tta` is set and the examples are not images.
     """
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        # By keyword alone: the options of a subclass keep their places.
-        views: Annotated[
-            Literal["one", "shifted"],
-            "embed an image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
-        ] = dataclasses.field(default="one", kw_only=True)
+        # Keyword-only, so that a subclass's own options keep their positions.
+        tta: Annotated[
+            Literal["none", "shifted"],
+            "test-time augmentation; shifted averages the embeddings of an image and of four one-pixel shifts",
+        ] = dataclasses.field(default="none", kw_only=True)
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
         super().__init__(backbone, spec, config)
-        # The options of a plugin need not extend ours.
-        self._views = Views(getattr(self.config, "views", "one"), spec.input_shape)
+        # A plugin's Config need not extend FeatureLearner.Config.
+        self._tta = TestTimeAugmentation(getattr(self.config, "tta", "none"), spec.input_shape)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the features (N, D) of examples (N, *), each seen once."""
+        """Return the features (N, D) of examples (N, *)."""
         return self.backbone(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what is classified, (N, D): `embed` of examples (N, *), or of images the mean of their `views`."""
-        return self._views.mean(self.embed, x)
+        """Return the features (N, D) to classify: `embed`, with test-time augmentation if set."""
+        return self._tta.mean(self.embed, x)
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         """Return logits (B, Q, ways) from features (B, S, D), labels (B, S) and features (B, Q, D)."""
         raise NotImplementedError
 
     def embed_both(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features (B, S, D) and (B, Q, D) of tasks' examples (B, S, *) and (B, Q, *)."""
+        """Return the features (B, S, D) and (B, Q, D) of support (B, S, *) and queries (B, Q, *)."""
         if self.training and len(support_x) > 1:
-            # In training BatchNorm's statistics are those of a task: they must not depend on what else is in the meta-batch.
-            pairs = [
-                self.embed_both(support_x[i : i + 1], query_x[i : i + 1])
-                for i in range(len(support_x))
-            ]
-            return torch.cat([support for support, _ in pairs]), torch.cat(
-                [query for _, query in pairs]
-            )
+            # BatchNorm's statistics must be those of one task, whatever else is in the meta-batch.
+            each = [self.embed_both(s[None], q[None]) for s, q in zip(support_x, query_x)]
+            return torch.cat([s for s, _ in each]), torch.cat([q for _, q in each])
         x = torch.cat([support_x.flatten(0, 1), query_x.flatten(0, 1)])
         support_z, query_z = self.features(x).tensor_split([support_x.shape[:2].numel()])
         return support_z.unflatten(0, support_x.shape[:2]), query_z.unflatten(0, query_x.shape[:2])
@@ -118,68 +124,11 @@ class FeatureLearner(Algorithm):
         return self.classify(support_z, support_y, query_z)
 
 
-def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> None:
-    """Raise DataError where these are no tasks: of other shapes or types or, on a CPU, with labels that leave out a class."""
-    given = {"support_x": support_x, "support_y": support_y, "query_x": query_x}
-    for name, x in given.items():
-        if not isinstance(x, Tensor):
-            raise DataError(
-                f"{name} is no tensor but {type(x).__name__}", "make it one: torch.as_tensor"
-            )
-        if x.dtype == torch.uint8:
-            raise DataError(
-                f"{name} is of bytes",
-                "images are floats in [0, 1] (`x.float() / 255`), labels are int64",
-            )
-    if spec.regression != support_y.is_floating_point() or not (
-        spec.regression or support_y.dtype == torch.int64
-    ):
-        raise DataError(
-            f"support_y is {support_y.dtype}",
-            "targets are floats" if spec.regression else "labels are int64 (`y.long()`)",
-        )
-    one, target = tuple(spec.input_shape), 3 if spec.regression else 2
-    missing = {
-        2 + len(one) - support_x.dim(),
-        target - support_y.dim(),
-        2 + len(one) - query_x.dim(),
-    }
-    if missing != {0} or not (
-        len(support_x) == len(query_x)
-        and support_x.shape[2:] == query_x.shape[2:] == one
-        and support_y.shape[:2] == support_x.shape[:2]
-    ):
-        like, shapes = (
-            ", ".join(map(str, one)),
-            ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items()),
-        )
-        raise DataError(
-            f"the model takes tasks, support_x (B, S, {like}), support_y (B, S{', D' * spec.regression}) and query_x "
-            f"(B, Q, {like}), but it was given {shapes}",
-            "the first dimension is the task's: one task alone is support_x[None], support_y[None], query_x[None]"
-            if missing == {1}
-            else "B, the number of tasks, is the same in all three, and each of the S examples of a task has one label",
-        )
-    # Labels on a GPU are not waited for, and a compiler cannot follow what hangs on their values.
-    if spec.regression or support_y.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    try:
-        low, high = (int(support_y.min()), int(support_y.max())) if support_y.numel() else (0, -1)
-    except RuntimeError:  # a transformation, as vmap, hides them
-        return
-    if (
-        low < 0
-        or not 0 <= high < support_y.shape[1]
-        or not F.one_hot(support_y, high + 1).any(1).all()
-    ):
-        raise DataError(
-            "support_y leaves a class of a task without an example",
-            "the labels of a task of N classes are 0, 1, ..., N - 1, each there at least once; N is the same in all tasks",
-        )
-
-
 def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (..., ways) for int targets (...), or the mean squared error of float ones."""
+    """Return the mean cross-entropy of logits (..., ways) for int64 targets (...).
+
+    For float targets it is the mean squared error.
+    """
     if target.is_floating_point():
         return F.mse_loss(prediction, target)
     return F.cross_entropy(prediction.flatten(0, -2), target.flatten())
@@ -189,3 +138,68 @@ def class_means(z: Tensor, y: Tensor) -> Tensor:
     """Return the mean feature of each class, (B, ways, D), from features (B, S, D) and labels (B, S)."""
     member = F.one_hot(y, ways_of(y)).to(z.dtype)  # (B, S, ways)
     return member.mT @ z / member.sum(1).unsqueeze(-1)
+
+
+def _check_tasks(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> None:
+    _check_types(spec, {"support_x": support_x, "support_y": support_y, "query_x": query_x})
+    _check_shapes(spec, support_x, support_y, query_x)
+    # Reading labels from a GPU would wait for it, and a compiler cannot trace values.
+    if not (spec.regression or support_y.device.type != "cpu" or torch.compiler.is_compiling()):
+        _check_labels(support_y)
+
+
+def _check_types(spec: TaskSpec, given: Mapping[str, Any]) -> None:
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"{name} is a {type(x).__name__}, not a tensor", "convert it with torch.as_tensor"
+            )
+        if x.dtype == torch.uint8:
+            raise DataError(
+                f"{name} is uint8",
+                "images are floats in [0, 1] (`x.float() / 255`), labels are int64",
+            )
+    labels = given["support_y"]
+    wrong = not labels.is_floating_point() if spec.regression else labels.dtype != torch.int64
+    if wrong:
+        expected = "targets are floats" if spec.regression else "labels are int64 (`y.long()`)"
+        raise DataError(f"support_y is {labels.dtype}", expected)
+
+
+def _check_shapes(spec: TaskSpec, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> None:
+    example = tuple(spec.input_shape)
+    missing = {
+        2 + len(example) - support_x.dim(),
+        (3 if spec.regression else 2) - support_y.dim(),
+        2 + len(example) - query_x.dim(),
+    }
+    if missing == {0} and (
+        len(support_x) == len(query_x)
+        and support_x.shape[2:] == query_x.shape[2:] == example
+        and support_y.shape[:2] == support_x.shape[:2]
+    ):
+        return
+    like = ", ".join(map(str, example))
+    given = {"support_x": support_x, "support_y": support_y, "query_x": query_x}
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in given.items())
+    raise DataError(
+        f"the model takes support_x (B, S, {like}), support_y (B, S{', D' * spec.regression}) and "
+        f"query_x (B, Q, {like}), but got {shapes}",
+        "the first dimension is the task; for a single task pass support_x[None], support_y[None], query_x[None]"
+        if missing == {1}
+        else "all three need the same B (number of tasks), and support_y one label per support example",
+    )
+
+
+def _check_labels(support_y: Tensor) -> None:
+    try:
+        low, high = (int(support_y.min()), int(support_y.max())) if support_y.numel() else (0, -1)
+    except RuntimeError:  # under vmap the values cannot be read
+        return
+    every_class = 0 <= low and 0 <= high < support_y.shape[1]
+    if not every_class or not F.one_hot(support_y, high + 1).any(1).all():
+        raise DataError(
+            "support_y has a class without an example",
+            "in a task with N classes the labels are 0, 1, ..., N - 1, each at least once; "
+            "all tasks of a call have the same N",
+        )

@@ -18,12 +18,16 @@ from metazoo.tasks.sampler import EpisodeSampler
 
 
 class Dataset:
-    """Something that tasks are drawn from; the base of every data set.
+    """The base class of data sets: a source of tasks for each split.
 
-    A subclass declares its options in `Config` and implements `tasks`. `local_options` names those options that say where
-    the data lie rather than what they are: they are not kept with a model; `training_options` those that change the split
-    "train" alone. `licence` is that of the data, `recipe` holds the training options that suit them (a mapping of fields of
-    `metazoo.Recipe`), `regression` says whether targets are numbers. Making one is cheap: data are read when first drawn.
+    A subclass declares its options in `Config` and implements `tasks`. Its constructor is cheap: data
+    are read when the first task is drawn. Class attributes:
+
+    - `local_options`: names of options that say where the data are stored; a model does not keep them;
+    - `training_options`: names of options that change only the split "train";
+    - `regression`: whether targets are floats;
+    - `licence`: the licence of the data;
+    - `recipe`: training options that suit the data (fields of `metazoo.Recipe`).
     """
 
     Config: ClassVar[type[options.Config]] = options.Config
@@ -32,29 +36,33 @@ class Dataset:
     regression: ClassVar[bool] = False
     licence: ClassVar[str] = ""
     recipe: ClassVar[Mapping[str, Any]] = {}
+    config: options.Config
 
     def __init__(self, config: options.Config | None = None):
-        self.config: Any = config if config is not None else self.Config()
+        self.config = config if config is not None else self.Config()
 
     @property
     def input_format(self) -> dict[str, Any]:
-        """How an image of a user's becomes an example: the arguments of `metazoo.images.decode`; empty if it is no image."""
+        """How a user's image becomes an example: arguments of `metazoo.images.decode`.
+
+        Empty if examples are not images.
+        """
         return {}
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> TaskSource:
-        """Return the supply of tasks of one split: "train", "val" or "test"."""
+        """Return the tasks of a split: "train", "val" or "test"."""
         raise NotImplementedError
 
     def protocols(self) -> Mapping[str, Callable[[], tuple[TaskSource, int]]]:
-        """Return official evaluations by name: each gives its tasks and how many there are."""
+        """Return the official evaluation protocols by name; each returns its tasks and their number."""
         return {}
 
 
 class ClassDataset(Dataset):
-    """A data set of examples grouped by class, its splits disjoint sets of classes.
+    """A data set of examples grouped by class; its splits have no class in common.
 
-    A subclass implements `load`, which returns the examples of each split. One whose data may be larger than memory
-    implements `streams`, too, and one that draws its tasks in its own way, `sampler`.
+    A subclass implements `load`. Override `streams` as well if the data may not fit in memory, and
+    `sampler` to draw tasks in another way.
     """
 
     _splits: dict[str, Examples] | None = None
@@ -62,29 +70,29 @@ class ClassDataset(Dataset):
     def load(self) -> dict[str, Examples]:
         """Read the data and return the examples of each split.
 
-        `metazoo train` needs "train", "val" and "test"; data that are only evaluated on may lack any of them.
+        `metazoo train` needs "train", "val" and "test"; for evaluation any of them is enough.
         """
         raise NotImplementedError
 
     @contextlib.contextmanager
     def streams(self) -> Iterator[dict[str, Stream]]:
-        """Give the examples of each split as streams, which can be read while it lasts."""
+        """Yield the examples of each split as streams, readable inside the `with` block."""
         yield {name: examples.stream() for name, examples in self.splits.items()}
 
     @property
     def sampler(self) -> type[EpisodeSampler]:
-        """What draws the tasks."""
+        """The class that draws tasks."""
         return EpisodeSampler
 
     @property
     def splits(self) -> dict[str, Examples]:
-        """The examples of each split, read when first asked for."""
+        """The examples of each split, loaded on first access."""
         if self._splits is None:
             self._splits = self.load()
         return self._splits
 
     def split(self, name: str) -> Examples:
-        """Return the examples of one split, or raise DataError where there is none of that name."""
+        """Return the examples of a split, or raise DataError if there is no such split."""
         if name not in self.splits:
             raise DataError(
                 f"{type(self).__name__} has no split '{name}' with these options",
@@ -93,7 +101,7 @@ class ClassDataset(Dataset):
         return self.splits[name]
 
     def split_sha256(self) -> str:
-        """Return the sha256 of which classes are in which split, and how many examples each has."""
+        """Return the sha256 of the class names and example counts of every split."""
         named = {
             name: list(zip(examples.names, examples.counts))
             for name, examples in self.splits.items()
@@ -101,7 +109,7 @@ class ClassDataset(Dataset):
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     def move(self, device: torch.device | str) -> None:
-        """Hold the data on a device from now on, so that drawing a task there copies nothing."""
+        """Move the data to a device, so that tasks are drawn there without copying."""
         self._splits = {name: examples.to(device) for name, examples in self.splits.items()}
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> EpisodeSampler:

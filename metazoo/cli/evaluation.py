@@ -208,15 +208,15 @@ def eval_(
         title = dataset or source.blueprint.dataset
         cells = []
         grid = itertools.product(
-            (0,) if data.regression else ways or (recipe["ways"],), shots or (recipe["shots"],)
+            (0,) if data.regression else ways or (recipe.ways,), shots or (recipe.shots,)
         )
         for way, shot in [(0, 0)] if protocol else grid:
-            key = recipe["seed"] if seed is None else seed
+            key = recipe.seed if seed is None else seed
             drawn = Protocol(
                 split or "test",
                 way,
                 shot,
-                queries or recipe["queries"],
+                queries or recipe.queries,
                 key,
                 episodes or EPISODES,
                 protocol,

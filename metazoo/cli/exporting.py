@@ -75,8 +75,8 @@ def export(
         )
     recipe = blueprint.recipe
     protocols = [
-        Protocol("test", way, shot, queries or recipe["queries"], recipe["seed"], episodes)
-        for way, shot in itertools.product(ways or (recipe["ways"],), shots or (recipe["shots"],))
+        Protocol("test", way, shot, queries or recipe.queries, recipe.seed, episodes)
+        for way, shot in itertools.product(ways or (recipe.ways,), shots or (recipe.shots,))
     ]
     protocols += [Protocol(name=protocol) for protocol in official]
     changes = [

@@ -155,7 +155,7 @@ def train(
             backbone_options or {},
             recipe or {},
         )
-        training = blueprint.training()
+        training = blueprint.recipe
         find_device(training.device)  # before there is a folder to clear away
         if training.init is not None:
             init = distributed.by_first(partial(find, training.init))
@@ -167,7 +167,7 @@ def train(
             )
         folder = distributed.by_first(partial(_make, out, f"{algorithm}-{dataset}", blueprint))
         resume = folder if distributed.restarted() else None
-    chance = None if blueprint.spec.regression else 1 / blueprint.training().ways
+    chance = None if blueprint.spec.regression else 1 / blueprint.recipe.ways
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
     if resume is not None and (folder / run_folder.RESULT).exists():
         click.echo(f"the run in {folder} is finished already", err=True)

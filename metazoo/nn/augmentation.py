@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,11 @@ from metazoo.errors import OptionError
 from metazoo.tasks.episode import Batch, Episode
 
 Name = Literal["none", "drawing", "photo"]
+EpisodeOrBatch = TypeVar("EpisodeOrBatch", Episode, Batch)
 
 
-def augmented(task: Episode | Batch, name: Name) -> Episode | Batch:
-    """Return a task, or batch, with every image of it augmented; the random numbers are those of torch's generator."""
+def augmented(task: EpisodeOrBatch, name: Name) -> EpisodeOrBatch:
+    """Return tasks or a batch with every image augmented at random, by torch's generator."""
     augment = AUGMENTATIONS.get(name)
     if augment is None:
         return task
@@ -94,14 +95,15 @@ def _grid(
 AUGMENTATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"drawing": drawing, "photo": photo}
 
 
-# Down and right, in pixels.
+# (down, right) in pixels
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 def shifted(x: Tensor) -> Iterator[Tensor]:
-    """Yield images (N, C, H, W) as they are, then moved by a pixel each way, with what was at the border repeated.
+    """Yield images (N, C, H, W) unchanged, then shifted by one pixel in each direction, borders repeated.
 
-    A network that pools by strides answers differently for an image moved by a pixel (Azulay and Weiss 2019, arXiv:1805.12177).
+    A network with strided pooling answers differently for a shifted image (Azulay and Weiss 2019,
+    arXiv:1805.12177).
     """
     height, width = x.shape[2:]
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
@@ -109,23 +111,23 @@ def shifted(x: Tensor) -> Iterator[Tensor]:
         yield padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-class Views(nn.Module):
-    """The views that an option `views` names: "one", an example as it is, or "shifted"; in training every example has but one.
+class TestTimeAugmentation(nn.Module):
+    """Averages a function of images over one-pixel shifts, in eval mode only.
 
-    Raises OptionError where examples of a shape are no images.
+    `name` is "none" or "shifted". Raises OptionError if examples of this shape are not images.
     """
 
-    def __init__(self, name: str, input_shape: Sequence[int]):
+    def __init__(self, name: Literal["none", "shifted"], input_shape: Sequence[int]):
         super().__init__()
-        if name != "one" and len(input_shape) != 3:
+        if name != "none" and len(input_shape) != 3:
             raise OptionError(
-                f"examples of shape {tuple(input_shape)} are no images to have views of",
-                "leave out the option views",
+                f"test-time augmentation needs images; these examples have shape {tuple(input_shape)}",
+                "leave out the option tta",
             )
         self.name = name
 
     def mean(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the mean of a function of examples (N, *) over their views."""
-        if self.training or self.name == "one":
+        """Return the mean of `function` over the shifts of images x (N, C, H, W)."""
+        if self.training or self.name == "none":
             return function(x)
-        return torch.stack([function(view) for view in shifted(x)]).mean(0)
+        return torch.stack([function(image) for image in shifted(x)]).mean(0)

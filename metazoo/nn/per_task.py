@@ -12,7 +12,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 M = TypeVar("M", bound=nn.Module)
 R = TypeVar("R")
@@ -97,16 +96,16 @@ def gradient_of(
     return gradient
 
 
-def recomputed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def checkpoint_activations(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return `function(x)` and keep no more of it than x: for its derivatives it is computed again.
 
     It can be differentiated once, by x and the parameters of `module`; the function may use nothing else
     that has a graph. Unlike torch.utils.checkpoint it takes functions that differentiate.
     """
-    return _Recomputed.apply(function, x, *[p for p in module.parameters() if p.requires_grad])
+    return _CheckpointActivations.apply(function, x, *[p for p in module.parameters() if p.requires_grad])
 
 
-class _Recomputed(torch.autograd.Function):
+class _CheckpointActivations(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, function: Callable[[Tensor], Tensor], x: Tensor, *parameters: Tensor
@@ -130,29 +129,6 @@ class _Recomputed(torch.autograd.Function):
                 torch.cuda.set_rng_state(state, device)
             y = ctx.function(x)
         return None, *torch.autograd.grad(y, [x, *ctx.parameters], slope, allow_unused=True)
-
-
-def all_at_once(
-    function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the tensors that a function of one task gives, stacked over tasks, from parameters (B or 1, *) and data (B, *)."""
-    shared = bool(fast) and len(fast[0]) == 1
-    if shared:
-        # Weights that all tasks have in common stay ordinary convolutions.
-        fast = tuple(piece.squeeze(0) for piece in fast)
-    return vmap(function, (None if shared else 0, *[0] * len(data)), randomness="different")(
-        fast, *data
-    )
-
-
-def alone(
-    function: Callable[..., tuple[Tensor, ...]], fast: tuple[Tensor, ...], *data: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the same as `all_at_once`, of the only task."""
-    return tuple(
-        part.unsqueeze(0)
-        for part in function(tuple(p.squeeze(0) for p in fast), *(d.squeeze(0) for d in data))
-    )
 
 
 def _sum(a: tuple[Tensor, Gradients], b: tuple[Tensor, Gradients]) -> tuple[Tensor, Gradients]:

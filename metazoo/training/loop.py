@@ -1,8 +1,9 @@
 """Meta-training: one loop for every algorithm.
 
-Step i is a function of the weights before it and of (seed, i) alone: its tasks and its random numbers are drawn from these.
-So a run that is stopped, or killed, and resumed from its last checkpoint ends with the same weights, bit for bit; and several
-processes, which share out the tasks of a step, end with those of one, but for rounding.
+Outer step i depends only on the weights before it and on (seed, i), from which its tasks and random
+numbers are drawn. A run that is killed and resumed from its last checkpoint therefore ends with the
+same weights, bit for bit; several processes that share the tasks of a step end with those of one
+process, except for rounding.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from metazoo import distributed
-from metazoo.base.algorithm import Algorithm
+from metazoo import distributed, provenance
+from metazoo.base.algorithm import Algorithm, BatchLearner
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.device import find_device
@@ -29,7 +30,7 @@ from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score
 from metazoo.io.files import write_json
 from metazoo.nn.augmentation import augmented
-from metazoo.tasks.episode import Batch, Episode, TaskSource
+from metazoo.tasks.episode import TaskSource
 from metazoo.tasks.random import random_words
 from metazoo.tasks.sampler import BatchSampler
 from metazoo.training.plan import training_tasks
@@ -42,12 +43,9 @@ from metazoo.zoo.find import Source, find, start_from
 from metazoo.zoo.weights import load_model, save_model
 
 LOG_EVERY = 10
-
-
 LOW_PRECISION = {"float32": None, "bf16": torch.bfloat16}
-
-
-STEP_STREAM = 2**62  # tasks are numbered from 0: no step has the random numbers of a task
+# Random numbers of steps and of tasks come from disjoint streams: tasks are numbered from 0.
+STEP_STREAM = 2**62
 
 
 class Interrupted(MetazooError):
@@ -63,141 +61,146 @@ class TrainingFailed(MetazooError):
 
 
 class Watcher:
-    """Is told of a run's progress, and says nothing; a subclass shows it."""
+    """Receives the progress of a run and does nothing with it; subclasses show it."""
 
     def step(self, step: int, steps: int, loss: float) -> None:
-        """An outer step is done."""
+        """Called after each outer step."""
 
     def validation(self, step: int, value: float, improved: bool) -> None:
-        """A validation is done; `improved` says whether it is the best so far."""
+        """Called after each validation; `improved` says whether it is the best so far."""
 
     def test(self, done: int, count: int) -> None:
-        """So many tasks of the test are done."""
+        """Called during the test with the number of tasks done and of all tasks."""
 
 
 def train(
-    blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: Source | None = None
-) -> dict[str, Any]:  # fmt: skip
-    """Train in a run folder, from its last checkpoint if it has one, and return the test's result.
+    blueprint: Blueprint,
+    data: Dataset,
+    folder: Path,
+    watcher: Watcher,
+    init: Source | None = None,
+) -> dict[str, Any]:
+    """Train in a run folder, from its last checkpoint if there is one, and return the test result.
 
-    `init` is the model that the recipe's `init` names, where it was found already: its address may have another one by now.
+    `init` is the model that the recipe's `init` names, if the caller has found it already.
 
-    Raises Interrupted on Ctrl-C (or SIGTERM), after saving, and TrainingFailed where the loss is not finite.
+    Raises Interrupted on Ctrl-C or SIGTERM, after saving, and TrainingFailed if the loss is not
+    finite.
     """
     with run_folder.claimed(folder) if distributed.first() else contextlib.nullcontext():
-        return _train(blueprint, data, folder, watcher, init)
+        run = _start(blueprint, data, folder, watcher, init)
+        _train(run)
+        return _test(run)
 
 
-def _train(
+@dataclass
+class _Run:
+    """A run in progress."""
+
+    blueprint: Blueprint
+    data: Dataset
+    folder: Path
+    watcher: Watcher
+    device: torch.device
+    model: Algorithm
+    optimizer: torch.optim.Optimizer
+    state: State
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.blueprint.recipe
+
+    @property
+    def finished(self) -> bool:
+        patience = self.recipe.patience
+        stopped_early = patience is not None and self.state.stale >= patience
+        return self.state.step >= self.recipe.steps or stopped_early
+
+    def due(self, every: int) -> bool:
+        """Return whether something that happens every so many steps, and after the last, is due."""
+        return self.state.step % every == 0 or self.state.step == self.recipe.steps
+
+
+def _start(
     blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: Source | None
-) -> dict[str, Any]:  # fmt: skip
-    recipe = blueprint.training()
+) -> _Run:
+    recipe = blueprint.recipe
     device = find_device(recipe.device)
     torch.manual_seed(recipe.seed)
     model = blueprint.model().to(device)
     optimizer = make_optimizer(recipe, model)
     if (folder / run_folder.LAST).exists():
         state = load_state(folder / run_folder.LAST, model, optimizer)
-        # A run that other code went on with was made by both.
-        if (now := run_folder.commit()) not in (None, state.commit):
+        # Two versions of the code made this run, if it is resumed by another one.
+        if (now := provenance.commit()) not in (None, state.commit):
             state.commit = ", ".join(filter(None, [state.commit, now]))
     else:
-        state = State(commit=run_folder.commit())
+        state = State(commit=provenance.commit())
         if recipe.init is not None:
             init = init or distributed.by_first(partial(find, recipe.init))
             start_from(init, model)
             state.init_sha256 = init.sha256
     if isinstance(data, ClassDataset):
         data.move(device)
-    source = _training_source(data, blueprint, model)
-    validation = data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
+    return _Run(blueprint, data, folder, watcher, device, model, optimizer, state)
 
+
+def _train(run: _Run) -> None:
+    recipe, state = run.recipe, run.state
+    source = _training_source(run)
     began = time.monotonic() - state.seconds
-    first = distributed.first()
-    with Stopper() as stopper, _log(folder, state.step) as log:
-        while state.step < recipe.steps and not (
-            recipe.patience and state.stale >= recipe.patience
-        ):
-            loss = outer_step(model, optimizer, source, recipe, state.step, device)
+    with Stopper() as stopper, _open_log(run) as log:
+        while not run.finished:
+            loss = outer_step(run.model, run.optimizer, source, recipe, state.step, run.device)
             state.step += 1
             if not math.isfinite(loss):
                 raise TrainingFailed(
                     f"the loss is {loss} at step {state.step}",
-                    "lower --lr (or the inner rate), or set --clip-grad 10",
+                    "lower --lr (or the inner learning rate), or set --clip-grad 10",
                 )
             state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
-            watcher.step(state.step, recipe.steps, loss)
-            if state.step % LOG_EVERY == 0 or state.step == recipe.steps:
+            state.seconds = time.monotonic() - began
+            run.watcher.step(state.step, recipe.steps, loss)
+            if run.due(LOG_EVERY):
+                _log_loss(run, log)
+            # Read once per step, because a signal may arrive at any time.
+            stop = distributed.anyone(stopper.asked)
+            if run.due(recipe.validate_every):
+                _validate(run, log)
                 state.seconds = time.monotonic() - began
-                mean_loss, lr = (
-                    state.loss_sum / state.loss_count,
-                    learning_rate(recipe, state.step - 1),
-                )
-                log.write(state.step, loss=mean_loss, lr=lr, seconds=round(state.seconds, 3))
-                state.loss_sum, state.loss_count = 0.0, 0
-            asked = distributed.anyone(
-                stopper.asked
-            )  # read once: between two looks a signal may come
-            if state.step % recipe.validate_every == 0 or state.step == recipe.steps:
-                value = Score.of(
-                    evaluate(model, validation, recipe.validation_episodes, device)
-                ).mean
-                # The best model is written before the state that speaks of it: a kill in between only means doing this again.
-                merit = -value if data.regression else value
-                improved = merit > state.best
-                if improved:
-                    state.best, state.best_step, state.stale = merit, state.step, 0
-                    if first:
-                        save_model(folder / run_folder.BEST, model, blueprint)
-                else:
-                    state.stale += 1
-                state.seconds = time.monotonic() - began
-                log.write(
-                    state.step,
-                    **{f"validation_{metric(data)}": value},
-                    seconds=round(state.seconds, 3),
-                )
-                watcher.validation(state.step, value, improved)
-            elif asked:
-                state.seconds = time.monotonic() - began
-            else:
-                continue
-            if first:
-                save_state(folder / run_folder.LAST, model, optimizer, state)
-            if asked:
+                _save(run)
+            elif stop:
+                _save(run)
+            if stop:
                 raise Interrupted(
-                    f"stopped at step {state.step} of {recipe.steps}; everything is saved in {folder}",
-                    f"`metazoo train --resume {folder}` goes on",
+                    f"stopped at step {state.step} of {recipe.steps}; "
+                    f"everything is saved in {run.folder}",
+                    f"`metazoo train --resume {run.folder}` goes on",
                 )
-    return test(blueprint, data, folder, state, device, watcher)
 
 
 def outer_step(
-    model: Algorithm, optimizer: torch.optim.Optimizer, source: TaskSource | BatchSampler, recipe: Recipe, step: int,
+    model: Algorithm,
+    optimizer: torch.optim.Optimizer,
+    source: TaskSource | BatchSampler,
+    recipe: Recipe,
+    step: int,
     device: torch.device,
-) -> float:  # fmt: skip
-    """Take outer step `step` and return its loss.
-
-    Every process draws and varies all tasks of the step, which costs little, and learns from its share of them.
-    """
+) -> float:
+    """Take outer step `step` and return its loss."""
     model.train()
-    seeds = (random_words(recipe.seed, STEP_STREAM + step, 1 + distributed.size()) >> 1).tolist()
-    torch.manual_seed(seeds[0])
+    # One seed that all processes share, for augmentation, then one for each process.
+    words = random_words(recipe.seed, STEP_STREAM + step, 1 + distributed.size())
+    shared_seed, *own_seeds = (words >> 1).tolist()
+    torch.manual_seed(shared_seed)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
-    task: Episode | Batch = source.draw(step * recipe.meta_batch, recipe.meta_batch).to(device)
-    task, weight = augmented(task, recipe.augment), 1.0
-    if distributed.size() > 1:
-        assert isinstance(task, Episode)
-        share = task[distributed.share(len(task))]
-        task, weight = share, len(share) / len(task)
-        torch.manual_seed(seeds[1 + distributed.rank()])
     buffers = distributed.Buffers(model)
     model.backbone.low_precision = LOW_PRECISION[recipe.precision]
     try:
-        loss = model.loss(task) * weight
+        loss = _step_loss(model, source, recipe, step, device, own_seeds)
     finally:
-        model.backbone.low_precision = None  # validation and test compute in float32
+        model.backbone.low_precision = None  # validation and test use float32
     optimizer.zero_grad()
     loss.backward()
     total = distributed.add_up(model, loss)
@@ -208,34 +211,97 @@ def outer_step(
     return total
 
 
-def test(
-    blueprint: Blueprint,
-    data: Dataset,
-    folder: Path,
-    state: State,
+def _step_loss(
+    model: Algorithm,
+    source: TaskSource | BatchSampler,
+    recipe: Recipe,
+    step: int,
     device: torch.device,
-    watcher: Watcher,
-) -> dict[str, Any]:
+    own_seeds: list[int],
+) -> torch.Tensor:
+    """Return this process's part of the loss of a step."""
+    first = step * recipe.meta_batch
+    if isinstance(source, BatchSampler):
+        if not isinstance(model, BatchLearner):
+            raise TypeError(f"{type(model).__name__} does not train on batches")
+        batch = source.draw(first, recipe.meta_batch).to(device)
+        return model.batch_loss(augmented(batch, recipe.augment))
+    # Every process draws all tasks, which is cheap, and learns from its share.
+    tasks = augmented(source.draw(first, recipe.meta_batch).to(device), recipe.augment)
+    if distributed.size() == 1:
+        return model.loss(tasks)
+    torch.manual_seed(own_seeds[distributed.rank()])
+    share = tasks[distributed.share(len(tasks))]
+    return model.loss(share) * (len(share) / len(tasks))
+
+
+def _log_loss(run: _Run, log: run_folder.RunLog | None) -> None:
+    state = run.state
+    if log is not None:
+        log.write(
+            state.step,
+            loss=state.loss_sum / state.loss_count,
+            lr=learning_rate(run.recipe, state.step - 1),
+            seconds=round(state.seconds, 3),
+        )
+    state.loss_sum, state.loss_count = 0.0, 0
+
+
+def _validate(run: _Run, log: run_folder.RunLog | None) -> None:
+    """Measure the model on the validation split, and keep it if it is the best so far."""
+    recipe, state = run.recipe, run.state
+    tasks = run.data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
+    value = Score.of(evaluate(run.model, tasks, recipe.validation_episodes, run.device)).mean
+    merit = -value if run.data.regression else value
+    improved = merit > state.best
+    if improved:
+        state.best, state.best_step, state.stale = merit, state.step, 0
+        # Written before the state that mentions it: after a kill in between, this step is repeated.
+        if distributed.first():
+            save_model(run.folder / run_folder.BEST, run.model, run.blueprint)
+    else:
+        state.stale += 1
+    if log is not None:
+        name = f"validation_{metric(run.data)}"
+        log.write(state.step, **{name: value}, seconds=round(state.seconds, 3))
+    run.watcher.validation(state.step, value, improved)
+
+
+def _save(run: _Run) -> None:
+    if distributed.first():
+        save_state(run.folder / run_folder.LAST, run.model, run.optimizer, run.state)
+
+
+def _open_log(run: _Run) -> contextlib.AbstractContextManager[run_folder.RunLog | None]:
+    """Return the log of the run; only the first process writes one."""
+    # Whoever sees a log may ask the run to stop: every process must be listening by then.
+    distributed.wait()
+    if distributed.first():
+        return run_folder.RunLog(run.folder, run.state.step)
+    return contextlib.nullcontext()
+
+
+def _test(run: _Run) -> dict[str, Any]:
     """Test the best model on the test split; write the result into the run folder and return it."""
-    recipe = blueprint.training()
+    recipe, state = run.recipe, run.state
     distributed.wait()  # until the first process has written the best model
-    model = load_model(folder / run_folder.BEST)[0].to(device)
+    model = load_model(run.folder / run_folder.BEST)[0].to(run.device)
     protocol = Protocol(
         "test", recipe.ways, recipe.shots, recipe.queries, recipe.seed, recipe.test_episodes
     )
     result = {
-        **measure(model, data, protocol, device, watcher.test)[0],
+        **measure(model, run.data, protocol, run.device, run.watcher.test)[0],
         "best_step": state.best_step,
         "validation": abs(state.best),
         "steps": state.step,
         "seconds": round(state.seconds, 1),
-        "machine": run_folder.machine(),
+        "machine": provenance.machine(),
         "metazoo": VERSION,
         "commit": state.commit,
         "init_sha256": state.init_sha256,
     }
     if distributed.first():
-        write_json(folder / run_folder.RESULT, result)
+        write_json(run.folder / run_folder.RESULT, result)
     return result
 
 
@@ -246,7 +312,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         "constant": 1.0,
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
         "linear": 1 - progress,
-        "halving": 0.5 ** (step // recipe.halve_every),
     }[recipe.schedule]
     return recipe.lr * factor
 
@@ -270,45 +335,24 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def _log(folder: Path, step: int) -> run_folder.RunLog | _NoLog:
-    """Return the log that this process keeps of a run."""
-    distributed.wait()  # who sees a log may ask the run to stop: by now every process listens
-    return run_folder.RunLog(folder, step) if distributed.first() else _NoLog()
-
-
-class _NoLog:
-    """What a process that is not the first keeps of a run."""
-
-    def __enter__(self) -> _NoLog:
-        return self
-
-    def write(self, step: int, **values: float) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-
-def _training_source(
-    data: Dataset, blueprint: Blueprint, model: Algorithm
-) -> TaskSource | BatchSampler:
-    recipe, processes = blueprint.training(), distributed.size()
-    if model.draws == "episodes":
+def _training_source(run: _Run) -> TaskSource | BatchSampler:
+    recipe, processes = run.recipe, distributed.size()
+    if not isinstance(run.model, BatchLearner):
         if recipe.meta_batch < processes:
             raise OptionError(
-                f"{processes} processes cannot share out a meta-batch of {recipe.meta_batch}",
+                f"a meta-batch of {recipe.meta_batch} cannot be shared by {processes} processes",
                 f"--meta-batch {processes}, or a multiple of it",
             )
-        return training_tasks(data, recipe)
+        return training_tasks(run.data, recipe)
     if processes > 1:
         raise OptionError(
-            f"algorithm '{blueprint.algorithm}' trains on batches, and only tasks are shared out among processes",
-            "train it without torchrun; PyTorch uses all cores of one process",
+            f"algorithm '{run.blueprint.algorithm}' trains on batches, which processes cannot share",
+            "train it without torchrun; PyTorch uses all cores in one process",
         )
-    assert isinstance(data, ClassDataset)
-    return BatchSampler(data.split("train"), recipe.batch_size, recipe.seed)
+    if not isinstance(run.data, ClassDataset):
+        raise OptionError(
+            f"algorithm '{run.blueprint.algorithm}' trains on classes, "
+            f"and data set '{run.blueprint.dataset}' has none",
+            "choose another data set",
+        )
+    return BatchSampler(run.data.split("train"), recipe.batch_size, recipe.seed)

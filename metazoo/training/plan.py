@@ -1,4 +1,4 @@
-"""What a run is made from: names and options resolved, every default filled in, checked against the data."""
+"""What a run is made from: names and options resolved, defaults filled in, checked against the data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from metazoo import options
+from metazoo.base.algorithm import Algorithm, BatchLearner
 from metazoo.base.dataset import ClassDataset, Dataset
-from metazoo.base.recipe import Recipe, unread
+from metazoo.base.recipe import Recipe, unread_options
 from metazoo.errors import DataError, MetazooError, OptionError, first_line, too_large
 from metazoo.images import check_input_format
 from metazoo.plugins.error_source import at_fault
 from metazoo.plugins.registry import registry
-from metazoo.tasks.episode import TaskSource, TaskSpec
+from metazoo.tasks.episode import Episode, TaskSource, TaskSpec
 from metazoo.zoo.blueprint import Blueprint
 
 
@@ -28,132 +29,158 @@ def plan(
     backbone_options: Mapping[str, Any] = {},
     recipe: Mapping[str, Any] = {},
 ) -> tuple[Blueprint, Dataset]:
-    """Return the whole of what a run is made from, every default filled in, and its data set, read.
+    """Return the blueprint of a run, every default filled in, and its data set, loaded.
 
-    A training option that is not given comes from the data set's recipe, else the algorithm's, else Recipe. Default
-    `train_ways` are lowered to the classes that the training split has.
+    A training option that is not given comes from the data set's recipe, else from the algorithm's,
+    else from `Recipe`. A default number of training ways is lowered to the classes there are.
+    Options, data and network are tried out here, so that a mistake shows before training starts.
     """
     algorithm_class = registry().algorithm(algorithm).value
-    dataset_class = registry().dataset(dataset).value
-    merged = {**algorithm_class.recipe, **dataset_class.recipe, **recipe}
-    training = options.build(Recipe, merged, "the recipe")
-    _check_given(recipe, training, algorithm, algorithm_class.draws)
-    if training.init and Path(training.init).exists():
-        training = dataclasses.replace(training, init=str(Path(training.init).resolve()))
-    backbone_class = registry().backbone(training.backbone).value
-    backbone_config = options.build(
-        backbone_class.Config, backbone_options, f"backbone '{training.backbone}'"
-    )
-    algorithm_config = options.build(
-        algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'"
-    )
-    # A run is resumed from anywhere: the paths that it keeps must not depend on where it began.
-    absolute = {
-        name: str(Path(value).resolve())
-        if name in dataset_class.local_options and value and Path(value).exists()
-        else value
-        for name, value in dataset_options.items()
-    }
-    data = dataset_class(options.build(dataset_class.Config, absolute, f"data set '{dataset}'"))
-
-    if data.regression and not algorithm_class.regresses:
-        able = [entry.name for entry in registry().algorithms if entry.value.regresses]
-        raise OptionError(
-            f"algorithm '{algorithm}' classifies, but the tasks of data set '{dataset}' are regression",
-            f"use one of {', '.join(able)}, or another data set",
-        )
-    classes = len(data.split("train").counts) if isinstance(data, ClassDataset) else 0
-    train_ways = training.train_ways or training.ways
-    if "train_ways" not in recipe and classes:
-        train_ways = max(2, min(train_ways, classes))
-    training = dataclasses.replace(
-        training,
-        train_ways=train_ways,
-        train_shots=training.train_shots or training.shots,
-        train_queries=training.train_queries or training.queries,
-    )
-    # What is too small, or does not fit, is found now and not after the training.
-    tested = {
-        s: data.tasks(s, training.ways, training.shots, training.queries, training.seed)
-        for s in ("test", "val")
-    }
-    if algorithm_class.draws == "episodes":
-        training_tasks(data, training)
-    trial = tested["val"].draw(0, 1)
-    if training.augment != "none" and trial.support_x.dim() != 5:
-        raise OptionError(
-            f"the examples of data set '{dataset}' are no images to augment", "leave out --augment"
-        )
-    spec = TaskSpec(
-        input_shape=tuple(trial.support_x.shape[2:]),
-        outputs=trial.query_y.shape[-1] if data.regression else train_ways,
-        classes=classes,
-        regression=data.regression,
-    )
-    try:
-        input_format = dict(check_input_format(data.input_format))
-    except ValueError as error:  # now and not when the trained model is read again
-        raise DataError(
-            f"data set '{dataset}' cannot be used: {error}", "its author must mend it"
-        ) from error
+    data = _open_data(dataset, dataset_options)
+    _check_kind(algorithm, algorithm_class, dataset, data)
+    training = _resolve_recipe(algorithm, algorithm_class, data, recipe)
+    example = _draw_example(algorithm_class, dataset, data, training)
+    backbone = registry().backbone(training.backbone).value
     blueprint = Blueprint(
         algorithm=algorithm,
-        algorithm_options=options.as_dict(algorithm_config),
+        algorithm_options=_filled(
+            algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'"
+        ),
         backbone=training.backbone,
-        backbone_options=options.as_dict(backbone_config),
+        backbone_options=_filled(
+            backbone.Config, backbone_options, f"backbone '{training.backbone}'"
+        ),
         dataset=dataset,
         dataset_options=options.as_dict(data.config),
-        recipe=options.as_dict(training),
-        spec=spec,
-        input_format=input_format,
+        recipe=training,
+        spec=_task_spec(data, training, example),
+        input_format=_input_format(dataset, data),
     )
+    _try_model(blueprint, example)
+    return blueprint, data
+
+
+def training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:
+    """Return the tasks to train on."""
+    return data.tasks("train", *recipe.training_task, recipe.seed)
+
+
+def _filled(config: type[options.Config], values: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    return options.as_dict(options.build(config, values, owner))
+
+
+def _open_data(name: str, given: Mapping[str, Any]) -> Dataset:
+    dataset = registry().dataset(name).value
+    # A run may be resumed from another working directory: the paths it keeps must be absolute.
+    absolute = {
+        option: str(Path(value).resolve())
+        if option in dataset.local_options and value and Path(value).exists()
+        else value
+        for option, value in given.items()
+    }
+    return dataset(options.build(dataset.Config, absolute, f"data set '{name}'"))
+
+
+def _check_kind(
+    algorithm: str, algorithm_class: type[Algorithm], dataset: str, data: Dataset
+) -> None:
+    if data.regression and not algorithm_class.supports_regression:
+        able = [entry.name for entry in registry().algorithms if entry.value.supports_regression]
+        raise OptionError(
+            f"data set '{dataset}' has regression tasks, and algorithm '{algorithm}' only classifies",
+            f"use one of {', '.join(able)}, or another data set",
+        )
+
+
+def _resolve_recipe(
+    algorithm: str, algorithm_class: type[Algorithm], data: Dataset, given: Mapping[str, Any]
+) -> Recipe:
+    on_batches = issubclass(algorithm_class, BatchLearner)
+    for name in sorted(unread_options(on_batches) & set(given)):
+        what = "batches" if on_batches else "episodes"
+        raise OptionError(
+            f"algorithm '{algorithm}' trains on {what} and does not read --{name.replace('_', '-')}",
+            "leave it out",
+        )
+    merged = {**algorithm_class.recipe, **data.recipe, **given}
+    recipe = options.build(Recipe, merged, "the recipe")
+    ways, shots, queries = recipe.training_task
+    if "train_ways" not in given and (classes := _base_classes(data)):
+        ways = max(2, min(ways, classes))
+    init = recipe.init
+    if init and Path(init).exists():
+        init = str(Path(init).resolve())
+    return dataclasses.replace(
+        recipe, init=init, train_ways=ways, train_shots=shots, train_queries=queries
+    )
+
+
+def _base_classes(data: Dataset) -> int:
+    return len(data.split("train").counts) if isinstance(data, ClassDataset) else 0
+
+
+def _draw_example(
+    algorithm_class: type[Algorithm], dataset: str, data: Dataset, recipe: Recipe
+) -> Episode:
+    """Return a validation task, after making sure that every split can supply the tasks of the run."""
+    data.tasks("test", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
+    validation = data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
+    if not issubclass(algorithm_class, BatchLearner):
+        training_tasks(data, recipe)
+    example = validation.draw(0, 1)
+    if recipe.augment != "none" and example.support_x.dim() != 5:
+        raise OptionError(
+            f"--augment needs images, and the examples of data set '{dataset}' are not images",
+            "leave out --augment",
+        )
+    return example
+
+
+def _task_spec(data: Dataset, recipe: Recipe, example: Episode) -> TaskSpec:
+    return TaskSpec(
+        input_shape=tuple(example.support_x.shape[2:]),
+        outputs=example.query_y.shape[-1] if data.regression else recipe.training_task[0],
+        classes=_base_classes(data),
+        regression=data.regression,
+    )
+
+
+def _input_format(dataset: str, data: Dataset) -> dict[str, Any]:
+    try:
+        return dict(check_input_format(data.input_format))
+    except ValueError as error:  # now, and not when the trained model is read again
+        raise DataError(
+            f"data set '{dataset}' has an invalid input_format: {error}", "its author must fix it"
+        ) from error
+
+
+def _try_model(blueprint: Blueprint, example: Episode) -> None:
+    """Build the network once and ask it, or raise OptionError if it cannot be built or trained so."""
     try:
         model = blueprint.model().eval()
     except MetazooError:
         raise
     except Exception as error:
         if isinstance(error, RuntimeError) or too_large(error):
-            raise _unmade(error) from error
+            raise _cannot_build(error) from error
         raise
-    if training.precision != "float32" and model.needs_float32:
+    if blueprint.recipe.precision != "float32" and model.needs_float32:
         raise OptionError(
-            f"algorithm '{algorithm}' trains wrongly in {training.precision}: second derivatives are far off",
-            "leave out --precision, or second derivatives",
+            f"algorithm '{blueprint.algorithm}' fails to train in {blueprint.recipe.precision}: "
+            "second derivatives are too inexact",
+            "leave out --precision, or use a first-order variant",
         )
     with torch.no_grad():
-        model(trial.support_x, trial.support_y, trial.query_x)
-    return blueprint, data
+        model(example.support_x, example.support_y, example.query_x)
 
 
-def _unmade(error: Exception) -> OptionError:
-    """Return what to say of a network that cannot be made, by the user's sizes or by a plugin's code: nobody can tell."""
-    what = f"the network cannot be made: {first_line(error)}"
+def _cannot_build(error: Exception) -> OptionError:
+    """Return the error for a network that cannot be built, for sizes or for a bug of a plugin."""
+    what = f"the network cannot be built: {first_line(error)}"
     fault = None if too_large(error) else at_fault(error)
     if fault is None:
         return OptionError(what, "make it smaller")
     return OptionError(
         f"{what}\n  plugin '{fault.plugin.name}' of {fault.plugin.owner}: {fault.place}",
-        "choose other sizes or options; where none will do, its author needs the two lines above",
-    )
-
-
-def _check_given(recipe: Mapping[str, Any], training: Recipe, algorithm: str, draws: str) -> None:
-    """Raise OptionError where a training option was given that this run would not read."""
-    for name in sorted(unread(draws, training.schedule) & set(recipe)):
-        why = (
-            "without --schedule halving"
-            if name == "halve_every"
-            else f"by algorithm '{algorithm}', which draws {draws}"
-        )
-        raise OptionError(f"--{name.replace('_', '-')} is not read {why}", "leave it out")
-
-
-def training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:
-    """Return the tasks to train on."""
-    return data.tasks(
-        "train",
-        recipe.train_ways or recipe.ways,
-        recipe.train_shots or recipe.shots,
-        recipe.train_queries or recipe.queries,
-        recipe.seed,
+        "choose other sizes or options; if none works, send the two lines above to the plugin's author",
     )

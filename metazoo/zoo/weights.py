@@ -1,4 +1,4 @@
-"""A model's weights on disk: safetensors, with a blueprint as metadata, and nothing that can execute."""
+"""A model's weights on disk: a safetensors file whose metadata is JSON. Nothing in it can execute."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from metazoo.base.algorithm import Algorithm
 from metazoo.errors import CheckpointError, OptionError
@@ -20,14 +21,14 @@ from metazoo.version import VERSION
 from metazoo.zoo.blueprint import Blueprint
 
 KEY = "metazoo"
-
-
-LONGEST_HEADER = 100_000_000  # what safetensors itself reads
+LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
+# A network may use tensors of this many numbers while it is built, whatever its weights.
+ALWAYS_ALLOWED = 2**20
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
-    """Write named tensors and a value for JSON as one safetensors file, whole or not at all."""
-    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    """Write named tensors and JSON metadata as one safetensors file, atomically."""
+    # The format refuses tensors that share memory, as tied weights do; hence copies.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -35,86 +36,98 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> No
     write_atomically(path, safetensors.torch.save(copies, {KEY: json.dumps(metadata)}))
 
 
+def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
+    """Write a model's weights and its blueprint."""
+    save_tensors(path, model.state_dict(), blueprint.portable().as_dict())
+
+
 def read_weights(path: Path) -> bytes:
-    """Return what a safetensors file holds, or raise CheckpointError where it is missing or cannot be one."""
+    """Return the bytes of a safetensors file; raise CheckpointError if it is missing or not one."""
     try:
         with path.open("rb") as file:
-            # A file of another sort may be larger than memory: no more is read than its beginning promises.
+            # Another kind of file may be larger than memory: read no more than the header promises.
             size, start = os.fstat(file.fileno()).st_size, file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, LONGEST_HEADER):
-                raise ValueError("it does not begin as one")
+                raise ValueError("it does not start with a safetensors header")
             header = json.loads(file.read(length))
             ends = [
-                tensor["data_offsets"][1]
-                for name, tensor in header.items()
-                if name != "__metadata__"
+                entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
             ]
             if (promised := 8 + length + max(ends, default=0)) != size:
-                raise ValueError(f"it has {size} bytes, and should have {promised}")
+                raise ValueError(f"it has {size} bytes instead of {promised}")
             file.seek(0)
             return file.read(size)
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise _damaged(str(path), error) from error
 
 
-def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the metadata of a file's contents, or raise CheckpointError where they are damaged or not ours."""
+def metadata_of(contents: bytes, where: str) -> Any:
+    """Return the metadata of a safetensors file's bytes; raise CheckpointError if they are not ours."""
     try:
-        tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return tensors, json.loads(header["__metadata__"][KEY])
-    except (
-        safetensors.SafetensorError, RuntimeError, AssertionError, ArithmeticError, ValueError, LookupError, TypeError,
-    ) as error:  # fmt: skip
+        header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+        return json.loads(header["__metadata__"][KEY])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(where, error) from error
 
 
-def _damaged(where: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{where} is damaged or no checkpoint of metazoo: {error}",
-        "give another file; if this was a model, train or fetch it again",
-    )
+def tensors_of(contents: bytes, where: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file's bytes; raise CheckpointError if they are damaged."""
+    try:
+        return safetensors.torch.load(contents)
+    except (
+        safetensors.SafetensorError,
+        RuntimeError,
+        AssertionError,
+        ArithmeticError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:
+        raise _damaged(where, error) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the metadata of a file, or raise CheckpointError where it is missing, damaged or not ours."""
-    return parse_tensors(read_weights(path), str(path))
-
-
-def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
-    """Write a model's weights and the blueprint that it is made from."""
-    save_tensors(path, model.state_dict(), blueprint.portable().as_dict())
+    """Return the tensors and the metadata of a file; raise CheckpointError if it is missing or damaged."""
+    contents = read_weights(path)
+    return tensors_of(contents, str(path)), metadata_of(contents, str(path))
 
 
 def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
-    """Return the model of a file, as `parse_model` does, or raise CheckpointError where there is none."""
-    return parse_model(read_weights(path), str(path), **changes)
+    """Return the model of a file, in eval mode, and its blueprint; see `build_model`."""
+    contents = read_weights(path)
+    blueprint = Blueprint.from_dict(metadata_of(contents, str(path)), str(path))
+    return build_model(blueprint, contents, str(path), **changes), blueprint
 
 
-def parse_model(data: bytes, where: str, **changes: Any) -> tuple[Algorithm, Blueprint]:
-    """Return the model of a file's contents, in eval mode, and its blueprint.
+def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: Any) -> Algorithm:
+    """Return the model of a blueprint with the weights of a safetensors file's bytes, in eval mode.
 
-    `changes` are options of the algorithm to set otherwise, as far as the weights still fit. Raises CheckpointError
-    where they are damaged or the weights do not fit, UnknownNameError where a plugin that it needs is not installed.
+    `changes` override options of the algorithm that do not change its weights. Raises
+    CheckpointError if the weights are damaged or do not fit, UnknownNameError if a plugin that the
+    model needs is not installed.
     """
-    tensors, metadata = parse_tensors(data, where)
-    blueprint = Blueprint.from_dict(metadata, where)
+    tensors = tensors_of(contents, where)
     try:
-        _check_sizes(blueprint, tensors, changes)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _SizeLimit(tensors):
             model = blueprint.model(**changes)
+        _check_fit(model, tensors)
         model.load_state_dict(tensors)
     except OptionError as error:
-        if changes or metadata["metazoo"] == VERSION:
+        if changes or blueprint.metazoo == VERSION:
             raise
-        made = (
-            f"{where} was made by metazoo {metadata['metazoo']}, this is {VERSION}: {error.message}"
-        )
         raise CheckpointError(
-            made, f"`pip install metazoo=={metadata['metazoo']}`, or train the model again"
+            f"{where} was made by metazoo {blueprint.metazoo}, this is {VERSION}: {error.message}",
+            f"`pip install metazoo=={blueprint.metazoo}`, or train the model again",
         ) from error
     except (
         RuntimeError,
@@ -129,26 +142,38 @@ def parse_model(data: bytes, where: str, **changes: Any) -> tuple[Algorithm, Blu
             f"the weights in {where} do not fit algorithm '{blueprint.algorithm}': {cause}",
             "an option that changes the network cannot be changed after training",
         ) from error
-    return model.eval(), blueprint
+    return model.eval()
 
 
-def _check_sizes(
-    blueprint: Blueprint, tensors: Mapping[str, Tensor], changes: Mapping[str, Any]
-) -> None:
-    """Raise RuntimeError where the weights are not those of the model, before it takes memory: a file may claim any width."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            outline = blueprint.model(**changes).state_dict()
-    except (RuntimeError, NotImplementedError) as error:
-        if "meta" in str(
-            error
-        ):  # an algorithm that computes with values while it is built has no outline
-            return
-        raise
-    for name, value in outline.items():
+class _SizeLimit(TorchFunctionMode):
+    """Refuses tensors larger than all weights of a file together: its options may ask for any width."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self.limit = max(ALWAYS_ALLOWED, sum(tensor.numel() for tensor in tensors.values()))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # An allocation takes no memory until it is written, which comes after this check.
+        if isinstance(result, Tensor) and result.numel() > self.limit:
+            raise RuntimeError(f"they have {self.limit} numbers at most, the network more")
+        return result
+
+
+def _check_fit(model: Algorithm, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in model.state_dict().items():
         if name not in tensors:
             raise RuntimeError(f"they have no '{name}'")
         if tensors[name].shape != value.shape:
             raise RuntimeError(
                 f"'{name}' has shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
             )
+
+
+def _damaged(where: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{where} is damaged, or not a metazoo checkpoint: {error}",
+        "give another file; if this was a model, train or fetch it again",
+    )

@@ -339,7 +339,7 @@ def test_none_is_none_and_not_the_recipe_of_the_algorithm(capsys: Capture, tmp_p
     for words, wanted in ((["--clip-grad", "none"], None), (["--clip-grad", "3"], 3.0), ([], 10.0)):
         folder = tmp_path / str(wanted)
         output(capsys, "train", "maml", *QUICK, *words, "--out", str(folder))
-        assert run_folder.read_blueprint(folder).recipe["clip_grad"] == wanted
+        assert run_folder.read_blueprint(folder).recipe.clip_grad == wanted
 
 
 def test_export_prints_the_card(capsys: Capture, protonet_run: Path, tmp_path: Path) -> None:

@@ -124,8 +124,7 @@ def test_models_of_different_data_are_not_paired(
         capsys, "eval", str(protonet_run), str(sinusoid_run), "--episodes", "4", "--json"
     )
     assert [r["shots"] for r in json.loads(out)["results"]] == [
-        run_folder.read_blueprint(run_folder).recipe["shots"]
-        for run_folder in (protonet_run, sinusoid_run)
+        run_folder.read_blueprint(run).recipe.shots for run in (protonet_run, sinusoid_run)
     ]
     again = tmp_path / "again"
     shutil.copytree(protonet_run, again)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metazoo import provenance
 from metazoo.base.recipe import Recipe
 from metazoo.device import find_device
 from metazoo.errors import CheckpointError, DataError, OptionError
@@ -329,15 +330,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_plan_takes_options_from_the_user_then_the_data_then_the_algorithm() -> None:
     recipe = plan("maml", "sinusoid")[0].recipe
-    assert recipe["backbone"] == "mlp"  # the data's
-    assert recipe["meta_batch"] == 25  # the data's before the algorithm's
-    assert recipe["clip_grad"] == 10.0  # the algorithm's
+    assert recipe.backbone == "mlp"  # the data's
+    assert recipe.meta_batch == 25  # the data's before the algorithm's
+    assert recipe.clip_grad == 10.0  # the algorithm's
     assert (
-        plan("maml", "sinusoid", recipe={"clip_grad": None, "meta_batch": 2})[0].recipe["clip_grad"]
+        plan("maml", "sinusoid", recipe={"clip_grad": None, "meta_batch": 2})[0].recipe.clip_grad
         is None
     )
     blueprint = plan("maml", "sinusoid", recipe={"clip_grad": None, "meta_batch": 2})[0]
-    assert blueprint.recipe["meta_batch"] == 2
+    assert blueprint.recipe.meta_batch == 2
 
 
 def test_train_ways_fit_the_data_unless_they_are_asked_for(
@@ -360,7 +361,7 @@ def test_train_ways_fit_the_data_unless_they_are_asked_for(
     assert fit.dataset_options["root"] == str(
         tmp_path.resolve()
     )  # so that the run resumes from anywhere
-    assert fit.recipe["train_ways"] == 7
+    assert fit.recipe.train_ways == 7
     with pytest.raises(DataError, match="7 classes, but a task needs 8"):
         plan("protonet", "folder", dataset_options=options, recipe={"queries": 3, "train_ways": 8})
     with pytest.raises(
@@ -488,8 +489,8 @@ def test_a_run_starts_from_another_models_backbone(protonet_run: Path, tmp_path:
         == hashlib.sha256((protonet_run / run_folder.BEST).read_bytes()).hexdigest()
     )
     # The path is this machine's own; a name of the zoo is everybody's.
-    assert blueprint.recipe["init"] == str(protonet_run)
-    assert load_model(tmp_path / "run" / run_folder.BEST)[1].recipe["init"] == protonet_run.name
+    assert blueprint.recipe.init == str(protonet_run)
+    assert load_model(tmp_path / "run" / run_folder.BEST)[1].recipe.init == protonet_run.name
 
 
 def test_a_resumed_run_does_not_start_over_from_the_other_model(
@@ -548,7 +549,7 @@ def test_a_result_names_the_commit_of_its_code(
     protonet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = json.loads((protonet_run / run_folder.RESULT).read_text())
-    assert result["commit"] == run_folder.commit()
+    assert result["commit"] == provenance.commit()
 
     def git(*words: str) -> str:
         command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", *words]
@@ -559,12 +560,12 @@ def test_a_result_names_the_commit_of_its_code(
     file = tmp_path / "metazoo" / "runs.py"
     file.parent.mkdir()
     file.write_text("first")
-    monkeypatch.setattr(run_folder, "__file__", str(file))
-    assert run_folder.commit() is None  # no repository
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.commit() is None  # no repository
     git("init", "-q")
-    assert run_folder.commit() is None  # somebody else's: the file is not in it
+    assert provenance.commit() is None  # somebody else's: the file is not in it
     git("add", ".")
     git("commit", "-qm", "first")
-    assert run_folder.commit() == git("rev-parse", "HEAD")
+    assert provenance.commit() == git("rev-parse", "HEAD")
     file.write_text("second")
-    assert run_folder.commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert provenance.commit() == git("rev-parse", "HEAD") + "-dirty"

@@ -435,8 +435,8 @@ def test_every_shipped_card_is_true_of_its_weights(name: str) -> None:
     assert card["training"]["command"] == find.command(source.blueprint)
     assert card["training"]["commit"]
     assert not card["training"]["commit"].endswith("-dirty")
-    assert bool(card["training"]["init_sha256"]) == bool(source.blueprint.recipe["init"])
-    if init := source.blueprint.recipe["init"]:
+    assert bool(card["training"]["init_sha256"]) == bool(source.blueprint.recipe.init)
+    if init := source.blueprint.recipe.init:
         assert (
             read_card(Path(registry().card(init).value))["sha256"]
             == card["training"]["init_sha256"]
