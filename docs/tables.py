@@ -1,364 +1,396 @@
-"""Writes the tables of the docs from code, model cards and results: `python docs/tables.py`; with --check it only compares."""
+"""Write the tables of the docs from the code, the model cards and the results of the benchmarks.
+
+`python docs/tables.py` writes them. With `--check` it only compares, and exits with 1 if a page is stale.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from metazoo import options
 from metazoo.base.recipe import Recipe
 from metazoo.cli.tables import mode_text, task_text, value_text
-from metazoo.plugins.registry import registry
+from metazoo.plugins.registry import Entry, registry
 from metazoo.zoo.find import find
 
 ROOT = Path(__file__).parents[1]
-
-
-def cards() -> list[dict[str, Any]]:
-    """Return the cards of the models that come with metazoo."""
-    return [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))
-    ]
-
-
-def results() -> str:
-    """Return the tables of the pretrained models that come with metazoo."""
-    parts = []
-    for splits, title in SPLITS.items():
-        chosen = [
-            c
-            for c in cards()
-            if c["dataset"] == "omniglot" and c["dataset_options"]["split"] in splits
-        ]
-        parts += [f"**Omniglot, {title}**", omniglot_table(chosen)]
-    lines = ["| model | task | inner steps | MSE |", "|---|---|---|---|"]
-    for card in cards():
-        for result in card["results"] if card["dataset"] == "sinusoid" else []:
-            used = {**find(card["name"]).blueprint.algorithm_options, **result.get("options", {})}
-            steps = used["eval_inner_steps"]
-            lines.append(
-                f"| `{card['name']}` | {task_text(result)} | {steps} | {value_text(result)} |"
-            )
-    return "\n\n".join([*parts, "**Sinusoids**", "\n".join(lines)])
-
+RESULTS = ROOT / "benchmarks" / "results"
+Json = dict[str, Any]
 
 SPLITS = {
-    ("vinyals",): "Vinyals' split (423 test characters, with rotations 1,692 classes)",
-    (
+    "Vinyals' split: 423 test characters, 1,692 classes with rotations": {"vinyals"},
+    "Lake's evaluation alphabets: 659 test characters, 2,636 classes with rotations": {
         "lake",
         "small1",
         "small2",
-    ): "Lake's evaluation alphabets (659 test characters, with rotations 2,636 classes)",
+    },
 }
 
+# Mean accuracies of papers in the order of TASKS, followed by the models to compare with them.
+TASKS = ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
+PUBLISHED: list[tuple[str, dict[str, tuple[float, ...]], list[str]]] = [
+    (
+        "inductive",
+        {"ProtoNet, Snell et al. 2017": (98.8, 99.7, 96.0, 98.9)},
+        ["protonet.omniglot", "protonet.omniglot_wide", "protonet.omniglot_large"],
+    ),
+    (
+        "inductive",
+        {"Matching Networks, Vinyals et al. 2016": (98.1, 98.9, 93.8, 98.5)},
+        ["matching.omniglot"],
+    ),
+    (
+        "transductive",
+        {
+            "MAML, Finn et al. 2017": (98.7, 99.9, 95.8, 98.9),
+            "MAML++, Antoniou et al. 2019": (99.5, 99.9, 97.7, 99.3),
+        },
+        ["maml.omniglot_*"],
+    ),
+]
 
-def omniglot_rows(chosen: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, str]]:
-    """Return cells by task, for each family (`name_5w1s`, `name_20w1s`, ... are one) and mode of evaluation."""
+# Errors in percent: trained on the full background set, and on a minimal one.
+CHALLENGE = [
+    ("people, reported by Lake et al. 2019 (arXiv:1902.03477)", "4.5", ""),
+    ("BPL, reported by Lake et al. 2019", "3.3", "4.2"),
+    ("Siamese network, Koch et al. 2015 (40 alphabets, affine distortions)", "8.0", ""),
+    ("plain convolutional network, Lake et al. 2019", "13.5", "23.2"),
+    ("ProtoNet, Lake et al. 2019", "13.7", "30.1"),
+]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def read(path: Path) -> Json:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def cards(dataset: str | None = None, splits: Iterable[str] | None = None) -> list[Json]:
+    """Return the cards of the built-in models, of one data set and of some of its splits."""
+    found = [read(path) for path in sorted((ROOT / "metazoo" / "pretrained").glob("*.json"))]
+    return [
+        card
+        for card in found
+        if dataset in (None, card["dataset"])
+        and (splits is None or card["dataset_options"]["split"] in splits)
+    ]
+
+
+def figure(result: Json) -> str:
+    """Return a mean and its interval, without the unit."""
+    return value_text(result).removesuffix(" %")
+
+
+def results() -> str:
+    """Return the tables of the README: the accuracy of every built-in model."""
+    parts = [
+        f"**Omniglot, {title}**\n\n{omniglot_table(cards('omniglot', splits))}"
+        for title, splits in SPLITS.items()
+    ]
+    rows = [
+        (f"`{card['name']}`", task_text(result), steps_of(card, result), figure(result))
+        for card in cards("sinusoid")
+        for result in card["results"]
+    ]
+    header = ("model", "task", "inner steps", "mean squared error")
+    return "\n\n".join([*parts, "**Sinusoids**", table(header, rows)])
+
+
+def steps_of(card: Json, result: Json) -> int:
+    """Return the inner steps with which a result was measured."""
+    usual = find(card["name"]).blueprint.algorithm_options
+    return {**usual, **result.get("options", {})}["eval_inner_steps"]
+
+
+def omniglot_rows(chosen: Iterable[Json]) -> dict[tuple[str, str], dict[str, str]]:
+    """Return figures by task for each model and mode; `NAME_5w1s`, `NAME_20w1s`, ... are one model."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for card in chosen:
         family = re.sub(r"_\d+w\d+s$", "_*", card["name"])
         within = " in an alphabet" if card["dataset_options"].get("within_alphabet") else ""
         for result in card["results"]:
             task = task_text(result) + ("" if "protocol" in result else within)
-            rows.setdefault((family, mode_text(result)), {})[task] = value_text(
-                result
-            ).removesuffix(" %")
+            rows.setdefault((family, mode_text(result)), {})[task] = figure(result)
     return rows
 
 
-def omniglot_table(chosen: list[dict[str, Any]]) -> str:
-    """Return these cards' results, a row for each family and mode."""
+def omniglot_table(chosen: Iterable[Json]) -> str:
+    """Return a row for each model and mode, a column for each task."""
     rows = omniglot_rows(chosen)
-    tasks = sorted(
-        {task for row in rows.values() for task in row},
-        key=lambda t: (not t[0].isdigit(), len(t), t),
-    )
-    lines = ["| model | " + " | ".join(tasks) + " | |", "|---|" + "---|" * (len(tasks) + 1)]
-    for (family, mode), row in rows.items():
-        lines.append(f"| `{family}` | {' | '.join(row.get(task, '') for task in tasks)} | {mode} |")
-    return "\n".join(lines)
-
-
-# Mean accuracies of papers in the order of COLUMNS, and the families of ours that stand below them.
-PUBLISHED = [
-    (
-        [("protonet, Snell et al. 2017", (98.8, 99.7, 96.0, 98.9))],
-        ["protonet.omniglot", "protonet.omniglot_wide", "protonet.omniglot_large"],
-        "inductive",
-    ),
-    (
-        [("matching, Vinyals et al. 2016", (98.1, 98.9, 93.8, 98.5))],
-        ["matching.omniglot"],
-        "inductive",
-    ),
-    (
-        [
-            ("maml, Finn et al. 2017", (98.7, 99.9, 95.8, 98.9)),
-            ("MAML++, Antoniou et al. 2019", (99.5, 99.9, 97.7, 99.3)),
-        ],
-        ["maml.omniglot_*"],
-        "transductive",
-    ),
-]
-COLUMNS = ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
+    found = {task for row in rows.values() for task in row}
+    tasks = sorted(found, key=lambda task: (not task[0].isdigit(), len(task), task))
+    cells = [
+        (f"`{family}`", *(row.get(task, "") for task in tasks), mode)
+        for (family, mode), row in rows.items()
+    ]
+    return table(("model", *tasks, "mode"), cells)
 
 
 def against_papers() -> str:
-    """Return what papers report beside what the models on Vinyals' split reach."""
-    ours = omniglot_rows(
-        [
-            c
-            for c in cards()
-            if c["dataset"] == "omniglot" and c["dataset_options"]["split"] == "vinyals"
-        ]
-    )
-    lines = [f"| | {' | '.join(COLUMNS)} | |", "|---|---|---|---|---|---|"]
-    for papers, families, mode in PUBLISHED:
-        lines += [
-            f"| {name} | {' | '.join(map(str, figures))} | {mode} |" for name, figures in papers
-        ]
+    """Return the figures of papers above those of the models on Vinyals' split."""
+    ours = omniglot_rows(cards("omniglot", {"vinyals"}))
+    rows: list[Sequence[Any]] = []
+    for mode, papers, families in PUBLISHED:
+        rows += [(name, *figures, mode) for name, figures in papers.items()]
         for family in families:
-            row = ours.get((family, mode), {})
-            lines.append(
-                f"| `{family}` | {' | '.join(row.get(task, '') for task in COLUMNS)} | {mode} |"
-            )
-    return "\n".join(lines)
-
-
-# Errors in percent with the full background set and with a minimal one.
-CHALLENGE = [
-    ("people, as Lake et al. 2019 (arXiv:1902.03477) report", "4.5", ""),
-    ("BPL, same", "3.3", "4.2"),
-    ("Siamese network, Koch et al. 2015: 40 alphabets, affine distortions", "8.0", ""),
-    ("plain convolutional network, Lake et al. 2019", "13.5", "23.2"),
-    ("ProtoNet, same", "13.7", "30.1"),
-]
+            found = ours.get((family, mode), {})
+            rows.append((f"`{family}`", *(found.get(task, "") for task in TASKS), mode))
+    return table(("model", *TASKS, "mode"), rows)
 
 
 def challenge() -> str:
-    """Return the one-shot challenge: published errors, and those of the models on Lake's splits."""
-    lines = ["| | full background set | minimal set |", "|---|---|---|"]
-    lines += [f"| {name} | {full} | {minimal} |" for name, full, minimal in CHALLENGE]
-    for card in cards():
+    """Return errors on the one-shot challenge: published ones, and those of the models on Lake's splits."""
+    rows = list(CHALLENGE)
+    for card in cards("omniglot"):
         for result in card["results"]:
             if result.get("protocol") == "one-shot-challenge":
                 error = f"{100 * (1 - result['mean']):.2f} ± {100 * result['interval']:.2f}"
                 full = card["dataset_options"]["split"] == "lake"
-                lines.append(
-                    f"| `{card['name']}` | {error if full else ''} | {'' if full else error} |"
-                )
-    return "\n".join(lines)
+                rows.append((f"`{card['name']}`", *((error, "") if full else ("", error))))
+    return table(("model", "full background set", "minimal background set"), rows)
 
 
 def sinusoids() -> str:
-    """Return the errors on 5-shot sinusoids after 1, 5 and 10 inner steps, published and ours."""
-    steps = (1, 5, 10)
-    lines = [
-        f"| | {' | '.join(map(str, steps))} |",
-        "|---|---|---|---|",
-        "| MAML, Finn et al. 2017 | 0.67 | 0.38 | 0.35 |",
-    ]
-    for card in cards():
-        if card["dataset"] == "sinusoid":
-            usual = find(card["name"]).blueprint.algorithm_options
-            found = {
-                {**usual, **result.get("options", {})}["eval_inner_steps"]: value_text(result)
-                for result in card["results"]
-                if result["shots"] == 5
-            }
-            lines.append(
-                f"| `{card['name']}` | {' | '.join(found.get(step, '') for step in steps)} |"
-            )
-    return "\n".join(lines)
+    """Return errors on 5-shot sinusoids after 1, 5 and 10 inner steps: published ones, and ours."""
+    rows: list[Sequence[Any]] = [("MAML, Finn et al. 2017", 0.67, 0.38, 0.35)]
+    for card in cards("sinusoid"):
+        found = {steps_of(card, r): figure(r) for r in card["results"] if r["shots"] == 5}
+        rows.append((f"`{card['name']}`", *(found.get(steps, "") for steps in (1, 5, 10))))
+    return table(("model", "1 step", "5 steps", "10 steps"), rows)
 
 
 def digits() -> str:
-    """Return the models of Omniglot on MNIST, from what `metazoo eval --json` printed."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "mnist.json").read_text(encoding="utf-8"))[
-        "results"
-    ]
-    tasks = list(dict.fromkeys(task_text(row) for row in rows))
-    lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        cells = [value_text(row).removesuffix(" %") for row in rows if row["model"] == model]
-        lines.append(f"| `{model}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Return the accuracy of the Omniglot models on MNIST."""
+    found: dict[str, dict[str, str]] = {}
+    for row in read(RESULTS / "mnist.json")["results"]:
+        found.setdefault(row["model"], {})[task_text(row)] = figure(row)
+    tasks = list(next(iter(found.values())))
+    rows = [(f"`{model}`", *(row[task] for task in tasks)) for model, row in found.items()]
+    return table(("model", *tasks), rows)
 
 
 def caltech() -> str:
-    """Return every algorithm on the reduced Caltech-101, a row for each with each backbone and each start that was measured."""
-    lines = ["| backbone | algorithm | 5-way 1-shot | 5-way 5-shot | |", "|---|---|---|---|---|"]
-    commands, paths = [], (ROOT / "benchmarks" / "results").glob("caltech-*.json")
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    for record in sorted(
-        records,
-        key=lambda record: (
-            record["rows"][0]["model"].partition(".")[2],
-            record.get("from_baseline") or 0,
-        ),
-    ):
-        trained = ", ".join(dict.fromkeys(row["commit"][:10] for row in record["rows"]))
-        commands.append(f"`{record['command']}`, {record['machine']}, trained at commit {trained}.")
-        for name in dict.fromkeys(row["algorithm"] for row in record["rows"]):
-            rows = {row["shots"]: row for row in record["rows"] if row["algorithm"] == name}
-            cells = [
-                value_text(rows[shots]).removesuffix(" %") if shots in rows else ""
-                for shots in (1, 5)
-            ]
-            first = next(iter(rows.values()))
-            few = "" if first["tasks"] == 1000 else f", {first['tasks']} tasks"
-            start = (
-                " from `baseline`"
-                if record.get("from_baseline") and not name.startswith("baseline")
-                else ""
+    """Return the accuracy of every algorithm on the reduced Caltech-101, and the commands."""
+    records = sorted(
+        map(read, RESULTS.glob("caltech-*.json")),
+        key=lambda record: (backbone_of(record["rows"][0]), record.get("from_baseline") or 0),
+    )
+    rows = dict.fromkeys(row for record in records for row in caltech_rows(record))
+    header = ("backbone", "algorithm", "5-way 1-shot", "5-way 5-shot", "mode")
+    return "\n\n".join([table(header, rows), caltech_commands(records)])
+
+
+def backbone_of(row: Json) -> str:
+    return row["model"].partition(".")[2]
+
+
+def start_of(record: Json, algorithm: str) -> str:
+    """Return ` from baseline` if the algorithm started from the backbone of `baseline`."""
+    started = record.get("from_baseline") and not algorithm.startswith("baseline")
+    return " from `baseline`" if started else ""
+
+
+def caltech_rows(record: Json) -> list[tuple[str, ...]]:
+    """Return a row for each algorithm of a record."""
+    found: dict[str, dict[int, Json]] = {}
+    for row in record["rows"]:
+        found.setdefault(row["algorithm"], {})[row["shots"]] = row
+    lines = []
+    for name, rows in found.items():
+        first = next(iter(rows.values()))
+        few = "" if first["tasks"] == 1000 else f", {first['tasks']} tasks"
+        cells = [figure(rows[shots]) if shots in rows else "" for shots in (1, 5)]
+        backbone = backbone_of(first) + start_of(record, name)
+        lines.append((backbone, f"`{name}`", *cells, mode_text(first) + few))
+    return lines
+
+
+def caltech_commands(records: Iterable[Json]) -> str:
+    """Return the command of each record, its machine and the commits it was trained at."""
+    rows = []
+    for record in records:
+        start = " from `baseline`" if record.get("from_baseline") else ""
+        commits = ", ".join(dict.fromkeys(row["commit"][:10] for row in record["rows"]))
+        rows.append(
+            (
+                backbone_of(record["rows"][0]) + start,
+                f"`{record['command']}`",
+                record["machine"],
+                commits,
             )
-            line = f"| {first['model'].partition('.')[2]}{start} | `{name}` | {' | '.join(cells)} | {mode_text(first)}{few} |"
-            # The baselines are the same, however episodes begin.
-            lines += [line] if line not in lines else []
-    return "\n".join(lines) + "\n\n" + "\n".join(commands)
+        )
+    return table(("rows", "command", "machine", "commits"), rows)
+
+
+def commands() -> str:
+    """Return how each built-in model was trained."""
+    rows = []
+    for card in cards():
+        t = card["training"]
+        # Cards keep the command as it was given; the option has another name since.
+        command = t["command"].replace("--views shifted", "--tta shifted")
+        commit = (t["commit"] or "not known")[:10]
+        rows.append(
+            (
+                f"`{card['name']}`",
+                f"`{command}`",
+                t["best_step"],
+                f"{t['seconds']:.0f} s",
+                t["machine"],
+                commit,
+            )
+        )
+    return table(("model", "command", "best step", "time", "machine", "commit"), rows)
 
 
 def benchmark(name: str) -> str:
-    """Return what a benchmark of the suite found, or which command finds it."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    """Return what a benchmark of the suite found, or the command that measures it."""
+    path = RESULTS / f"{name}.json"
     if not path.exists():
         return f"Not measured yet: `make bench ARGS={name}`."
-    record = json.loads(path.read_text(encoding="utf-8"))
-    rows, parts = record["rows"], len({row["part"] for row in record["rows"]})
-    lines = [f"| | | {record['unit']} | low to high | of ours | |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}x"
-        median, low, high = (
-            f"{row[key]:,.0f}" if row[key] >= 1000 else f"{row[key]:.4g}"
-            for key in ("median", "low", "high")
-        )
-        lines.append(
-            f"| {row['part']} | {row['way']} | {median} | {low} to {high} | {ratio} | {row['settings']} |"
-        )
-    if parts == 1:
-        lines = ["|" + line.split("|", 2)[2] for line in lines]
-    if all(row["ratio"] is None and not row["settings"] for row in rows):
-        lines = [line.rsplit("|", 3)[0] + "|" for line in lines]
-    facts = [
-        f"Goal {g['goal']:.3g}x, {g['against']}: **{g['reached']:.3g}x**" for g in record["goals"]
-    ]
-    facts += [f"The same: {fact}" for fact in record["same"]]
-    facts += [f"{note[0].upper()}{note[1:]}" for note in record["notes"]]
-    facts += [f"Left out: {way}, {reason}" for way, reason in record["left_out"].items()]
+    record = read(path)
     where = f"{record['processor']}, {record['machine']}, {record['threads']} threads"
-    blocks = [
-        f"{record['work'][0].upper()}{record['work'][1:]}.",
-        "\n".join(lines),
-        "\n".join(f"- {fact}." for fact in facts),
-    ]
-    blocks += [f"![{name}](images/{picture})" for picture in record["plots"]]
+    commit = (record["commit"] or "not known")[:10]
     return "\n\n".join(
         [
-            *blocks,
-            f"`{record['command']}`, {record['date']}, commit {(record['commit'] or 'not known')[:10]}; {where}.",
+            sentence(record["work"]),
+            benchmark_table(record),
+            "\n".join(f"- {fact}" for fact in benchmark_facts(record)),
+            *(f"![{name}](images/{picture})" for picture in record["plots"]),
+            f"`{record['command']}`, {record['date']}, commit {commit}; {where}.",
         ]
     )
 
 
-def commands() -> str:
-    """Return how each of these models was trained."""
-    lines = [
-        "| model | command | best step | time | machine | commit |",
-        "|---|---|---|---|---|---|",
+def sentence(text: str) -> str:
+    """Return a text with a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:].removesuffix('.')}."
+
+
+def benchmark_table(record: Json) -> str:
+    """Return the rows of a benchmark, without the columns that say nothing."""
+    columns = {
+        "part": [row["part"] for row in record["rows"]],
+        "program": [row["way"] for row in record["rows"]],
+        record["unit"]: [number(row["median"]) for row in record["rows"]],
+        "low to high": [f"{number(r['low'])} to {number(r['high'])}" for r in record["rows"]],
+        "relative to metazoo": [
+            "" if row["ratio"] is None else f"{row['ratio']:.3g}x" for row in record["rows"]
+        ],
+        "settings": [row["settings"] for row in record["rows"]],
+    }
+    if len(set(columns["part"])) == 1:
+        del columns["part"]
+    for optional in ("relative to metazoo", "settings"):
+        if not any(columns[optional]):
+            del columns[optional]
+    return table(list(columns), zip(*columns.values()))
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def benchmark_facts(record: Json) -> list[str]:
+    """Return the goals of a benchmark, what it checked, and what it left out."""
+    goals = [
+        f"Goal {g['goal']:.3g}x, {g['against']}: **{g['reached']:.3g}x**." for g in record["goals"]
     ]
-    for card in cards():
-        t = card["training"]
-        where = f"{t['seconds']:.0f} s | {t['machine']} | {(t['commit'] or 'not known')[:10]}"
-        lines.append(f"| `{card['name']}` | `{t['command']}` | {t['best_step']} | {where} |")
-    return "\n".join(lines)
-
-
-def option_table(config: type, prefix: str = "", usual: dict[str, Any] | None = None) -> str:
-    """Return the options of a Config class as a table."""
-    lines = ["| option | takes | default | |", "|---|---|---|---|"]
-    for option in options.read(config):
-        default = (usual or {}).get(option.name, option.default)
-        text = option.help.partition("  [default: ")
-        shown = text[2].removesuffix("]") if default is None and text[2] else str(default)
-        expects = option.expects.replace("|", "\\|")
-        lines.append(
-            f"| `--{prefix}{option.name.replace('_', '-')}` | {expects} | {shown} | {text[0]} |"
-        )
-    return "\n".join(lines) if len(lines) > 2 else "No options."
+    same = [f"Checked: {fact}." for fact in record["same"]]
+    left_out = [f"Left out: {way}, {reason}." for way, reason in record["left_out"].items()]
+    return [*goals, *same, *map(sentence, record["notes"]), *left_out]
 
 
 def reference() -> str:
     """Return docs/algorithms.md whole."""
-    parts = [
-        "# Options",
-        "Written by `python docs/tables.py` from the Config classes; `metazoo train ALGORITHM --help` shows the same.",
-    ]
-    parts += [
-        "## Training",
-        "The same for every algorithm; their own defaults stand with them below.",
-        option_table(Recipe),
-    ]
-    for title, entries, prefix in (
+    shelves: list[tuple[str, Sequence[Entry[Any]], str]] = [
         ("Algorithms", registry().algorithms, ""),
         ("Data sets", registry().datasets, "data-"),
         ("Backbones", registry().backbones, "backbone-"),
-    ):
+    ]
+    parts = [
+        "# Options",
+        "Every option of `metazoo train`. `metazoo train ALGORITHM --dataset NAME --help` prints the same.\n"
+        "`python docs/tables.py` writes this page from the `Config` classes.",
+        "## Training",
+        "These options are common to all algorithms. Some algorithms and data sets change a default; their sections say which.",
+        option_table(Recipe),
+    ]
+    for title, entries, prefix in shelves:
         parts.append(f"## {title}")
         for entry in entries:
-            if entry.plugin.distribution != "metazoo":
-                continue
-            parts += [f"### {entry.name}", " ".join((entry.value.__doc__ or "").split())]
-            recipe = dict(getattr(entry.value, "recipe", {}))
-            if recipe:
-                changed = ", ".join(
-                    f"`--{name.replace('_', '-')} {value}`" for name, value in recipe.items()
-                )
-                parts.append(f"Trains by default with {changed}.")
-            parts.append(option_table(entry.value.Config, prefix))
+            if entry.plugin.distribution == "metazoo":
+                parts += reference_entry(entry, prefix)
     return "\n\n".join(parts) + "\n"
 
 
-def filled(document: str, name: str, table: str) -> str:
-    """Return a document with a table between its markers."""
+def reference_entry(entry: Entry[Any], prefix: str) -> list[str]:
+    """Return the section of one algorithm, data set or backbone."""
+    parts = [f"### {entry.name}", " ".join((entry.value.__doc__ or "").split())]
+    recipe = getattr(entry.value, "recipe", {})
+    if recipe:
+        changed = (f"`--{name.replace('_', '-')} {value}`" for name, value in recipe.items())
+        parts.append(f"Default training options: {', '.join(changed)}.")
+    return [*parts, option_table(entry.value.Config, prefix)]
+
+
+def option_table(config: type, prefix: str = "") -> str:
+    """Return the options of a Config class."""
+    rows = []
+    for option in options.read(config):
+        meaning, _, shown = option.help.partition("  [default: ")
+        default = (
+            shown.removesuffix("]") if option.default is None and shown else str(option.default)
+        )
+        flag = f"`--{prefix}{option.name.replace('_', '-')}`"
+        rows.append((flag, option.expects.replace("|", "\\|"), default, meaning))
+    return table(("option", "value", "default", "meaning"), rows) if rows else "No options."
+
+
+def filled(document: str, name: str, text: str) -> str:
+    """Return a document with a text between the markers of that name."""
     before, start, rest = document.partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
-    return before + start + table + "\n" + end + after
+    return f"{before}{start}{text}\n{end}{after}"
 
 
 def documents() -> dict[Path, str]:
-    """Return what every document with tables should hold."""
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for table in (against_papers, challenge, sinusoids, digits, caltech, commands):
-        page = filled(page, table.__name__, table())
-    performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    for name in re.findall(r"<!-- (\w+) -->", performance):
-        performance = filled(performance, name, benchmark(name))
-    return {
-        ROOT / "docs" / "performance.md": performance,
-        ROOT / "README.md": filled(
-            (ROOT / "README.md").read_text(encoding="utf-8"), "results", results()
-        ),
-        ROOT / "docs" / "results.md": page,
-        ROOT / "docs" / "algorithms.md": reference(),
+    """Return what every page with tables should hold."""
+    own = {
+        maker.__name__: maker
+        for maker in (results, against_papers, challenge, sinusoids, digits, caltech, commands)
     }
+    pages = {ROOT / "docs" / "algorithms.md": reference()}
+    for path in (
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{n}.md" for n in ("results", "performance")),
+    ):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"<!-- (\w+) -->", text):
+            text = filled(text, name, own[name]() if name in own else benchmark(name))
+        pages[path] = text
+    return pages
 
 
 def main() -> int:
-    stale = [
-        path
-        for path, text in documents().items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
+    pages = documents()
+    stale = [path for path in pages if path.read_text(encoding="utf-8") != pages[path]]
+    if "--check" not in sys.argv:
+        for path in stale:
+            path.write_text(pages[path], encoding="utf-8")
+        return 0
     for path in stale:
-        if "--check" in sys.argv:
-            print(f"{path.relative_to(ROOT)} is not what `python docs/tables.py` writes")
-        else:
-            path.write_text(documents()[path], encoding="utf-8")
-    return 1 if stale and "--check" in sys.argv else 0
+        print(f"{path.relative_to(ROOT)} is stale; run `python docs/tables.py`")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":
