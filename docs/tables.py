@@ -218,16 +218,9 @@ def caltech_commands(records: Iterable[Json]) -> str:
     """Return the command of each record, its machine and the commits it was trained at."""
     rows = []
     for record in records:
-        start = " from `baseline`" if record.get("from_baseline") else ""
+        measured = ", ".join(dict.fromkeys(row[0] for row in caltech_rows(record)))
         commits = ", ".join(dict.fromkeys(row["commit"][:10] for row in record["rows"]))
-        rows.append(
-            (
-                backbone_of(record["rows"][0]) + start,
-                f"`{record['command']}`",
-                record["machine"],
-                commits,
-            )
-        )
+        rows.append((measured, f"`{record['command']}`", record["machine"], commits))
     return table(("rows", "command", "machine", "commits"), rows)
 
 
