@@ -50,6 +50,12 @@ class CheckpointError(MetazooError):
     exit_code = 1
 
 
+class Interrupted(MetazooError):
+    """The user stopped a command; everything is saved."""
+
+    exit_code = 130
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

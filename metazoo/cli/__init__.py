@@ -1,4 +1,8 @@
-"""The command line. stdout is data, stderr is talk; exit status 0, 2 for a user's mistake, 1 for a failure."""
+"""The command line. stdout is for data, stderr for messages; exit status 0, 2 for a user's mistake, 1 for a failure.
+
+`metazoo --help` and mistakes in the command itself must be instant, so no module of this package imports
+torch, or anything that imports it, at its top: commands do that when they run.
+"""
 
 from __future__ import annotations
 
@@ -11,58 +15,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from metazoo.errors import MetazooError, UnknownNameError, first_line, out_of_memory
+from metazoo.cli.commands import Commands
+from metazoo.errors import MetazooError, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
     from metazoo.plugins.error_source import Fault
 
-BUILT_IN = {
-    "list": "metazoo.cli.listing:list_",
-    "train": "metazoo.cli.training:train",
-    "eval": "metazoo.cli.evaluation:eval_",
-    "predict": "metazoo.cli.prediction:predict",
-    "export": "metazoo.cli.exporting:export",
-    "push": "metazoo.cli.pushing:push",
-    "data": "metazoo.cli.packing:data",
-    "plugins": "metazoo.cli.listing:plugins",
-    "info": "metazoo.cli.listing:info",
+_USE_CPU = "if it is the GPU's memory, use `--device cpu`"
+_PACK = f"{_USE_CPU}; data larger than memory can be packed with `metazoo data pack`"
+LESS_MEMORY = {
+    "train": "use fewer tasks per step (--meta-batch), smaller tasks, or a smaller network",
+    "eval": _PACK,
+    "export": _PACK,
+    "predict": _USE_CPU,
 }
-# What a command can do where memory is too small.
-_ELSEWHERE = "where it is a GPU's, take `--device cpu`"
-_PACKED = f"{_ELSEWHERE}; data that are larger than memory are packed, by `metazoo data pack`"
-SMALLER = {
-    "train": "take fewer or smaller tasks at a time (--meta-batch), or a smaller network",
-    "eval": _PACKED,
-    "export": _PACKED,
-    "predict": _ELSEWHERE,
-}
-
-
-class Commands(click.Group):
-    """The built-in commands, each imported when it is used, and those of plugins."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        from metazoo.plugins.registry import registry
-
-        return [*BUILT_IN, *(entry.name for entry in registry().commands)]
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in BUILT_IN:
-            import importlib
-
-            module, _, attribute = BUILT_IN[name].partition(":")
-            return getattr(importlib.import_module(module), attribute)
-        from metazoo.plugins.registry import registry
-
-        try:
-            return registry().command(name).value
-        except UnknownNameError:
-            if ctx.resilient_parsing:  # a shell completes words
-                return None
-            raise
-
-
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -87,7 +54,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     command = next((word for word in words if not word.startswith("-")), "")
     try:
         result = cli.main(args=arguments, prog_name="metazoo", standalone_mode=False)
-        if sys.stdout is not None:  # as after `>&-`
+        if sys.stdout is not None:  # it is None if the shell closed it (`>&-`)
             sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except MetazooError as error:
@@ -100,43 +67,43 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted", None, 130)
     except BrokenPipeError:
-        # The reader of stdout has gone (`metazoo list | head`): nobody is left to tell.
+        # The reader of stdout is gone, as in `metazoo list | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        # A full disk is nobody's bug, whoever meets it.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _fault(error) is not None:
-            return unforeseen(error, command)
-        return fail(
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", None, 1
-        )
+        # A full disk is not a bug of the plugin that was writing.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _find_fault(error) is not None:
+            return report_bug(error, command)
+        where = f": {error.filename}" if error.filename else ""
+        return fail(f"{error.strerror or error}{where}", None, 1)
     except Exception as error:
-        return unforeseen(error, command)
+        return report_bug(error, command)
 
 
-def unforeseen(error: Exception, command: str) -> int:
-    """Say whose bug an exception is, below its traceback, or that memory is too small, and return the exit status."""
+def report_bug(error: Exception, command: str) -> int:
+    """Print the traceback and whose bug it is, or that memory ran out; return the exit status."""
     what = f"{type(error).__name__}: {first_line(error)}"
     if out_of_memory(error):
-        return fail(f"out of memory: {what}", SMALLER.get(command), 1)
-    # Whoever is to mend it needs the traceback, and may not be the one who meets it, after hours of training.
+        return fail(f"out of memory: {what}", LESS_MEMORY.get(command), 1)
     click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    if (fault := _fault(error)) is None:
+    if (fault := _find_fault(error)) is None:
         return fail(
-            f"metazoo {VERSION} met an error that it did not foresee: {what}",
-            "report it with the traceback above; `metazoo.testing.check_algorithm` says whether a plugin is to blame",
+            f"unexpected error in metazoo {VERSION}: {what}",
+            "please report it with the traceback above; "
+            "`metazoo.testing.check_algorithm` tells whether a plugin is at fault",
             1,
         )
     plugin = fault.plugin
     return fail(
         f"plugin '{plugin.name}' of {plugin.owner} has a bug: {what}\n  {fault.place}",
-        f"its author needs the traceback above; `pip uninstall {plugin.distribution}` does without it",
+        "send the traceback above to its author; "
+        f"`pip uninstall {plugin.distribution}` removes the plugin",
         1,
     )
 
 
-def _fault(error: Exception) -> Fault | None:
-    """Return what `at_fault` does, or None where that fails itself: what is to be told must be told."""
+def _find_fault(error: Exception) -> Fault | None:
+    """Return what `at_fault` returns, or None if that fails: the first error must be reported anyway."""
     try:
         from metazoo.plugins.error_source import at_fault
 
@@ -146,10 +113,10 @@ def _fault(error: Exception) -> Fault | None:
 
 
 def fail(message: str, hint: str | None, status: int) -> int:
-    """Say on stderr what went wrong and what to do, and return the exit status."""
+    """Print an error and a hint on stderr, and return the exit status."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (rank := os.environ.get("RANK", "0")) != "0":
         if status == 130:
-            return status  # all processes stop together, and the first says so
+            return status  # all processes stop together, and the first one reports it
         message = f"process {rank}: {message}"
     click.echo(f"error: {message}", err=True)
     if hint:
@@ -158,7 +125,7 @@ def fail(message: str, hint: str | None, status: int) -> int:
 
 
 def echo_json(value: Any) -> None:
-    """Write a value to stdout as JSON."""
+    """Print a value as JSON."""
     import json
 
     click.echo(json.dumps(value, indent=2))

@@ -1,4 +1,4 @@
-"""Commands whose options come from Config classes: what `--help` shows depends on the names among the arguments."""
+"""Commands whose options come from Config classes, chosen by the names among the arguments."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import click
 
 from metazoo import options
 from metazoo.errors import OptionError
-from metazoo.plugins.registry import registry
 
 
 @dataclass(frozen=True)
 class Section:
-    """A group of options: `key` is where their values go, `prefix` stands before their names."""
+    """A group of options.
+
+    `key` is the callback's parameter that receives their values, `prefix` comes before their names,
+    `usual` holds defaults that differ from those of the Config.
+    """
 
     key: str
     title: str
@@ -25,14 +28,15 @@ class Section:
 
 
 class OptionType(click.ParamType):  # type: ignore[type-arg]
-    """Parses an option's text, with the option's own words where it cannot."""
+    """Parses the text of an option; errors say what the option takes."""
 
     def __init__(self, option: options.Option, flag: str):
         self.option, self.flag = option, flag
         self.name = {int: "integer", float: "number", str: "text", bool: "true|false"}[option.type]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(self.option.choices)}]" if self.option.choices else self.name.upper()
+        choices = self.option.choices
+        return f"[{'|'.join(choices)}]" if choices else self.name.upper()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -48,11 +52,11 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]
 class ConfiguredCommand(click.Command):
     """A click command that gains the options of `sections(arguments)` before it parses them.
 
-    The callback gets, under each section's key, the values that were given.
+    The callback receives, under each section's key, the values that were given.
     """
 
     def sections(self, arguments: Sequence[str]) -> list[Section]:
-        """Return the sections that these arguments call for."""
+        """Return the sections of options for these arguments."""
         raise NotImplementedError
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -61,35 +65,27 @@ class ConfiguredCommand(click.Command):
         for section in ctx.meta["sections"]:
             given = {}
             for option in options.read(section.config):
-                value = ctx.params.pop(_destination(section, option), None)
-                if (
-                    ctx.get_parameter_source(_destination(section, option))
-                    is click.core.ParameterSource.COMMANDLINE
-                ):
+                name = _parameter_name(section, option)
+                value = ctx.params.pop(name, None)
+                if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                     given[option.name] = value
             ctx.params[section.key] = given
         return rest
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
-        more = [p for section in ctx.meta.get("sections", ()) for _, p in _parameters(section)]
-        # --help stays last.
-        return [*own[:-1], *more, own[-1]]
+        more = [p for section in ctx.meta.get("sections", ()) for p in _parameters(section)]
+        return [*own[:-1], *more, own[-1]]  # --help stays last
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section in ctx.meta.get("sections", ()):
-            rows = [record for _, p in _parameters(section) if (record := p.get_help_record(ctx))]
-            if rows:
-                with formatter.section(section.title):
-                    formatter.write_dl(rows)
+            _write_options(ctx, formatter, section.title, _parameters(section))
         own = [p for p in super().get_params(ctx) if isinstance(p, click.Option)]
-        rows = [record for p in own if (record := p.get_help_record(ctx))]
-        with formatter.section("Options"):
-            formatter.write_dl(rows)
+        _write_options(ctx, formatter, "Options", own)
 
 
 def find_value(arguments: Sequence[str], flag: str) -> str | None:
-    """Return the value that an option has among unparsed arguments, the last if it is there more than once."""
+    """Return the value of an option among unparsed arguments; the last one if it is repeated."""
     value = None
     for i, argument in enumerate(arguments):
         if argument == flag and i + 1 < len(arguments):
@@ -100,43 +96,51 @@ def find_value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def data_section(name: str, usual: Mapping[str, Any] = {}) -> Section:
-    """Return the options of a data set, by name; `usual` are values that differ from its defaults."""
-    return Section(
-        "dataset_options",
-        f"Options of data set {name}",
-        "data-",
-        registry().dataset(name).value.Config,
-        usual,
-    )
+    """Return the options of a data set, by name; `usual` overrides their defaults."""
+    from metazoo.plugins import registry
+
+    config = registry().dataset(name).value.Config
+    return Section("dataset_options", f"Options of data set {name}", "data-", config, usual)
 
 
 def algorithm_values(name: str, assignments: Iterable[str]) -> dict[str, Any]:
-    """Return the values of options of an algorithm, by name, in texts of the form NAME=VALUE."""
-    return options.parse_assignments(
-        registry().algorithm(name).value.Config, assignments, f"algorithm '{name}'"
-    )
+    """Return the options of an algorithm that texts of the form NAME=VALUE set."""
+    from metazoo.plugins import registry
+
+    config = registry().algorithm(name).value.Config
+    return options.parse_assignments(config, assignments, f"algorithm '{name}'")
 
 
-def _destination(section: Section, option: options.Option) -> str:
+def _parameter_name(section: Section, option: options.Option) -> str:
     return f"{section.key}__{option.name}"
 
 
-def _parameters(section: Section) -> list[tuple[options.Option, click.Option]]:
-    result = []
-    for option in options.read(section.config):
-        flag = "--" + section.prefix + option.name.replace("_", "-")
-        negative = "--no-" + section.prefix + option.name.replace("_", "-")
-        usual = section.usual.get(option.name, option.default)
-        shown = f"  [default: {str(usual).lower() if option.type is bool else usual}]"
-        # A help text may name a default that depends on other options; a recipe's own value takes its place.
-        help_text = (
-            option.help if usual in (None, "") else option.help.partition("  [default: ")[0] + shown
-        )
-        parameter = click.Option(
-            [f"{flag}/{negative}" if option.type is bool else flag, _destination(section, option)],
-            default=None,
-            help=help_text,
-            **({} if option.type is bool else {"type": OptionType(option, flag)}),  # type: ignore[arg-type]
-        )
-        result.append((option, parameter))
-    return result
+def _parameters(section: Section) -> list[click.Option]:
+    return [_parameter(section, option) for option in options.read(section.config)]
+
+
+def _parameter(section: Section, option: options.Option) -> click.Option:
+    dashed = section.prefix + option.name.replace("_", "-")
+    usual = section.usual.get(option.name, option.default)
+    help_text = option.help
+    if usual not in (None, ""):
+        # A recipe's own value replaces a default that the help text describes in words.
+        shown = str(usual).lower() if option.type is bool else usual
+        help_text = f"{option.help.partition('  [default: ')[0]}  [default: {shown}]"
+    name = _parameter_name(section, option)
+    if option.type is bool:
+        return click.Option([f"--{dashed}/--no-{dashed}", name], default=None, help=help_text)
+    kind = OptionType(option, f"--{dashed}")
+    return click.Option([f"--{dashed}", name], default=None, help=help_text, type=kind)
+
+
+def _write_options(
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    title: str,
+    parameters: Iterable[click.Option],
+) -> None:
+    rows = [record for parameter in parameters if (record := parameter.get_help_record(ctx))]
+    if rows:
+        with formatter.section(title):
+            formatter.write_dl(rows)

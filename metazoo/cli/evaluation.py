@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-import torch
 
-from metazoo import distributed, options
-from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo import options
 from metazoo.cli import echo_json
 from metazoo.cli.configured import (
     ConfiguredCommand,
@@ -21,36 +19,85 @@ from metazoo.cli.configured import (
     data_section,
     find_value,
 )
-from metazoo.cli.memory import keep_freed_memory
-from metazoo.cli.precision import float32_is_float32
-from metazoo.cli.progress import counted
-from metazoo.cli.rechecking import Data, recheck_all
-from metazoo.cli.tables import print_results, table, task_text, value_text
-from metazoo.device import find_device
+from metazoo.cli.numbers import Numbers
+from metazoo.cli.process import keep_freed_memory, use_float32
 from metazoo.errors import MetazooError, OptionError
-from metazoo.evaluation.measure import measure
-from metazoo.evaluation.protocol import Protocol
-from metazoo.evaluation.score import Score
-from metazoo.plugins.registry import registry
-from metazoo.zoo.blueprint import Blueprint
-from metazoo.zoo.find import Source, find
+
+if TYPE_CHECKING:
+    import torch
+
+    from metazoo.base.dataset import Dataset
+    from metazoo.evaluation.protocol import Protocol
+    from metazoo.zoo.blueprint import Blueprint
+    from metazoo.zoo.find import Source
 
 EPISODES = 1000
 
 
 @dataclass(frozen=True)
+class AllData(options.Config):
+    """The option that all data sets with files have."""
+
+    root: Annotated[
+        str | None, "folder of the data  [default: $METAZOO_DATA, else download to the cache]"
+    ] = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate on; None stands for the model's own value."""
+
+    ways: tuple[int, ...] | None
+    shots: tuple[int, ...] | None
+    queries: int | None
+    episodes: int | None
+    seed: int | None
+    split: str | None
+    protocol: str | None
+    dataset: str | None
+
+    @property
+    def sets_tasks(self) -> bool:
+        """Whether any value of drawn tasks was given, other than their number."""
+        return any(
+            x is not None for x in (self.ways, self.shots, self.queries, self.seed, self.split)
+        )
+
+    def protocols(self, blueprint: Blueprint, data: Dataset) -> Iterator[Protocol]:
+        """Yield the protocols to measure; `blueprint` supplies what was not given."""
+        from metazoo.evaluation.protocol import Protocol
+
+        recipe = blueprint.recipe
+        if self.protocol is not None:
+            yield Protocol(name=self.protocol)
+            return
+        ways = (0,) if data.regression else self.ways or (recipe.ways,)
+        for way, shot in itertools.product(ways, self.shots or (recipe.shots,)):
+            yield Protocol(
+                self.split or "test",
+                way,
+                shot,
+                self.queries or recipe.queries,
+                recipe.seed if self.seed is None else self.seed,
+                self.episodes or EPISODES,
+            )
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One model's results: for each kind of task its row and the score of every task."""
+    """A model's results: for each protocol a row, and the score of every task."""
 
     source: Source
     data: Dataset
-    cells: list[tuple[dict[str, Any], torch.Tensor]]
+    protocols: list[Protocol]
+    rows: list[dict[str, Any]]
+    scores: list[torch.Tensor]
 
 
 class EvalCommand(ConfiguredCommand):
     def sections(self, arguments: Sequence[str]) -> list[Section]:
         if "--all" in arguments:
-            return [Section("dataset_options", "Options of the data", "data-", Data, {})]
+            return [Section("dataset_options", "Options of the data", "data-", AllData, {})]
         name = find_value(arguments, "--dataset")
         model = _first_model(arguments)
         if model is not None and name in (None, model.dataset):
@@ -58,8 +105,105 @@ class EvalCommand(ConfiguredCommand):
         return [data_section(name)] if name else []
 
 
+@click.command("eval", cls=EvalCommand)
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="evaluate every pretrained model and compare it with its card",
+)
+@click.option(
+    "--ways", type=Numbers(2), help="classes per task; several give a table  [default: as trained]"
+)
+@click.option(
+    "--shots",
+    type=Numbers(1),
+    help="support examples per class; several give a table  [default: as trained]",
+)
+@click.option(
+    "--queries", type=click.IntRange(1), help="query examples per class  [default: as trained]"
+)
+@click.option("--episodes", type=click.IntRange(2), help=f"tasks to draw  [default: {EPISODES}]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    help="seed of the tasks  [default: the first model's]",
+)
+@click.option("--split", help="split of the data set to draw from  [default: test]")
+@click.option(
+    "--protocol", help="official protocol of the data set (omniglot has one-shot-challenge)"
+)
+@click.option("--dataset", help="data set to draw from  [default: the model's own]")
+@click.option(
+    "-o",
+    "--option",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="override an option of the algorithm",
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
+def eval_(
+    models: tuple[str, ...],
+    every: bool,
+    changes: tuple[str, ...],
+    device: str,
+    as_json: bool,
+    dataset_options: dict[str, Any] | None = None,
+    **request: Any,
+) -> int | None:
+    """Evaluate models: run folders, .safetensors files, zoo names or addresses.
+
+    An address is https://.../NAME.json or hf://user/repo. Models of the same data are measured on the
+    same tasks, and each model's difference to the first is reported with its interval. The --data-...
+    options are those of the first model's data set: `metazoo eval MODEL --help` shows them.
+
+    With --all, every pretrained model is measured on the tasks of its card, or on the first --episodes
+    of them. The exit status is 0 if every interval overlaps the card's.
+    """
+    wanted, given = Request(**request), dataset_options or {}
+    _check_request(models, every, changes, wanted)
+    from metazoo import distributed
+    from metazoo.device import find_device
+
+    keep_freed_memory()
+    use_float32()
+    with distributed.joined():
+        if every:
+            from metazoo.cli.rechecking import recheck_all
+
+            return recheck_all(given.get("root"), wanted.episodes, find_device(device), as_json)
+        sources = [_find(name) for name in models]
+        measured = _measure(sources, wanted, given, changes, find_device(device))
+        _print(measured, as_json)
+        # Last, so that the results are printed whatever happens here.
+        for one in measured:
+            if one.rows[0]["data"] == one.source.blueprint.dataset:
+                _warn_of_known_classes(one)
+    return None
+
+
+def _check_request(
+    models: tuple[str, ...], every: bool, changes: tuple[str, ...], wanted: Request
+) -> None:
+    if every and (models or changes or wanted.sets_tasks or wanted.protocol or wanted.dataset):
+        raise OptionError(
+            "--all evaluates every model as its card says",
+            "only --data-root, --episodes, --device and --json go with it",
+        )
+    if not every and not models:
+        raise click.UsageError("Missing argument 'MODEL...'", click.get_current_context())
+    if wanted.protocol and (wanted.sets_tasks or wanted.episodes is not None):
+        raise OptionError(
+            "--protocol has its own tasks",
+            "leave out --ways, --shots, --queries, --episodes, --seed and --split",
+        )
+
+
 def _first_model(arguments: Sequence[str]) -> Blueprint | None:
-    """Return the blueprint of the first argument that is a model; what is none is reported when the command runs."""
+    """Return the blueprint of the first argument that is a model; errors are reported later."""
     for argument in arguments:
         if not argument.startswith("-"):
             try:
@@ -70,320 +214,152 @@ def _first_model(arguments: Sequence[str]) -> Blueprint | None:
 
 
 def _find(name: str) -> Source:
-    """Return the model of that name, found once in a command: what its options came from is what is evaluated."""
+    """Return a model, found once per command, so that its options and its weights are of one file."""
+    from metazoo.zoo.find import find
+
     found: dict[str, Source] = click.get_current_context().meta.setdefault("models", {})
     if name not in found:
         found[name] = find(name)
     return found[name]
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers of at least `low`, separated by commas."""
-
-    name = "n,n,..."
-
-    def __init__(self, low: int):
-        self.low = low
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        option = options.Option("number", int, self.low, range=options.Range(self.low))
-        try:
-            return tuple(option.parse(part.strip()) for part in str(value).split(","))
-        except OptionError:
-            flag = param.opts[0] if param else "this option"
-            takes = (
-                f"it takes whole numbers of at least {self.low}, separated by commas: {self.low},5"
-            )
-            raise OptionError(f"{flag} cannot be '{value}'", takes) from None
-
-
-@click.command("eval", cls=EvalCommand)
-@click.argument("models", nargs=-1, metavar="MODEL...")
-@click.option(
-    "--all",
-    "every",
-    is_flag=True,
-    help="every model of the zoo instead: what its card says, and what it gives now",
-)
-@click.option(
-    "--ways",
-    type=Numbers(2),
-    help="classes in a task; several give a table  [default: as trained for]",
-)
-@click.option(
-    "--shots",
-    type=Numbers(1),
-    help="support examples a class; several give a table  [default: as trained for]",
-)
-@click.option(
-    "--queries", type=click.IntRange(1), help="query examples a class  [default: as trained for]"
-)
-@click.option("--episodes", type=click.IntRange(2), help=f"tasks to draw  [default: {EPISODES}]")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    help="seed of the tasks  [default: as the first model's run]",
-)
-@click.option("--split", help="part of the data set to draw from  [default: test]")
-@click.option(
-    "--protocol",
-    help="an official protocol of the data set instead (omniglot has one-shot-challenge)",
-)
-@click.option("--dataset", help="data set to draw from  [default: the model's own]")
-@click.option(
-    "-o",
-    "--option",
-    "changes",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="set an option of the algorithm otherwise",
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--json", "as_json", is_flag=True, help="print the results as JSON")
-@distributed.joined()
-def eval_(
-    models: tuple[str, ...], every: bool, ways: tuple[int, ...] | None, shots: tuple[int, ...] | None, queries: int | None,
-    episodes: int | None, seed: int | None, split: str | None, protocol: str | None, dataset: str | None,
-    changes: tuple[str, ...], device: str, as_json: bool, dataset_options: dict[str, Any] | None = None,
-) -> int | None:  # fmt: skip
-    """Evaluate models: run folders, .safetensors files, names of the zoo or addresses (https://.../NAME.json, hf://user/repo).
-
-    Models of the same data are given the same tasks, and the difference of each to the first is reported with its
-    interval. The --data-... options are those of the first model's data set, shown by `metazoo eval MODEL --help`: --data-root
-    says where the data lie.
-
-    With --all the zoo is measured again on the tasks of its cards, or on the first --episodes of them: the exit status is 0
-    if every interval overlaps the card's. That of fewer tasks is taken to be as wide as the card's spread makes it.
-    """
-    if every:
-        others = (ways, shots, queries, seed, split, protocol, dataset)
-        if models or changes or any(given is not None for given in others):
-            raise OptionError(
-                "--all takes every model as its card has it",
-                "only --data-root, --episodes, --device and --json go with it",
-            )
-        keep_freed_memory()
-        float32_is_float32()
-        return recheck_all(
-            (dataset_options or {}).get("root"), episodes, find_device(device), as_json
-        )
-    if not models:
-        raise click.UsageError("Missing argument 'MODEL...'", click.get_current_context())
-    if protocol and any(
-        given is not None for given in (ways, shots, queries, episodes, seed, split)
-    ):
-        raise OptionError(
-            "--protocol brings tasks of its own",
-            "leave out --ways, --shots, --queries, --episodes, --seed and --split",
-        )
-    keep_freed_memory()
-    float32_is_float32()
-    sources = [_find(name) for name in models]
-    place = find_device(device)
+def _measure(
+    sources: Sequence[Source],
+    wanted: Request,
+    given: dict[str, Any],
+    changes: tuple[str, ...],
+    device: torch.device,
+) -> list[Measured]:
     measured: list[Measured] = []
-    of_their_own: list[tuple[Source, Dataset, Protocol]] = []
+    first = sources[0].blueprint
     for source in sources:
-        # Models of the same data are given the first one's tasks; one of other data has tasks of its own.
-        same = dataset is not None or source.blueprint.dataset == sources[0].blueprint.dataset
-        recipe = (sources[0] if same else source).blueprint.recipe
-        given = dataset_options or {}
+        # Models of the same data share the first one's tasks; others have tasks of their own.
+        same = wanted.dataset is not None or source.blueprint.dataset == first.dataset
         if given and not same:
-            # They were offered as options of the first model's data set; another's may have the same names for other things.
+            # The flags were those of the first model's data set, and may mean other things here.
             click.echo(
-                f"note: the options of {sources[0].blueprint.dataset} are not used for '{source.name}'",
-                err=True,
+                f"note: the options of {first.dataset} are not used for '{source.name}'", err=True
             )
-            given = {}
-        data = _data(source, dataset, given, measured[-1].data if measured else None)
-        if data.regression and ways:
-            raise OptionError(
-                "--ways means nothing here: tasks of regression have no classes", "leave it out"
-            )
-        _check_input(source, data)
-        changed = algorithm_values(source.blueprint.algorithm, changes)
-        model = source.model(**changed).to(place)
-        told = {"options": changed} if changed else {}
-        title = dataset or source.blueprint.dataset
-        cells = []
-        grid = itertools.product(
-            (0,) if data.regression else ways or (recipe.ways,), shots or (recipe.shots,)
-        )
-        for way, shot in [(0, 0)] if protocol else grid:
-            key = recipe.seed if seed is None else seed
-            drawn = Protocol(
-                split or "test",
-                way,
-                shot,
-                queries or recipe.queries,
-                key,
-                episodes or EPISODES,
-                protocol,
-            )
-            with counted(
-                f"{source.name}, {protocol or f'{shot}-shot' if not way else f'{way}-way {shot}-shot'}"
-            ) as watch:
-                result, scores = measure(model, data, drawn, place, watch)
-            row = {
-                "model": source.name,
-                "data": title,
-                "data_options": _fixed(data),
-                **result,
-                **told,
-            }
-            cells.append((row, scores))
-        if title == source.blueprint.dataset:
-            of_their_own.append((source, data, drawn))
-        measured.append(Measured(source, data, cells))
-    rows = [row for one in measured for row, _ in one.cells]
-    differences = _differences(measured)
-    if as_json:
-        echo_json({"results": rows, "differences": differences})
-    else:
-        print_results([{**row, "data": _data_text(row)} for row in rows])
-        if differences:
-            lines = [
-                (f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"]))
-                for d in differences
-            ]
-            click.echo("\n" + table(("paired difference", "task", "mean ± 95 %", "tasks"), lines))
-    # Last: whatever goes wrong with a remark, the results are there.
-    for source, data, drawn in of_their_own:
-        _tell_of_training(source, data, drawn)
-    return None
+        before = measured[-1].data if measured else None
+        data = _open_data(source, wanted.dataset, given if same else {}, before)
+        _check_input(source, data, wanted)
+        protocols = list(wanted.protocols(first if same else source.blueprint, data))
+        measured.append(_measure_one(source, data, protocols, wanted.dataset, changes, device))
+    return measured
 
 
-def _data(
+def _measure_one(
+    source: Source,
+    data: Dataset,
+    protocols: list[Protocol],
+    dataset: str | None,
+    changes: tuple[str, ...],
+    device: torch.device,
+) -> Measured:
+    from metazoo.cli.progress import counted
+    from metazoo.cli.tables import task_text
+    from metazoo.evaluation.measure import measure
+
+    changed = algorithm_values(source.blueprint.algorithm, changes)
+    model = source.model(**changed).to(device)
+    about = {
+        "model": source.name,
+        "data": dataset or source.blueprint.dataset,
+        "data_options": _fixed_options(data),
+    }
+    rows, scores = [], []
+    for protocol in protocols:
+        with counted(f"{source.name}, {task_text(protocol.as_dict(data))}") as watch:
+            result, values = measure(model, data, protocol, device, watch)
+        rows.append({**about, **result, **({"options": changed} if changed else {})})
+        scores.append(values)
+    return Measured(source, data, protocols, rows, scores)
+
+
+def _open_data(
     source: Source, name: str | None, given: dict[str, Any], before: Dataset | None
 ) -> Dataset:
-    """Return the data set to draw from, the one before if it is the same."""
+    """Return the data set to draw from; the one before if it is the same, which is loaded already."""
+    from metazoo.plugins import registry
+
     blueprint = source.blueprint
     if name is not None and name != blueprint.dataset:
+        size = blueprint.input_format.get("size")
         blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options={})
-        size = source.blueprint.input_format.get("size")
         fields = {option.name for option in options.read(registry().dataset(name).value.Config)}
         if size is not None and "size" in fields and "size" not in given:
             given = {**given, "size": size}
     data = blueprint.data(**given)
-    return (
-        before
-        if before is not None and type(before) is type(data) and before.config == data.config
-        else data
-    )
+    if before is not None and type(before) is type(data) and before.config == data.config:
+        return before
+    return data
 
 
-def _tell_of_training(source: Source, data: Dataset, drawn: Protocol) -> None:
-    """Say on stderr that a model was trained on classes with the names of those that it is measured on."""
-    classes = drawn.classes(data)
-    if known := len(source.trained_on(data).intersection(classes)):
-        click.echo(
-            f"note: these tasks are of {len(classes)} classes, and '{source.name}' was trained on {known} of the same names: "
-            "this is no result for new classes", err=True,
-        )  # fmt: skip
+def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
+    """Raise OptionError if a model cannot take the examples of a data set."""
+    from metazoo.base.dataset import ClassDataset
 
-
-def _check_input(source: Source, data: Dataset) -> None:
-    """Raise OptionError where a model cannot take a data set's examples."""
     spec = source.blueprint.spec
+    if data.regression and wanted.ways:
+        raise OptionError("regression tasks have no classes to set by --ways", "leave it out")
     if data.regression != spec.regression:
         kinds = ("classification", "regression")
         raise OptionError(
-            f"'{source.name}' is a {kinds[spec.regression]} model, the data are for {kinds[data.regression]}",
+            f"'{source.name}' is a {kinds[spec.regression]} model, "
+            f"and the data are for {kinds[data.regression]}",
             "choose another --dataset, or another model",
         )
     if isinstance(data, ClassDataset):
         shape = tuple(next(iter(data.splits.values())).x.shape[1:])
         if shape != spec.input_shape:
             raise OptionError(
-                f"'{source.name}' takes examples of shape {spec.input_shape}, those of {type(data).__name__} have {shape}",
-                "choose the data set's image size and channels (--data-...) to fit, or another model",
+                f"'{source.name}' takes examples of shape {spec.input_shape}; "
+                f"those of {type(data).__name__} have shape {shape}",
+                "set the image size and channels of the data set (--data-...), or choose another model",
             )
 
 
-def _differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Return the mean of each model's score less the first one's on the same task, with its interval."""
-    first, *others = measured
-    result: list[dict[str, Any]] = []
-    for one in others:
-        if not _same_tasks(one.data, first.data, first.cells[0][0].get("split")):
-            names = f"'{first.source.name}' and '{one.source.name}'"
-            split = first.cells[0][0].get("split")
-            differ = _other_options(first.data, one.data, split) or first.data.local_options
-            flags = (
-                [f"--data-{name.replace('_', '-')}" for name in differ]
-                if type(one.data) is type(first.data)
-                else []
-            )
-            hint = f"{' and '.join(flags or ['--dataset'])} can give both the same"
-            click.echo(
-                f"note: {names} have different data, so there is no paired difference; {hint}",
-                err=True,
-            )
-            continue
-        for (_, ours), (row, base) in zip(one.cells, first.cells):
-            task: dict[str, Any] = {
-                key: row[key]
-                for key in ("protocol", "split", "ways", "shots", "queries", "seed")
-                if key in row
-            }
-            paired = Score.of(ours - base).as_dict()
-            result.append(
-                {
-                    "model": one.source.name,
-                    "minus": first.source.name,
-                    "metric": row["metric"],
-                    **paired,
-                    **task,
-                }
-            )
-    return result
+def _print(measured: list[Measured], as_json: bool) -> None:
+    from metazoo.cli.comparison import paired_differences
+    from metazoo.cli.tables import print_results, table, task_text, value_text
 
-
-def _same_tasks(a: Dataset, b: Dataset, split: str | None) -> bool:
-    """Return whether two data sets give the same tasks of a split, though perhaps from another place or in another size."""
-    if type(a) is not type(b) or _other_options(a, b, split):
-        return False
-    if isinstance(a, ClassDataset) and isinstance(b, ClassDataset):
-        parts = [split] if split in a.splits else [part for part in a.splits if part != "train"]
-        return all(_classes(a, part) == _classes(b, part) for part in parts)
-    return True
-
-
-def _other_options(a: Dataset, b: Dataset, split: str | None) -> list[str]:
-    """Return the names of the options that make the tasks of a split differ between two configurations of a data set."""
-    free = {*a.input_format, *(a.training_options if split != "train" else ())}
-    ours, theirs = _fixed(a), _fixed(b)
-    return [name for name in ours if name not in free and ours[name] != theirs.get(name)]
-
-
-def _fixed(data: Dataset) -> dict[str, Any]:
-    """Return the options of a data set, but those that say where the data lie."""
-    return {
-        name: value
-        for name, value in options.as_dict(data.config).items()
-        if name not in data.local_options
-    }
+    rows = [row for one in measured for row in one.rows]
+    differences = paired_differences(measured)
+    if as_json:
+        echo_json({"results": rows, "differences": differences})
+        return
+    print_results([{**row, "data": _data_text(row)} for row in rows])
+    if differences:
+        lines = [
+            (f"{d['model']} - {d['minus']}", task_text(d), value_text(d), str(d["tasks"]))
+            for d in differences
+        ]
+        header = ("paired difference", "task", "mean ± 95 %", "tasks")
+        click.echo("\n" + table(header, lines))
 
 
 def _data_text(row: dict[str, Any]) -> str:
-    """Return the data set of a row with those of its options that are not as usual."""
-    usual = {
-        option.name: option.default
-        for option in options.read(registry().dataset(row["data"]).value.Config)
-    }
-    return " ".join(
-        [
-            row["data"],
-            *(
-                f"{name}={value}"
-                for name, value in row["data_options"].items()
-                if value != usual[name]
-            ),
-        ]
-    )
+    """Return the data set of a row with the options that differ from the defaults."""
+    from metazoo.plugins import registry
+
+    config = registry().dataset(row["data"]).value.Config
+    usual = {option.name: option.default for option in options.read(config)}
+    changed = {name: value for name, value in row["data_options"].items() if value != usual[name]}
+    return " ".join([row["data"], *(f"{name}={value}" for name, value in changed.items())])
 
 
-def _classes(data: ClassDataset, split: str) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-    examples = data.splits.get(split)
-    return (examples.names, examples.counts) if examples is not None else None
+def _fixed_options(data: Dataset) -> dict[str, Any]:
+    """Return the options of a data set, without those that say where it is stored."""
+    values = options.as_dict(data.config)
+    return {name: value for name, value in values.items() if name not in data.local_options}
+
+
+def _warn_of_known_classes(one: Measured) -> None:
+    """Say if a model was trained on classes with the names of those it was measured on."""
+    classes = one.protocols[-1].classes(one.data)
+    if known := len(one.source.trained_on(one.data).intersection(classes)):
+        click.echo(
+            f"note: '{one.source.name}' was trained on classes with the names of {known} of these "
+            f"{len(classes)}: the result does not hold for new classes",
+            err=True,
+        )

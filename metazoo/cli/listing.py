@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from metazoo.cli import echo_json
+from metazoo.cli.commands import load, plugin_commands
 from metazoo.cli.tables import mode_text, table, task_text, value_text
 from metazoo.errors import MetazooError
-from metazoo.plugins.registry import Entry, registry
+from metazoo.plugins.entry_points import owner
 from metazoo.version import VERSION
+
+if TYPE_CHECKING:
+    from metazoo.plugins import Entry, Plugin
 
 KINDS = ("algorithms", "backbones", "datasets", "pretrained")
 
@@ -20,70 +24,59 @@ KINDS = ("algorithms", "backbones", "datasets", "pretrained")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
 def list_(kind: str | None, as_json: bool) -> None:
-    """List algorithms, backbones, data sets and pretrained models, each with the distribution it comes from."""
-    found = {
-        k: [_describe(k, entry) for entry in getattr(registry(), k)]
-        for k in KINDS
-        if kind in (None, k)
-    }
+    """List algorithms, backbones, data sets and pretrained models, and where each comes from."""
+    from metazoo.plugins import registry
+
+    wanted = (kind,) if kind else KINDS
+    found = {k: [_describe(k, entry) for entry in getattr(registry(), k)] for k in wanted}
     if as_json:
         echo_json(found)
     else:
         for k, items in found.items():
             rows = [(item["name"], item["summary"], item["from"]) for item in items]
             click.echo(table((k, "", "from"), rows) + "\n")
-    _warn()
+    broken = {p.owner for p in registry().plugins if p.problem}
+    if broken or registry().clashes():
+        names = f" ({', '.join(sorted(broken))})" if broken else ""
+        click.echo(
+            f"warning: some plugins do not work{names}; `metazoo plugins` says why", err=True
+        )
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
 def plugins(as_json: bool) -> None:
-    """List plugins: distribution, version, and what they bring or why they do not work."""
-    found = registry().plugins
+    """List plugins: where they come from, what they provide, or why they do not work."""
+    from metazoo.plugins import registry
+
+    commands = _command_plugins()
     clashes = [
         {"kind": kind, "name": name, "claimed by": [plugin.owner for plugin in owners]}
         for kind, name, owners in registry().clashes()
     ]
     if as_json:
-        listed = [
-            {
-                "name": p.name,
-                "distribution": p.distribution,
-                "version": p.version,
-                "target": p.target,
-                "provides": p.provides,
-                "problem": p.problem,
-                "hint": p.hint,
-            }
-            for p in found
-        ]
+        listed = [_facts(plugin) for plugin in [*registry().plugins, *commands]]
         echo_json({"plugins": listed, "clashes": clashes})
         return
-    rows = []
-    for p in found:
-        brings = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in p.provides.items())
-        rows.append(
-            (
-                p.name,
-                p.owner,
-                "FAILED" if p.problem else "works",
-                f"{p.problem}{f' ({p.hint})' if p.hint else ''}" if p.problem else brings,
-            )
-        )
+    rows = [_row(plugin) for plugin in [*registry().plugins, *commands]]
     click.echo(table(("plugin", "from", "state", "provides, or what is wrong"), rows))
     for clash in clashes:
-        click.echo(
-            f"clash: {clash['kind']} '{clash['name']}' is claimed by {' and '.join(clash['claimed by'])}"
-        )
+        owners = " and ".join(clash["claimed by"])
+        click.echo(f"clash: {clash['kind']} '{clash['name']}' is claimed by {owners}")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
 def info(as_json: bool) -> None:
-    """Show versions, devices and the state of the kernels, which are built if they will be used and are not yet."""
+    """Show versions, devices and the state of the kernels.
+
+    Kernels that will be used and are not built yet are built now.
+    """
     import platform
 
     import torch
+
+    from metazoo.plugins import registry
 
     facts: dict[str, Any] = {
         "metazoo": VERSION,
@@ -104,11 +97,48 @@ def info(as_json: bool) -> None:
     }
     if as_json:
         echo_json(facts)
-    else:
-        facts["cuda"] = facts["cuda"] or "none: this torch is for CPUs alone"
-        kernels = facts.pop("kernels")
-        for name, value in {**facts, **_kernel_lines(kernels)}.items():
-            click.echo(f"{name + ':':16}{', '.join(value) if isinstance(value, list) else value}")
+        return
+    facts["cuda"] = facts["cuda"] or "none: this is a CPU build of torch"
+    kernels = facts.pop("kernels")
+    for name, value in {**facts, **_kernel_lines(kernels)}.items():
+        click.echo(f"{name + ':':16}{', '.join(value) if isinstance(value, list) else value}")
+
+
+def _command_plugins() -> list[Plugin]:
+    """Return the commands of plugins as plugins that provide one command, or say why they do not."""
+    from metazoo.plugins import Plugin
+
+    found = []
+    for entry_points in plugin_commands().values():
+        for entry_point in entry_points:
+            plugin = Plugin(entry_point.name, entry_point.value, *owner(entry_point))
+            try:
+                load(entry_points)
+                plugin.provides = {"commands": [entry_point.name]}
+            except MetazooError as error:
+                plugin.fail(error.message.rpartition("\n")[2], error.hint)
+            found.append(plugin)
+    return found
+
+
+def _facts(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "target": plugin.target,
+        "provides": plugin.provides,
+        "problem": plugin.problem,
+        "hint": plugin.hint,
+    }
+
+
+def _row(plugin: Plugin) -> tuple[str, str, str, str]:
+    if plugin.problem:
+        hint = f" ({plugin.hint})" if plugin.hint else ""
+        return plugin.name, plugin.owner, "FAILED", f"{plugin.problem}{hint}"
+    provides = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
+    return plugin.name, plugin.owner, "works", provides
 
 
 def _kernels() -> dict[str, Any]:
@@ -120,15 +150,13 @@ def _kernels() -> dict[str, Any]:
     from metazoo import kernels
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", kernels.KernelWarning)  # it is part of what is shown
+        warnings.simplefilter("ignore", kernels.KernelWarning)  # its content is shown below
         if kernels.mode() == "emulated" or torch.cuda.is_available():
             kernels.load()
     if kernels.mode() == "auto" and not torch.cuda.is_available():
         found = dataclasses.asdict(kernels.ahead_of_time())
-        return {
-            **found,
-            "problem": "; ".join(filter(None, ["there is no CUDA device", found["problem"]])),
-        }
+        problems = ["there is no CUDA device", found["problem"]]
+        return {**found, "problem": "; ".join(filter(None, problems))}
     return dataclasses.asdict(kernels.status())
 
 
@@ -136,39 +164,33 @@ def _kernel_lines(found: dict[str, Any]) -> dict[str, str]:
     state = "loaded" if found["loaded"] else "not loaded"
     why = ", ".join(filter(None, [found["origin"] if found["loaded"] else "", found["problem"]]))
     lines = {"kernels": f"{found['mode']}, {state}{f': {why}' if why else ''}"}
-    told = {
+    details = {
         "from": found["path"],
         "built": ", ".join(f"{k} {v}" for k, v in found["info"].items()),
         "hint": found["hint"],
     }
-    return lines | {f"kernels {name}": value for name, value in told.items() if value}
+    return lines | {f"kernels {name}": value for name, value in details.items() if value}
 
 
 def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
-    item = {"name": entry.name, "summary": "", "from": entry.plugin.owner}
     if kind == "pretrained":
-        from metazoo.zoo.card import read_card
-
-        try:
-            card = read_card(entry.value)
-            result = card["results"][0]
-            item["summary"] = value_text(result)
-            # Another's card may say less.
-            with contextlib.suppress(KeyError, TypeError, AttributeError):
-                where = f"{card['dataset']}, " if "dataset" in card else ""
-                item["summary"] += f"  {where}{task_text(result)}, {mode_text(result)}"
-        except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
-            item["summary"] = f"unusable card: {error}"
+        summary = _card_summary(entry)
     else:
-        item["summary"] = (entry.value.__doc__ or "").strip().split("\n")[0]
-    return item
+        summary = (entry.value.__doc__ or "").strip().split("\n")[0]
+    return {"name": entry.name, "summary": summary, "from": entry.plugin.owner}
 
 
-def _warn() -> None:
-    """Say on stderr that some plugins do not work."""
-    broken = [p.owner for p in registry().plugins if p.problem]
-    if broken or registry().clashes():
-        names = f" ({', '.join(sorted(set(broken)))})" if broken else ""
-        click.echo(
-            f"warning: some plugins do not work{names}; `metazoo plugins` says why", err=True
-        )
+def _card_summary(entry: Entry[Any]) -> str:
+    from metazoo.zoo.card import read_card
+
+    try:
+        card = read_card(entry.value)
+        result = card["results"][0]
+        summary = value_text(result)
+    except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
+        return f"unusable card: {error}"
+    # Cards of other tools may say less.
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        where = f"{card['dataset']}, " if "dataset" in card else ""
+        summary += f"  {where}{task_text(result)}, {mode_text(result)}"
+    return summary

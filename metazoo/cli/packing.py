@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from metazoo import options
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section
-from metazoo.cli.progress import counted
-from metazoo.cli.tables import table
-from metazoo.datasets.packed import format
-from metazoo.datasets.packed.writer import pack as pack_data
-from metazoo.errors import DataError
-from metazoo.plugins.registry import registry
-from metazoo.training.loop import Interrupted
+from metazoo.errors import DataError, Interrupted
+
+if TYPE_CHECKING:
+    from metazoo.datasets.packed.format import Damage, Split
 
 
 class PackCommand(ConfiguredCommand):
     def sections(self, arguments: Sequence[str]) -> list[Section]:
+        if all(argument.startswith("-") for argument in arguments):
+            return []
+        from metazoo.plugins import registry
+
         known = {entry.name for entry in registry().datasets}
-        first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+        first = None if arguments[0].startswith("-") else arguments[0]
         name = first or next((argument for argument in arguments if argument in known), None)
         return [] if name is None else [data_section(name)]
 
@@ -31,7 +31,7 @@ class PackCommand(ConfiguredCommand):
 @click.group(invoke_without_command=True)
 @click.pass_context
 def data(ctx: click.Context) -> None:
-    """Keep data on disk, for those that are larger than memory."""
+    """Pack data sets that are larger than memory, and verify packed data."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(2)
@@ -42,36 +42,37 @@ def data(ctx: click.Context) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print what was packed as JSON")
 def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any]) -> None:
-    """Write a data set into a folder that it is read from as tasks are drawn.
+    """Write a data set into a folder from which tasks are read as they are drawn.
 
-    SOURCE is the name of a data set; its options are those of `metazoo train`. OUT is a new folder, for `--dataset packed
-    --data-root OUT`. When stopped, or killed, the same command goes on. Images of the data set `folder` are decoded one
-    by one, and never all in memory.
+    SOURCE is the name of a data set; its options are those of `metazoo train`. OUT is a new folder, to be
+    used as `--dataset packed --data-root OUT`. If the command is stopped or killed, running it again
+    continues. Images of the data set `folder` are decoded one by one and never all held in memory.
     """
-    cls = registry().dataset(source).value
-    made = cls(options.build(cls.Config, dataset_options, f"data set '{source}'"))
+    from metazoo import options
+    from metazoo.cli.progress import counted
+    from metazoo.cli.tables import table
+    from metazoo.datasets.packed.writer import pack as write
+    from metazoo.plugins import registry
+
+    dataset = registry().dataset(source).value
+    made = dataset(options.build(dataset.Config, dataset_options, f"data set '{source}'"))
     try:
         with counted(f"packing {source}") as watch:
-            packed = pack_data(made, source, out, watch)
+            packed = write(made, source, out, watch)
     except KeyboardInterrupt:
         raise Interrupted(
-            "interrupted", "the same command goes on from the last whole shard"
+            "interrupted", "run the same command again: it continues after the last complete shard"
         ) from None
-    splits = packed.index.splits
-    total = sum(split.examples for split in splits.values())
+    splits = {name: _describe(split) for name, split in packed.index.splits.items()}
+    total = sum(split["examples"] for split in splits.values())
     if packed.found == total:
-        click.echo(f"{out} is packed already", err=True)
+        click.echo(f"{out} is already packed", err=True)
     elif packed.found:
-        click.echo(f"{packed.found} of {total} examples were there already", err=True)
+        click.echo(f"{packed.found} of {total} examples were already there", err=True)
     if as_json:
-        echo_json(
-            {
-                "folder": str(out),
-                "splits": {name: _describe(split) for name, split in splits.items()},
-            }
-        )
+        echo_json({"folder": str(out), "splits": splits})
     else:
-        rows = [(name, *map(str, _describe(split).values())) for name, split in splits.items()]
+        rows = [(name, *map(str, facts.values())) for name, facts in splits.items()]
         click.echo(table(("split", "classes", "examples", "bytes", "shards"), rows))
 
 
@@ -79,35 +80,41 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print the damaged shards as JSON")
 def verify(folder: Path, as_json: bool) -> None:
-    """Read every byte of packed data, and name the shards that are not what was packed."""
+    """Read every byte of packed data and list the damaged shards."""
+    from metazoo.cli.progress import counted
+    from metazoo.datasets.packed import format
+
     index = format.read_index(folder)
     with counted(f"reading {folder}") as watch:
         found = list(format.damaged(folder, index, watch))
     total = sum(len(split.sha256) for split in index.splits.values())
     if as_json:
-        listed = [
-            {
-                "file": one.file,
-                "shard": one.shard,
-                "examples": [one.rows.start, one.rows.stop],
-                "bytes": [one.bytes.start, one.bytes.stop],
-            }
-            for one in found
-        ]
+        listed = [_damage(one) for one in found]
         echo_json({"folder": str(folder), "shards": total, "damaged": listed})
     else:
         for one in found:
-            where = f"bytes {one.bytes.start} to {one.bytes.stop - 1}, examples {one.rows.start} to {one.rows.stop - 1}"
-            click.echo(f"{one.file}: shard {one.shard} ({where}) is damaged")
-        click.echo(f"{total - len(found)} of {total} shards are whole")
+            click.echo(
+                f"{one.file}: shard {one.shard} (bytes {one.bytes.start} to {one.bytes.stop - 1}, "
+                f"examples {one.rows.start} to {one.rows.stop - 1}) is damaged"
+            )
+        click.echo(f"{total - len(found)} of {total} shards are intact")
     if found:
         raise DataError(f"{len(found)} of {total} shards in {folder} are damaged", format.AGAIN)
 
 
-def _describe(split: format.Split) -> dict[str, int]:
+def _describe(split: Split) -> dict[str, int]:
     return {
         "classes": len(split.names),
         "examples": split.examples,
         "bytes": split.bytes,
         "shards": len(split.sha256),
+    }
+
+
+def _damage(one: Damage) -> dict[str, Any]:
+    return {
+        "file": one.file,
+        "shard": one.shard,
+        "examples": [one.rows.start, one.rows.stop],
+        "bytes": [one.bytes.start, one.bytes.stop],
     }

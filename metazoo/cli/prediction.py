@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from metazoo.classifier import FewShotClassifier
 from metazoo.cli import echo_json
 from metazoo.cli.configured import algorithm_values
-from metazoo.cli.precision import float32_is_float32
-from metazoo.cli.tables import table
-from metazoo.datasets.folder import query_images, support_images
-from metazoo.zoo.find import find
+from metazoo.cli.process import use_float32
 
 
 @click.command()
@@ -22,13 +19,13 @@ from metazoo.zoo.find import find
     "--model",
     default="protonet.omniglot",
     show_default=True,
-    help="name of the zoo, run folder, .safetensors file or address",
+    help="zoo name, run folder, .safetensors file or address",
 )
 @click.option(
     "--support",
     required=True,
     type=click.Path(path_type=Path),
-    help="folder with one folder of images a class",
+    help="folder with one folder of labelled images per class",
 )
 @click.option(
     "--query",
@@ -37,9 +34,7 @@ from metazoo.zoo.find import find
     help="image, or folder of images, to classify",
 )
 @click.option(
-    "--invert/--no-invert",
-    default=None,
-    help="swap dark and light  [default: as in the model's training]",
+    "--invert/--no-invert", default=None, help="swap dark and light  [default: as in training]"
 )
 @click.option(
     "-o",
@@ -47,21 +42,34 @@ from metazoo.zoo.find import find
     "changes",
     multiple=True,
     metavar="NAME=VALUE",
-    help="set an option of the algorithm otherwise",
+    help="override an option of the algorithm",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
-    "--json", "as_json", is_flag=True, help="print as JSON, with the probability of every class"
+    "--json", "as_json", is_flag=True, help="print JSON, with the probability of every class"
 )
-@click.option("--csv", "as_csv", is_flag=True, help="print as CSV: file, label, probability")
+@click.option("--csv", "as_csv", is_flag=True, help="print CSV: file, label, probability")
 def predict(
-    model: str, support: Path, query: Path, invert: bool | None, changes: tuple[str, ...], device: str, as_json: bool,
+    model: str,
+    support: Path,
+    query: Path,
+    invert: bool | None,
+    changes: tuple[str, ...],
+    device: str,
+    as_json: bool,
     as_csv: bool,
-) -> None:  # fmt: skip
-    """Classify images by a few labelled ones: one folder a class, one to twenty images in each."""
+) -> None:
+    """Classify images by a few labelled ones.
+
+    SUPPORT has one folder per class, with one to twenty images in each.
+    """
     if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
-    float32_is_float32()
+        raise click.UsageError("choose --json or --csv, not both", click.get_current_context())
+    from metazoo.classifier import FewShotClassifier
+    from metazoo.datasets.folder import query_images, support_images
+    from metazoo.zoo.find import find
+
+    use_float32()
     source = find(model)
     values = algorithm_values(source.blueprint.algorithm, changes)
     classifier = FewShotClassifier(source, device=device, invert=invert, **values)
@@ -69,33 +77,31 @@ def predict(
     classifier.fit([path for path, _ in labelled], [name for _, name in labelled])
     files = query_images(query)
     probabilities = classifier.predict_proba(files)
-    best = probabilities.argmax(1)
-    labels = [classifier.classes_[i] for i in best]
     if classifier.model.transductive and len(files) > 1:
         click.echo(
-            f"note: '{model}' is transductive: it judges the {len(files)} images together", err=True
+            f"note: '{model}' is transductive: each answer depends on all {len(files)} images",
+            err=True,
         )
+    _print(files, classifier.classes_, probabilities, as_json, as_csv)
+
+
+def _print(
+    files: list[Path], classes: list[Any], probabilities: Any, as_json: bool, as_csv: bool
+) -> None:
+    answers = [(str(file), classes[row.argmax()], row) for file, row in zip(files, probabilities)]
     if as_json:
         echo_json(
             [
-                {
-                    "file": str(f),
-                    "label": label,
-                    "probabilities": dict(zip(classifier.classes_, map(float, row))),
-                }
-                for f, label, row in zip(files, labels, probabilities)
+                {"file": file, "label": label, "probabilities": dict(zip(classes, map(float, row)))}
+                for file, label, row in answers
             ]
         )
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(("file", "label", "probability"))
-        writer.writerows(
-            (str(f), label, f"{row.max():.4f}")
-            for f, label, row in zip(files, labels, probabilities)
-        )
+        writer.writerows((file, label, f"{row.max():.4f}") for file, label, row in answers)
     else:
-        rows = [
-            (str(f), label, f"{row.max():.1%}")
-            for f, label, row in zip(files, labels, probabilities)
-        ]
+        from metazoo.cli.tables import table
+
+        rows = [(file, label, f"{row.max():.1%}") for file, label, row in answers]
         click.echo(table(("file", "label", "probability"), rows))

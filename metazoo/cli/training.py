@@ -7,30 +7,25 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from metazoo import distributed
 from metazoo.base.recipe import Recipe
 from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
-from metazoo.cli.memory import keep_freed_memory
-from metazoo.cli.precision import float32_is_float32
-from metazoo.cli.progress import shown
-from metazoo.cli.tables import result_line
-from metazoo.device import find_device
-from metazoo.errors import MetazooError, OptionError
-from metazoo.plugins.registry import registry
-from metazoo.training import curve
-from metazoo.training.loop import Interrupted
-from metazoo.training.loop import train as run_training
-from metazoo.training.plan import plan
-from metazoo.zoo import run_folder
-from metazoo.zoo.blueprint import Blueprint
-from metazoo.zoo.find import find, start_from
+from metazoo.cli.process import keep_freed_memory, use_float32
+from metazoo.errors import Interrupted, MetazooError, OptionError, PluginError
+
+if TYPE_CHECKING:
+    from metazoo.base.dataset import Dataset
+    from metazoo.plugins import Entry
+    from metazoo.zoo.blueprint import Blueprint
+    from metazoo.zoo.find import Source
 
 DEFAULT_DATASET = "glyphs"
+FLAGS = ("dataset", "help", "json", "out", "progress", "resume")
+PREFIXES = ("data_", "backbone_")
 
 
 class TrainCommand(ConfiguredCommand):
@@ -41,63 +36,32 @@ class TrainCommand(ConfiguredCommand):
         except click.NoSuchOption as error:
             if resumed is None:
                 raise
-            raise _resumes_alone(resumed, error.option_name) from None
+            raise _not_with_resume(resumed, error.option_name) from None
 
     def sections(self, arguments: Sequence[str]) -> list[Section]:
         if find_value(arguments, "--resume") is not None:
             return []
+        if not _names_anything(arguments):
+            return [Section("recipe", "Training", "", Recipe, {})]
+        from metazoo.plugins import registry
+
         dataset = find_value(arguments, "--dataset") or DEFAULT_DATASET
         usual: dict[str, Any] = {}
         sections = []
         name = _find_algorithm(arguments)
         if name is not None:
-            algorithm = registry().algorithm(name).value
-            usual |= algorithm.recipe
-            sections.append(
-                Section("algorithm_options", f"Options of {name}", "", algorithm.Config, {})
-            )
+            algorithm = registry().algorithm(name)
+            _check_flags(algorithm)
+            usual |= algorithm.value.recipe
+            sections.append(_section("algorithm_options", f"Options of {name}", "", algorithm))
         usual |= registry().dataset(dataset).value.recipe
         sections.append(Section("recipe", "Training", "", Recipe, usual))
         sections.append(data_section(dataset))
-        backbone = find_value(arguments, "--backbone") or usual.get("backbone", "conv4")
-        config = registry().backbone(backbone).value.Config
-        sections.append(
-            Section("backbone_options", f"Options of backbone {backbone}", "backbone-", config, {})
-        )
+        backbone = find_value(arguments, "--backbone") or usual.get("backbone", Recipe.backbone)
+        title = f"Options of backbone {backbone}"
+        entry = registry().backbone(backbone)
+        sections.append(_section("backbone_options", title, "backbone-", entry))
         return sections
-
-
-def _resumes_alone(run: str, given: str) -> OptionError:
-    return OptionError(
-        f"--resume goes on with the options that the run began with; {given} cannot be given",
-        f"`metazoo train --resume {run}`",
-    )
-
-
-def _find_algorithm(arguments: Sequence[str]) -> str | None:
-    """Return the algorithm among unparsed arguments: the first of them or, behind options, the first known name."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0]
-    known = {entry.name for entry in registry().algorithms}
-    taken = {
-        find_value(arguments, flag) for flag in ("--dataset", "--backbone", "--out", "--progress")
-    }
-    return next(
-        (argument for argument in arguments if argument in known and argument not in taken), None
-    )
-
-
-def _make(out: Path | None, name: str, blueprint: Blueprint) -> Path:
-    """Make a run folder and return it; where torchrun starts again, it is the one that the same job made."""
-    if out is None:
-        return run_folder.create_numbered(Path("runs"), name, blueprint)
-    if not (
-        distributed.restarted()
-        and (out / run_folder.CONFIG).exists()
-        and run_folder.read_blueprint(out) == blueprint
-    ):
-        run_folder.create(out, blueprint)
-    return out
 
 
 @click.command(cls=TrainCommand)
@@ -112,100 +76,219 @@ def _make(out: Path | None, name: str, blueprint: Blueprint) -> Path:
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="go on with the run in this folder",
+    help="continue the run in this folder",
 )
 @click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "lines", "none"]),
     default="auto",
-    help="auto: a bar on a terminal, else none",
+    help="auto: a bar on a terminal, otherwise none",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
-@distributed.joined()
 def train(
-    algorithm: str | None, dataset: str | None, out: Path | None, resume: Path | None, progress: str, as_json: bool,
-    algorithm_options: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
-    dataset_options: dict[str, Any] | None = None, backbone_options: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """Train ALGORITHM on a data set, in a run folder, and test it on classes it never trained on.
+    algorithm: str | None,
+    dataset: str | None,
+    out: Path | None,
+    resume: Path | None,
+    progress: str,
+    as_json: bool,
+    **given: dict[str, Any],
+) -> None:
+    """Train ALGORITHM on a data set in a run folder, and test it on classes it has not seen.
 
-    `metazoo train ALGORITHM --dataset NAME --help` shows the options of both.
-    `torchrun --nproc-per-node N -m metazoo train ...` shares out the tasks of each step among N processes.
+    `metazoo train ALGORITHM --dataset NAME --help` shows the options of both. `torchrun
+    --nproc-per-node N -m metazoo train ...` shares the tasks of each step among N processes.
     """
-    keep_freed_memory()
-    float32_is_float32()
     if resume is not None and (algorithm or dataset or out):
-        raise _resumes_alone(
-            str(resume), "algorithm" if algorithm else "--dataset" if dataset else "--out"
-        )
-    init = None
-    if resume is not None:
-        folder = resume
-        blueprint = run_folder.read_blueprint(folder)
-        data = blueprint.data()
-    else:
-        if algorithm is None:
-            raise click.UsageError("Missing argument 'ALGORITHM'", click.get_current_context())
-        dataset = dataset or DEFAULT_DATASET
-        blueprint, data = plan(
-            algorithm,
-            dataset,
-            algorithm_options or {},
-            dataset_options or {},
-            backbone_options or {},
-            recipe or {},
-        )
-        training = blueprint.recipe
-        find_device(training.device)  # before there is a folder to clear away
-        if training.init is not None:
-            init = distributed.by_first(partial(find, training.init))
-            start_from(init, blueprint.model())
-        if out is None and distributed.may_restart():
-            raise OptionError(
-                "processes that may be started again must find their run",
-                "name its folder with --out",
+        flag = "algorithm" if algorithm else "--dataset" if dataset else "--out"
+        raise _not_with_resume(str(resume), flag)
+    if resume is None and algorithm is None:
+        raise click.UsageError("Missing argument 'ALGORITHM'", click.get_current_context())
+    from metazoo import distributed
+
+    keep_freed_memory()
+    use_float32()
+    with distributed.joined():
+        if resume is not None:
+            _resume(resume, progress, as_json)
+        else:
+            assert algorithm is not None
+            _begin(algorithm, dataset or DEFAULT_DATASET, out, given, progress, as_json)
+
+
+def _names_anything(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments name an algorithm, a data set or a backbone, or may do so."""
+    return any(
+        not argument.startswith("-") or argument.startswith(("--dataset", "--backbone"))
+        for argument in arguments
+    )
+
+
+def _section(key: str, title: str, prefix: str, entry: Entry[Any]) -> Section:
+    return Section(key, title, prefix, entry.value.Config, {})
+
+
+def _check_flags(algorithm: Entry[Any]) -> None:
+    """Raise PluginError if an option of an algorithm has the name of another flag of this command."""
+    from metazoo import options
+
+    for option in options.read(algorithm.value.Config):
+        if option.name in FLAGS or option.name.startswith(PREFIXES):
+            raise PluginError(
+                f"option '{option.name}' of algorithm '{algorithm.name}' ({algorithm.plugin.owner}) "
+                "has the name of another flag of `metazoo train`, or its prefix",
+                "its author must rename it",
             )
-        folder = distributed.by_first(partial(_make, out, f"{algorithm}-{dataset}", blueprint))
-        resume = folder if distributed.restarted() else None
-    chance = None if blueprint.spec.regression else 1 / blueprint.recipe.ways
-    title = f"{blueprint.algorithm} on {blueprint.dataset}"
-    if resume is not None and (folder / run_folder.RESULT).exists():
-        click.echo(f"the run in {folder} is finished already", err=True)
-        result = run_folder.read_result(folder)
+
+
+def _find_algorithm(arguments: Sequence[str]) -> str | None:
+    """Return the algorithm among unparsed arguments: the first one or, after options, a known name."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    from metazoo.plugins import registry
+
+    known = {entry.name for entry in registry().algorithms}
+    flags = ("--dataset", "--backbone", "--out", "--progress")
+    taken = {find_value(arguments, flag) for flag in flags}
+    return next((word for word in arguments if word in known and word not in taken), None)
+
+
+def _not_with_resume(run: str, given: str) -> OptionError:
+    return OptionError(
+        f"--resume continues with the options the run began with; {given} cannot be given",
+        f"`metazoo train --resume {run}`",
+    )
+
+
+def _resume(folder: Path, progress: str, as_json: bool) -> None:
+    from metazoo.zoo import run_folder
+
+    blueprint = run_folder.read_blueprint(folder)
+    if (folder / run_folder.RESULT).exists():
+        click.echo(f"the run in {folder} is already finished", err=True)
+        _report(blueprint, folder, run_folder.read_result(folder), progress, as_json)
     else:
-        try:
-            with shown(progress if distributed.first() else "none", title, chance) as watcher:
-                result = run_training(blueprint, data, folder, watcher, init)
-        except (MetazooError, KeyboardInterrupt) as stop:
-            # A picture that cannot be drawn must not hide what happened; nor one that takes so long that torchrun, whose other
-            # processes end meanwhile, kills this one before it has said why.
-            with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
-                if distributed.size() == 1:
-                    curve.save_png(
-                        folder / run_folder.CURVE, title, run_folder.read_metrics(folder), chance
-                    )
-            if isinstance(stop, MetazooError):
-                raise
-            raise Interrupted(
-                "interrupted", f"`metazoo train --resume {folder}` goes on from the last checkpoint"
-            ) from None
-        if not distributed.first():
-            return
-        curve.save_png(folder / run_folder.CURVE, title, run_folder.read_metrics(folder), chance)
-    if progress != "none" and (progress != "auto" or sys.stderr.isatty()):
-        name, points = curve.validations(run_folder.read_metrics(folder))
-        click.echo(
-            f"\nvalidation {name}{'' if chance is None else f' (chance {chance:.1%})'}:", err=True
+        _run(blueprint, blueprint.data(), folder, None, progress, as_json)
+
+
+def _begin(
+    algorithm: str,
+    dataset: str,
+    out: Path | None,
+    given: dict[str, dict[str, Any]],
+    progress: str,
+    as_json: bool,
+) -> None:
+    from metazoo import distributed
+    from metazoo.device import find_device
+    from metazoo.training.plan import plan
+    from metazoo.zoo.find import find, start_from
+
+    blueprint, data = plan(algorithm, dataset, **given)
+    # Mistakes show before there is a run folder to delete.
+    find_device(blueprint.recipe.device)
+    init = None
+    if blueprint.recipe.init is not None:
+        init = distributed.by_first(partial(find, blueprint.recipe.init))
+        start_from(init, blueprint.model())
+    if out is None and distributed.may_restart():
+        raise OptionError(
+            "processes that torchrun may restart must find their run again",
+            "give its folder by --out",
         )
-        click.echo(curve.text(points, bottom=chance), err=True)
+    name = f"{algorithm}-{dataset}"
+    folder = distributed.by_first(partial(_make_folder, out, name, blueprint))
+    if distributed.restarted():
+        _resume(folder, progress, as_json)
+    else:
+        _run(blueprint, data, folder, init, progress, as_json)
+
+
+def _make_folder(out: Path | None, name: str, blueprint: Blueprint) -> Path:
+    """Make a run folder and return it; after a restart by torchrun, return the one of the same job."""
+    from metazoo import distributed
+    from metazoo.zoo import run_folder
+
+    if out is None:
+        return run_folder.create_numbered(Path("runs"), name, blueprint)
+    exists = distributed.restarted() and (out / run_folder.CONFIG).exists()
+    if not (exists and run_folder.read_blueprint(out) == blueprint):
+        run_folder.create(out, blueprint)
+    return out
+
+
+def _run(
+    blueprint: Blueprint,
+    data: Dataset,
+    folder: Path,
+    init: Source | None,
+    progress: str,
+    as_json: bool,
+) -> None:
+    from metazoo import distributed
+    from metazoo.cli.progress import shown
+    from metazoo.training.loop import train as run_training
+
+    first = distributed.first()
+    title = f"{blueprint.algorithm} on {blueprint.dataset}"
+    try:
+        with shown(progress if first else "none", title, _chance(blueprint)) as watcher:
+            result = run_training(blueprint, data, folder, watcher, init)
+    except (MetazooError, KeyboardInterrupt) as stop:
+        # A curve that cannot be drawn must not hide the reason. With several processes there is no
+        # time for one: torchrun kills this process when the others end.
+        if distributed.size() == 1:
+            with contextlib.suppress(OSError, MetazooError, KeyboardInterrupt):
+                _save_curve(blueprint, folder)
+        if isinstance(stop, MetazooError):
+            raise
+        hint = f"`metazoo train --resume {folder}` continues from the last checkpoint"
+        raise Interrupted("interrupted", hint) from None
+    if first:
+        _save_curve(blueprint, folder)
+        _report(blueprint, folder, result, progress, as_json)
+
+
+def _chance(blueprint: Blueprint) -> float | None:
+    return None if blueprint.spec.regression else 1 / blueprint.recipe.ways
+
+
+def _save_curve(blueprint: Blueprint, folder: Path) -> None:
+    from metazoo.training import curve
+    from metazoo.zoo import run_folder
+
+    title = f"{blueprint.algorithm} on {blueprint.dataset}"
+    metrics = run_folder.read_metrics(folder)
+    curve.save_png(folder / run_folder.CURVE, title, metrics, _chance(blueprint))
+
+
+def _report(
+    blueprint: Blueprint, folder: Path, result: dict[str, Any], progress: str, as_json: bool
+) -> None:
+    from metazoo.cli.tables import result_line
+
+    chance = _chance(blueprint)
+    if progress == "bar" or (progress == "auto" and sys.stderr.isatty()):
+        _plot(folder, chance)
     if as_json:
         echo_json({"run": str(folder), **result})
-    else:
-        click.echo(result_line(str(folder), result, chance))
-        # Means are rounded to float32.
-        if chance is not None and result["mean"] - result["interval"] <= chance + 1e-6:
-            click.echo(
-                "note: that cannot be told from guessing. `metazoo eval` with more --episodes may; else look at the losses in "
-                "metrics.jsonl: another --lr, or more --steps, may help", err=True,
-            )  # fmt: skip
-        click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)
+        return
+    click.echo(result_line(str(folder), result, chance))
+    # Means are rounded to float32.
+    if chance is not None and result["mean"] - result["interval"] <= chance + 1e-6:
+        click.echo(
+            "note: this is no better than guessing. `metazoo eval` with more --episodes narrows the "
+            "interval; otherwise look at the losses in metrics.jsonl and try another --lr or more --steps",
+            err=True,
+        )
+    click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)
+
+
+def _plot(folder: Path, chance: float | None) -> None:
+    from metazoo.training import curve
+    from metazoo.zoo import run_folder
+
+    name, points = curve.validations(run_folder.read_metrics(folder))
+    against = "" if chance is None else f" (chance {chance:.1%})"
+    click.echo(f"\nvalidation {name}{against}:", err=True)
+    click.echo(curve.text(points, bottom=chance), err=True)

@@ -1,6 +1,8 @@
-"""How plugins are found, checked and kept: entry points in, registry out."""
+"""How plugins are found, checked and kept: entry points in, registry out.
 
-from metazoo.plugins.marker import hookimpl
-from metazoo.plugins.registry import Entry, Plugin, Registry, registry
+Names load on first use: declaring a hook, or reading entry points, imports no torch.
+"""
 
-__all__ = ["Entry", "Plugin", "Registry", "hookimpl", "registry"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What may be registered: the checks that a value returned by a hook must pass before anybody uses it."""
+"""Checks that a value returned by a hook must pass before it is registered."""
 
 from __future__ import annotations
 
@@ -13,32 +13,27 @@ from metazoo.base.dataset import Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.errors import OptionError, PluginError
 
-# The command line's own words (a test holds them to it): its commands, and the options of `train` beside the algorithm's.
-COMMANDS = {"list", "train", "eval", "predict", "export", "push", "data", "plugins", "info"}
-FLAGS = {"dataset", "help", "json", "out", "progress", "resume"}
-PREFIXES = ("data_", "backbone_")
-
 
 def check_algorithm(name: str, value: Any) -> None:
-    """Raise PluginError or OptionError, saying why, unless the value is an algorithm that can be offered."""
+    """Raise PluginError or OptionError unless the value is a usable algorithm."""
     _check_class(name, value, Algorithm)
-    taken = FLAGS | {option.name for option in options.read(Recipe)}
+    taken = {option.name for option in options.read(Recipe)}
     for option in options.read(value.Config):
-        if option.name in taken or option.name.startswith(PREFIXES):
+        if option.name in taken:
             raise OptionError(
-                f"field '{option.name}' of {value.Config.__qualname__} has the name of a training option, or starts like one",
+                f"field '{option.name}' of {value.Config.__qualname__} is also a training option",
                 "give it another name",
             )
     options.build(Recipe, value.recipe, f"the recipe of {name}")
 
 
 def check_backbone(name: str, value: Any) -> None:
-    """Raise PluginError or OptionError, saying why, unless the value is a backbone that can be offered."""
+    """Raise PluginError or OptionError unless the value is a usable backbone."""
     _check_class(name, value, Backbone)
 
 
 def check_dataset(name: str, value: Any) -> None:
-    """Raise PluginError or OptionError, saying why, unless the value is a data set that can be offered."""
+    """Raise PluginError or OptionError unless the value is a usable data set."""
     _check_class(name, value, Dataset)
     options.build(Recipe, value.recipe, f"the recipe of {name}")
 
@@ -47,12 +42,6 @@ def check_card(name: str, value: Any) -> None:
     """Raise PluginError unless the value is the path of a file."""
     if not isinstance(value, (str, os.PathLike)) or not Path(value).is_file():
         raise PluginError(f"{value!r} is not the path of a model card")
-
-
-def check_command(name: str, value: Any) -> None:
-    """Raise PluginError where metazoo has a command of that name itself."""
-    if name in COMMANDS:
-        raise PluginError("metazoo has a command of that name itself", "give it another name")
 
 
 def _check_class(

@@ -1,4 +1,4 @@
-"""Whose bug it is: the plugin that an exception came from."""
+"""Find the plugin that an exception came from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from metazoo.plugins.registry import Plugin, registry
 
 @dataclass(frozen=True)
 class Fault:
-    """The plugin that an exception came from, and the innermost place of its own code."""
+    """The plugin that an exception came from, and the innermost line of its own code."""
 
     plugin: Plugin
     place: str
 
 
 def at_fault(error: BaseException) -> Fault | None:
-    """Return where in a plugin an exception came from, or None where only metazoo's own code was at work."""
+    """Return the plugin whose code raised an exception, or None if only metazoo's code was running."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if (plugin := _plugin_of(frame.f_globals.get("__name__", ""))) is not None:
             code = frame.f_code
@@ -27,20 +27,19 @@ def at_fault(error: BaseException) -> Fault | None:
 
 
 def _plugin_of(module: str) -> Plugin | None:
-    """Return the plugin whose module this is part of, or whose package: the one with the most of its dotted name in common.
+    """Return the plugin that a module belongs to: the one that shares most of its dotted name.
 
-    None where that is nobody, or could be more than one distribution, as in a namespace that several share.
+    None if there is no such plugin, or if several distributions share that part of the name.
     """
     words = module.split(".")
     found: list[tuple[tuple[int, bool], Plugin]] = []
     for plugin in registry().plugins:
         target = plugin.target.partition(":")[0].split(".")
-        # What could not be loaded runs nothing, and its entry point may name any module; metazoo's own code is nobody else's.
+        # A plugin that failed to load runs nothing, and its entry point may name any module.
         if target[0] == "metazoo" or (plugin.problem and not plugin.provides):
             continue
-        if common := sum(
-            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(words, target))
-        ):
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(words, target))
+        if common := sum(1 for _ in same):
             found.append(((common, common == len(target)), plugin))
     nearest = max((nearness for nearness, _ in found), default=None)
     owners = [plugin for nearness, plugin in found if nearness == nearest]

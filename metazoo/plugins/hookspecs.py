@@ -1,24 +1,19 @@
-"""Every hook: the table of contents of what can be extended.
+"""Every hook: what a plugin can add to metazoo.
 
-A plugin is a module (or object) named by an entry point in the group `metazoo`. It imports `hookimpl` from metazoo
-and implements any of these. A hook returns a value and changes nothing; metazoo keeps each value with its owner.
-Name the entry point after the algorithm: if the plugin cannot be imported, that name is all there is to know it by.
+A plugin is a module named by an entry point in the group `metazoo`. It implements any of these hooks
+and marks them with `metazoo.hookimpl`. A hook returns a value and changes nothing. Commands come by
+an entry-point group of their own, `metazoo.commands`, so that `metazoo --help` imports no plugin.
 """
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 
+from metazoo.base.algorithm import Algorithm
+from metazoo.base.backbone import Backbone
+from metazoo.base.dataset import Dataset
 from metazoo.plugins.marker import hookspec
-
-if typing.TYPE_CHECKING:
-    import click
-
-    from metazoo.base.algorithm import Algorithm
-    from metazoo.base.backbone import Backbone
-    from metazoo.base.dataset import Dataset
 
 
 @hookspec
@@ -38,9 +33,4 @@ def register_datasets() -> Mapping[str, type[Dataset]]:  # type: ignore[empty-bo
 
 @hookspec
 def register_pretrained() -> Mapping[str, Path]:  # type: ignore[empty-body]
-    """Return model cards by model name (`algorithm.tag`): each the path of a JSON file that says where its weights are."""
-
-
-@hookspec
-def register_commands(cli: click.Group) -> None:
-    """Add commands to the command line: `@cli.command()` works as in any click program."""
+    """Return model cards by model name (`algorithm.tag`): paths of JSON files."""

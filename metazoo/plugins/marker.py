@@ -1,19 +1,7 @@
-"""The markers of hooks: `hookimpl` for plugins, `hookspec` for metazoo."""
-
-from __future__ import annotations
-
-import typing
+"""The markers of hooks: `hookimpl` for plugins, `hookspec` for metazoo's declarations."""
 
 import pluggy
 
-if typing.TYPE_CHECKING:
-    pass
-
-
 PROJECT = "metazoo"
-
-
 hookspec = pluggy.HookspecMarker(PROJECT)
-
-
 hookimpl = pluggy.HookimplMarker(PROJECT)

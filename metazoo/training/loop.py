@@ -24,7 +24,7 @@ from metazoo.base.algorithm import Algorithm, BatchLearner
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.device import find_device
-from metazoo.errors import MetazooError, OptionError
+from metazoo.errors import Interrupted, MetazooError, OptionError
 from metazoo.evaluation.measure import evaluate, measure
 from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score
@@ -46,12 +46,6 @@ LOG_EVERY = 10
 LOW_PRECISION = {"float32": None, "bf16": torch.bfloat16}
 # Random numbers of steps and of tasks come from disjoint streams: tasks are numbered from 0.
 STEP_STREAM = 2**62
-
-
-class Interrupted(MetazooError):
-    """The user stopped the run; everything is saved."""
-
-    exit_code = 130
 
 
 class TrainingFailed(MetazooError):
