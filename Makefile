@@ -8,7 +8,7 @@ PROGRESS := $(shell test -t 2 && echo bar || echo lines)
 
 demo: .venv/ready
 	@rm -rf runs/demo
-	$(BIN)/metazoo train protonet --dataset glyphs --train-ways 20 --steps 500 --validate-every 50 \
+	$(BIN)/metazoo train protonet --dataset glyphs --train-ways 20 --steps 500 --validate-every 250 \
 		--validation-episodes 100 --out runs/demo --progress $(PROGRESS)
 
 test: .venv/ready

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import click
+import torch
 
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo.evaluation.protocol import Protocol
 from metazoo.evaluation.score import Score
-
-if TYPE_CHECKING:
-    from metazoo.cli.evaluation import Measured
+from metazoo.zoo.find import Source
 
 TASK_KEYS = ("protocol", "split", "ways", "shots", "queries", "seed")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's results: for each protocol a row, and the score of every task."""
+
+    source: Source
+    data: Dataset
+    protocols: list[Protocol]
+    rows: list[dict[str, Any]]
+    scores: list[torch.Tensor]
 
 
 def paired_differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from metazoo.base.dataset import Dataset
+    from metazoo.cli.comparison import Measured
     from metazoo.evaluation.protocol import Protocol
     from metazoo.zoo.blueprint import Blueprint
     from metazoo.zoo.find import Source
@@ -81,17 +82,6 @@ class Request:
                 recipe.seed if self.seed is None else self.seed,
                 self.episodes or EPISODES,
             )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A model's results: for each protocol a row, and the score of every task."""
-
-    source: Source
-    data: Dataset
-    protocols: list[Protocol]
-    rows: list[dict[str, Any]]
-    scores: list[torch.Tensor]
 
 
 class EvalCommand(ConfiguredCommand):
@@ -256,6 +246,7 @@ def _measure_one(
     changes: tuple[str, ...],
     device: torch.device,
 ) -> Measured:
+    from metazoo.cli.comparison import Measured
     from metazoo.cli.progress import counted
     from metazoo.cli.tables import task_text
     from metazoo.evaluation.measure import measure

@@ -18,7 +18,22 @@ from metazoo.errors import CheckpointError, OptionError
 
 # Licences that the Hub knows by these identifiers; any other is "other" there, with its name.
 LICENCES = frozenset(
-    ["mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "unlicense"]
+    [
+        "mit",
+        "apache-2.0",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "cc0-1.0",
+        "cc-by-4.0",
+        "cc-by-sa-4.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-4.0",
+        "gpl-3.0",
+        "agpl-3.0",
+        "lgpl-3.0",
+        "mpl-2.0",
+        "unlicense",
+    ]
 )
 DESTINATIONS = "push to a folder, file:///FOLDER or hf://user/repo"
 
