@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metazoo import kernels
-from metazoo.kernels.operators import sum_dtype
+from metazoo.kernels.operators import has_autocast, sum_dtype
 
 # As in torch.nn.utils.clip_grad_norm_.
 CLIP_EPSILON = 1e-6
@@ -155,6 +155,7 @@ class _Step:
         self, params: Tensor, grads: Tensor | Sequence[Tensor], lr: Tensor | float, velocity: Tensor | None, momentum: float,
         weight_decay: float, max_norm: float | None,
     ):  # fmt: skip
+        _mark_for_compiler()
         if momentum and velocity is None:
             raise ValueError(
                 "sgd_update takes momentum together with velocity; begin with torch.zeros_like(params)"
@@ -226,6 +227,7 @@ class _Step:
 
 def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Return both as (B, *, D) of one type, B broadcast; as float32 under autocast."""
+    _mark_for_compiler()
     if (
         x.dim() != 3
         or y.dim() != 3
@@ -238,7 +240,7 @@ def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point:
         raise ValueError(f"{name} takes floating-point numbers, not {x.dtype} and {y.dtype}")
-    if _has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type):
+    if has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = sum_dtype(dtype)
     if x.shape[0] != y.shape[0]:
         tasks = y.shape[0] if x.shape[0] == 1 else x.shape[0]
@@ -246,10 +248,9 @@ def _points(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return x if x.dtype == dtype else x.to(dtype), y if y.dtype == dtype else y.to(dtype)
 
 
-# torch.compile of torch 2.11 cannot look into it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
+def _mark_for_compiler() -> None:
+    if torch.compiler.is_compiling():
+        from metazoo.kernels import compiling  # noqa: F401  its import sets the marks
 
 
 def _root(square: Tensor) -> Tensor:

@@ -174,9 +174,8 @@ class Gradient(torch.autograd.Function):
         return by_g[0] + by_points[0], by_g[1] + by_points[1]
 
 
-@torch.compiler.allow_in_graph
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances (B, Q, N) by the operator, differentiable to every order, also under torch.compile."""
+    """Return squared distances (B, Q, N) by the operator, differentiable to every order (see `compiling`)."""
     if differentiated(x, y):
         return Distances.apply(x, y)
     if type(x) is type(y) is Tensor and not covers(x.device.type):

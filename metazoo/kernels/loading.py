@@ -70,7 +70,6 @@ def mode() -> Mode:
     raise OptionError(f"the environment variable METAZOO_KERNELS is '{chosen}'", hint)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def covers(device_type: str) -> bool:
     """Return whether tensors of that type of device go to the kernels: not once they have failed to load."""
     wanted = {"auto": "cuda", "emulated": "cpu", "off": None}[mode()]

@@ -53,6 +53,11 @@ def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
     )
 
 
+def has_autocast(device_type: str) -> bool:
+    """Return whether a type of device has autocast."""
+    return torch.amp.is_autocast_available(device_type)
+
+
 def fold(size: int, dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:
     """Return (B, *) tensors, with `size` of them in dimension `dim` (None: one for all), as (size * B, *): more tasks."""
     return [

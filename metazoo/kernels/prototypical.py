@@ -125,9 +125,8 @@ class PrototypicalNLL(torch.autograd.Function):
         return loss, -prob * (change - (prob * change).sum(-1, keepdim=True))
 
 
-@torch.compiler.allow_in_graph
 def mean_nll(query: Tensor, prototypes: Tensor, target: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood by the operator, differentiable to every order, also under torch.compile."""
+    """Return the mean negative log-likelihood by the operator, differentiable to every order (see `compiling`)."""
     if differentiated(query, prototypes):
         return PrototypicalNLL.apply(query, prototypes, target)[0]
     return torch.ops.metazoo.prototypical_nll(query, prototypes, target)[0].mean()

@@ -282,12 +282,11 @@ class SquareNorm(torch.autograd.Function):
         return torch.stack([2 * (t * or_zeros(d, t)).flatten(1).sum(1) for t, d in pairs]).sum(0)
 
 
-@torch.compiler.allow_in_graph
 def updated(
     params: Tensor, gradient: Sequence[Tensor], lr: Tensor | None, velocity: Tensor | None, scale: Tensor | None,
     factor: float, momentum: float, weight_decay: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return `sgd_update` by the operator, differentiable to every order, also under torch.compile."""
+    """Return `sgd_update` by the operator, differentiable to every order (see `compiling`)."""
     if not differentiated(params, lr, velocity, scale, *gradient):
         return torch.ops.metazoo.sgd_update(
             params, gradient, lr, velocity, scale, factor, momentum, weight_decay
@@ -295,9 +294,8 @@ def updated(
     return SGDUpdate.apply(params, lr, velocity, scale, factor, momentum, weight_decay, *gradient)
 
 
-@torch.compiler.allow_in_graph
 def squared(gradient: Sequence[Tensor]) -> Tensor:
-    """Return `square_norm` by the operator, differentiable to every order, also under torch.compile."""
+    """Return `square_norm` by the operator, differentiable to every order (see `compiling`)."""
     return (
         SquareNorm.apply(*gradient)
         if differentiated(*gradient)

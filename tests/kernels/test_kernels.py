@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from metazoo import kernels, ops
+from metazoo.kernels import compiling as _marks_for_compiler  # noqa: F401
 from metazoo.kernels.distance import distances
 from metazoo.kernels.prototypical import mean_nll
 from metazoo.kernels.sgd import squared, updated

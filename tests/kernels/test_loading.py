@@ -299,6 +299,7 @@ print(results)
 def test_covers_is_a_constant_to_the_compiler(built):
     code = """
 import torch
+import metazoo.kernels.compiling
 from metazoo.kernels import covers
 f = torch.compile(lambda x: x + 1 if covers(x.device.type) else x - 1, backend="eager", fullgraph=True)
 print(f(torch.zeros(())).item())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -459,3 +461,48 @@ def test_a_buffer_that_is_not_contiguous_is_not_changed_in_place() -> None:
     with pytest.raises(ValueError, match="contiguous"):
         ops.sgd_update_(params, torch.ones(2, 3), 0.5)
     assert (params == 0).all()
+
+
+BOTH_WAYS = """
+import torch
+from torch.func import grad
+from metazoo import ops
+
+ops.FEW = 0  # so that distances this small reach the operator as well
+x, y = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
+target = torch.zeros(2, 3, dtype=torch.int64)
+
+def distances(x, y):
+    return ops.pairwise_sqdist(x, y).sin().sum()
+
+def loss(x, y):
+    return ops.prototypical_nll(x, y, target)
+
+def step(x, y):
+    gradients = [y[:, 0, :2], y[:, 1, 2:]]
+    after, velocity = ops.sgd_update(
+        x[:, 0], gradients, 0.1, velocity=x[:, 1], momentum=0.9, max_norm=1.0
+    )
+    return after.sin().sum() + velocity.sin().sum()
+
+def second(f):
+    return grad(lambda *a: sum(g.sin().sum() for g in grad(f, (0, 1))(*a)), (0, 1))
+
+def eager(f):
+    return second(f)(x, y)
+
+def compiled(f):
+    return torch.compile(second(f), fullgraph=True, backend="aot_eager")(x, y)
+
+for function in (distances, loss, step):
+    first, then = %s
+    torch.testing.assert_close(first(function), then(function))
+"""
+
+
+# In processes of their own: the first use of torch.compile marks functions for it.
+@pytest.mark.parametrize("order", ["eager, compiled", "compiled, eager"])
+def test_operations_compile_whole_in_either_order(order: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", BOTH_WAYS % order]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
