@@ -1,14 +1,15 @@
-"""Write the tables of the docs from the code, the model cards and the results of the benchmarks.
+"""Write the tables of the docs from the code, the model cards and recorded results.
 
 `python docs/tables.py` writes them. With `--check` it only compares, and exits with 1 if a page is stale.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,13 +230,11 @@ def commands() -> str:
     rows = []
     for card in cards():
         t = card["training"]
-        # Cards keep the command as it was given; the option has another name since.
-        command = t["command"].replace("--views shifted", "--tta shifted")
         commit = (t["commit"] or "not known")[:10]
         rows.append(
             (
                 f"`{card['name']}`",
-                f"`{command}`",
+                f"`{t['command']}`",
                 t["best_step"],
                 f"{t['seconds']:.0f} s",
                 t["machine"],
@@ -243,64 +242,6 @@ def commands() -> str:
             )
         )
     return table(("model", "command", "best step", "time", "machine", "commit"), rows)
-
-
-def benchmark(name: str) -> str:
-    """Return what a benchmark of the suite found, or the command that measures it."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        return f"Not measured yet: `make bench ARGS={name}`."
-    record = read(path)
-    where = f"{record['processor']}, {record['machine']}, {record['threads']} threads"
-    commit = (record["commit"] or "not known")[:10]
-    return "\n\n".join(
-        [
-            sentence(record["work"]),
-            benchmark_table(record),
-            "\n".join(f"- {fact}" for fact in benchmark_facts(record)),
-            *(f"![{name}](images/{picture})" for picture in record["plots"]),
-            f"`{record['command']}`, {record['date']}, commit {commit}; {where}.",
-        ]
-    )
-
-
-def sentence(text: str) -> str:
-    """Return a text with a capital and a full stop."""
-    return f"{text[0].upper()}{text[1:].removesuffix('.')}."
-
-
-def benchmark_table(record: Json) -> str:
-    """Return the rows of a benchmark, without the columns that say nothing."""
-    columns = {
-        "part": [row["part"] for row in record["rows"]],
-        "program": [row["way"] for row in record["rows"]],
-        record["unit"]: [number(row["median"]) for row in record["rows"]],
-        "low to high": [f"{number(r['low'])} to {number(r['high'])}" for r in record["rows"]],
-        "relative to metazoo": [
-            "" if row["ratio"] is None else f"{row['ratio']:.3g}x" for row in record["rows"]
-        ],
-        "settings": [row["settings"] for row in record["rows"]],
-    }
-    if len(set(columns["part"])) == 1:
-        del columns["part"]
-    for optional in ("relative to metazoo", "settings"):
-        if not any(columns[optional]):
-            del columns[optional]
-    return table(list(columns), zip(*columns.values()))
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def benchmark_facts(record: Json) -> list[str]:
-    """Return the goals of a benchmark, what it checked, and what it left out."""
-    goals = [
-        f"Goal {g['goal']:.3g}x, {g['against']}: **{g['reached']:.3g}x**." for g in record["goals"]
-    ]
-    same = [f"Checked: {fact}." for fact in record["same"]]
-    left_out = [f"Left out: {way}, {reason}." for way, reason in record["left_out"].items()]
-    return [*goals, *same, *map(sentence, record["notes"]), *left_out]
 
 
 def reference() -> str:
@@ -328,7 +269,7 @@ def reference() -> str:
 
 def reference_entry(entry: Entry[Any], prefix: str) -> list[str]:
     """Return the section of one algorithm, data set or backbone."""
-    parts = [f"### {entry.name}", " ".join((entry.value.__doc__ or "").split())]
+    parts = [f"### {entry.name}", inspect.cleandoc(entry.value.__doc__ or "")]
     recipe = getattr(entry.value, "recipe", {})
     if recipe:
         changed = (f"`--{name.replace('_', '-')} {value}`" for name, value in recipe.items())
@@ -358,20 +299,19 @@ def filled(document: str, name: str, text: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Return what every page with tables should hold."""
-    own = {
-        maker.__name__: maker
-        for maker in (results, against_papers, challenge, sinusoids, digits, caltech, commands)
-    }
     pages = {ROOT / "docs" / "algorithms.md": reference()}
-    for path in (
-        ROOT / "README.md",
-        *(ROOT / "docs" / f"{n}.md" for n in ("results", "performance")),
-    ):
-        text = path.read_text(encoding="utf-8")
-        for name in re.findall(r"<!-- (\w+) -->", text):
-            text = filled(text, name, own[name]() if name in own else benchmark(name))
-        pages[path] = text
+    for path, makers in PAGES.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for maker in makers:
+            text = filled(text, maker.__name__, maker())
+        pages[ROOT / path] = text
     return pages
+
+
+PAGES: dict[str, list[Callable[[], str]]] = {
+    "README.md": [results],
+    "docs/results.md": [against_papers, challenge, sinusoids, digits, caltech, commands],
+}
 
 
 def main() -> int:
