@@ -24,7 +24,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# From the lowest up: a folder imports those above it in this list, and its own modules.
+# From the lowest up: a module imports from roles above its own in this list, and from its own role.
 ROLES = {
     "words that everything uses": ["version", "errors", "options"],
     "bytes on disk and on the network": ["io"],
@@ -96,7 +96,7 @@ def test_arrows_point_down(module: str) -> None:
             assert is_built_in(module), f"{module} imports the public names, which import it"
             continue
         there = folder_of(target)
-        assert LEVEL[there] < LEVEL[here] or there == here, f"{module} imports {target}"
+        assert LEVEL[there] <= LEVEL[here], f"{module} imports {target}"
 
 
 def test_the_roles_name_what_exists() -> None:
@@ -189,19 +189,10 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
         assert not (value.__doc__ or "").startswith(f"{name}(")
 
 
-def signature_of(hook: str) -> str:
-    """Return a hook's declaration as it stands in hookspecs.py."""
-    path = PACKAGE / "plugins" / "hookspecs.py"
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.name == hook:
-            assert node.returns is not None
-            return f"{hook}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
-    raise AssertionError(hook)
-
-
 @pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_is_documented_with_its_signature(hook: str) -> None:
-    assert signature_of(hook) in (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+def test_every_hook_is_documented(hook: str) -> None:
+    parameters = ", ".join(inspect.signature(HOOKS[hook]).parameters)
+    assert f"`{hook}({parameters})`" in (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 
 
 def test_hookspecs_is_a_table_of_contents() -> None:
