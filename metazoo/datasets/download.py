@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from metazoo.errors import DataError
-from metazoo.io.download import Words, fetch
+from metazoo.io.download import DownloadMessages, fetch
 from metazoo.io.files import cache_directory
 
 
@@ -38,6 +38,6 @@ def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) 
         destination,
         "md5",
         md5,
-        Words(DataError, by_hand, "try another --data-url"),
+        DownloadMessages(DataError, by_hand, "try another --data-url"),
     )
     return destination

@@ -1,1 +1,1 @@
-"""Bytes: files written whole, checksums, locks, downloads, archives."""
+"""Atomic file writes, checksums, locks, downloads and archives."""

@@ -1,7 +1,8 @@
-"""A directory tree or a zip archive, read file by file in memory: nothing is ever unpacked to disk."""
+"""Directories and zip archives, read file by file in memory; nothing is unpacked to disk."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -11,22 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metazoo.errors import DataError
+from metazoo.io import files
 
 Parts = tuple[str, ...]
 
-MAX_FILES = 20_000_000  # below a directory: more are hardly the folder that was meant
+MAX_FILES = 20_000_000  # in a directory; more suggest that it is the wrong one
 MAX_MEMBERS = 500_000  # of an archive
-MAX_TOTAL = 8 * 2**30  # bytes in all members together
-MAX_MEMBER = 256 * 2**20  # bytes in one member or file
+MAX_TOTAL = 8 * 2**30  # bytes of all members of an archive
+MAX_MEMBER = 256 * 2**20  # bytes of one member or file
 
-_BOMB_HINT = "it does not look like a data set; unpack it yourself if you trust it, and give the folder instead"
+_BOMB_HINT = (
+    "it does not look like a data set; unpack it yourself if you trust it, and give the folder"
+)
+_UNSAFE_HINT = "do not trust this archive; get it from its publisher"
 
 
 class Tree:
-    """The files below a directory or in a zip archive, by the parts of their relative paths, in sorted order.
+    """The files in a directory or a zip archive, as sorted tuples of the parts of their relative paths.
 
-    `folders` are those that hold them, empty ones included. Hidden files and what macOS adds to its archives are left
-    out. Links in a directory are followed. Use it in a `with` statement; `open_tree` makes one.
+    `folders` holds every folder, also empty ones. Hidden files and macOS's `__MACOSX` are left out. Links in a directory are
+    followed. Open one with `open_tree`, in a `with` statement.
     """
 
     def __init__(self, path: Path, files: list[Parts], folders: set[Parts]):
@@ -42,23 +47,23 @@ class Tree:
         pass
 
     def name(self, parts: Parts) -> str:
-        """Return what to call a file in a message."""
+        """Return the name of a file for a message."""
         return str(self.path.joinpath(*parts))
 
     def read(self, parts: Parts) -> bytes:
-        """Return the contents of a file, or raise DataError, naming it, where it is damaged or too large."""
+        """Return the contents of a file. Raises DataError if it is damaged or too large."""
         raise NotImplementedError
 
     def stamp(self, parts: Parts) -> str:
-        """Return a text that changes when a file does, without reading it: size and time, or checksum in an archive."""
+        """Return a text that changes with a file: its size and time, or its checksum in an archive."""
         raise NotImplementedError
 
 
 def open_tree(path: Path) -> Tree:
-    """Return the tree at a path: a directory, or a zip archive.
+    """Return the files of a directory or zip archive.
 
-    Raises DataError where it is neither, is truncated, has a member that would leave the directory it is unpacked in,
-    a link or an encrypted member, or more than MAX_MEMBERS members or MAX_TOTAL bytes.
+    Raises DataError if the path is neither, or if the archive is truncated, is larger than MAX_MEMBERS members or MAX_TOTAL
+    bytes, or has an unsafe member: a path outside of the archive, a link, or an encrypted file.
     """
     if path.is_dir():
         return _Directory(path)
@@ -68,24 +73,20 @@ def open_tree(path: Path) -> Tree:
 
 
 def digest(path: Path) -> str:
-    """Return a sha256 that changes when the data do: of an archive's bytes, of the names and sizes in a directory."""
-    sha = hashlib.sha256()
+    """Return a sha256 of an archive's bytes, or of the names and sizes of a directory's files."""
     try:
-        if path.is_dir():
-            tree = _Directory(path)
-            for parts in tree.files:
-                sha.update(
-                    f"{'/'.join(parts)}\0{tree.sizes[parts]}\0".encode("utf-8", "surrogateescape")
-                )
-        else:
-            with path.open("rb") as file:
-                for block in iter(lambda: file.read(2**20), b""):
-                    sha.update(block)
+        if not path.is_dir():
+            return files.digest(path, "sha256")
+        sha = hashlib.sha256()
+        tree = _Directory(path)
+        for parts in tree.files:
+            line = f"{'/'.join(parts)}\0{tree.sizes[parts]}\0"
+            sha.update(line.encode("utf-8", "surrogateescape"))
+        return sha.hexdigest()
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error}", "check the path and its permissions"
         ) from error
-    return sha.hexdigest()
 
 
 def _hidden(parts: Parts) -> bool:
@@ -105,6 +106,7 @@ class _Directory(Tree):
         super().__init__(path, list(self.sizes), self._folders)
 
     def _walk(self, path: Path, parts: Parts, above: tuple[str, ...]) -> None:
+        """Record the files below a folder; `above` are the real paths of the folders that it lies in."""
         with os.scandir(path) as entries:
             for entry in entries:
                 inner = (*parts, entry.name)
@@ -112,15 +114,10 @@ class _Directory(Tree):
                     continue
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     raise DataError(
-                        f"{entry.path} is a link to nothing", "remove it, or mend what it points to"
+                        f"{entry.path} is a link to nothing", "remove it or repair its target"
                     )
                 if entry.is_file():
-                    self.sizes[inner] = entry.stat().st_size
-                    if len(self.sizes) > MAX_FILES:
-                        raise DataError(
-                            f"{path} lies in a tree of more than {MAX_FILES} files",
-                            "is it the folder you mean?",
-                        )
+                    self._add(path, inner, entry.stat().st_size)
                 elif entry.is_dir():
                     real = os.path.realpath(entry.path)
                     if real in above:
@@ -130,15 +127,18 @@ class _Directory(Tree):
                     self._folders.add(inner)
                     self._walk(Path(entry.path), inner, (*above, real))
 
+    def _add(self, folder: Path, parts: Parts, size: int) -> None:
+        self.sizes[parts] = size
+        if len(self.sizes) > MAX_FILES:
+            raise DataError(
+                f"{folder} is in a tree of more than {MAX_FILES} files",
+                "is it the folder you mean?",
+            )
+
     def read(self, parts: Parts) -> bytes:
         name = self.name(parts)
-        try:
-            with open(name, "rb") as file:
-                data = file.read(MAX_MEMBER + 1)
-        except OSError as error:
-            raise DataError(
-                f"cannot read {name}: {error.strerror}", "check its permissions"
-            ) from error
+        with _readable(name, "check its permissions"), open(name, "rb") as file:
+            data = file.read(MAX_MEMBER + 1)
         if len(data) > MAX_MEMBER:
             raise DataError(
                 f"{name} has more than {MAX_MEMBER} bytes", "is it part of the data set?"
@@ -147,13 +147,17 @@ class _Directory(Tree):
 
     def stamp(self, parts: Parts) -> str:
         name = self.name(parts)
-        try:
+        with _readable(name, "it has changed since the folder was listed; start again"):
             found = os.stat(name)
-        except OSError as error:
-            raise DataError(
-                f"cannot read {name}: {error.strerror}", "it was there a moment ago; start again"
-            ) from error
         return f"{found.st_size} {found.st_mtime_ns}"
+
+
+@contextlib.contextmanager
+def _readable(name: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror}", hint) from error
 
 
 class _Zip(Tree):
@@ -163,10 +167,10 @@ class _Zip(Tree):
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"{path} is not a zip archive, or a truncated one: {error}",
-                "get it again; other archives must be unpacked first, and the folder given instead",
+                "get it again; unpack other kinds of archive, and give the folder",
             ) from error
         try:
-            self._members = dict(self._check(self._zip.infolist()))
+            self._members = self._checked(self._zip.infolist())
         except DataError:
             self._zip.close()
             raise
@@ -177,7 +181,7 @@ class _Zip(Tree):
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def _check(self, infos: list[zipfile.ZipInfo]) -> Iterator[tuple[Parts, zipfile.ZipInfo]]:
+    def _checked(self, infos: list[zipfile.ZipInfo]) -> dict[Parts, zipfile.ZipInfo]:
         archive = self._zip.filename
         if len(infos) > MAX_MEMBERS:
             raise DataError(
@@ -188,62 +192,50 @@ class _Zip(Tree):
             raise DataError(
                 f"{archive} unpacks to {total} bytes; the limit is {MAX_TOTAL}", _BOMB_HINT
             )
-        seen = set()
+        members: dict[Parts, zipfile.ZipInfo] = {}
         for info in infos:
             where = f"{archive}: member '{info.filename}'"
-            parts = tuple(info.filename.removesuffix("/").split("/"))
-            if (
-                "\\" in info.filename
-                or ":" in parts[0]
-                or any(part in ("", ".", "..") for part in parts)
-            ):
-                raise DataError(
-                    f"{where} has an unsafe path",
-                    "do not trust this archive; get it from its publisher",
-                )
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise DataError(
-                    f"{where} is a link", "do not trust this archive; get it from its publisher"
-                )
-            if info.flag_bits & 1 or info.compress_type not in (
-                zipfile.ZIP_STORED,
-                zipfile.ZIP_DEFLATED,
-            ):
-                # Python's bzip2 and LZMA readers inflate a whole block before anyone can stop them.
-                raise DataError(
-                    f"{where} is encrypted, or compressed otherwise than by deflate",
-                    "pack it again",
-                )
-            if parts in seen:
+            parts = _safe_parts(info, where)
+            if parts in members:
                 raise DataError(f"{where} is there twice", "pack it again")
-            seen.add(parts)
-            yield parts, info
+            members[parts] = info
+        return members
 
     def name(self, parts: Parts) -> str:
         return f"{self.path}: member '{'/'.join(parts)}'"
 
     def read(self, parts: Parts) -> bytes:
+        name = self.name(parts)
+        damage = zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError
         try:
             with self._zip.open(self._members[parts]) as file:
                 data = file.read(MAX_MEMBER + 1)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            OSError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:
-            raise DataError(
-                f"{self.name(parts)} is damaged: {error}", "get the archive again"
-            ) from error
-        # The sizes that an archive declares are only a claim: what comes out is what counts.
+        except damage as error:
+            raise DataError(f"{name} is damaged: {error}", "get the archive again") from error
+        # An archive may declare false sizes, so the bytes that were read are counted.
         self._bytes_read += len(data)
         if len(data) > MAX_MEMBER or self._bytes_read > MAX_TOTAL:
             limit = MAX_MEMBER if len(data) > MAX_MEMBER else MAX_TOTAL
-            raise DataError(f"{self.name(parts)} exceeds the limit of {limit} bytes", _BOMB_HINT)
+            raise DataError(f"{name} exceeds the limit of {limit} bytes", _BOMB_HINT)
         return data
 
     def stamp(self, parts: Parts) -> str:
         info = self._members[parts]
         return f"{info.file_size} {info.CRC}"
+
+
+def _safe_parts(info: zipfile.ZipInfo, where: str) -> Parts:
+    """Return the parts of a member's path. Raises DataError if the member is unsafe to read."""
+    parts = tuple(info.filename.removesuffix("/").split("/"))
+    leaves = "\\" in info.filename or ":" in parts[0] or {"", ".", ".."} & set(parts)
+    if leaves:
+        raise DataError(f"{where} has an unsafe path", _UNSAFE_HINT)
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise DataError(f"{where} is a link", _UNSAFE_HINT)
+    # Python's bzip2 and LZMA readers inflate a whole block at once, beyond any limit.
+    bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if info.flag_bits & 1 or not bounded:
+        raise DataError(
+            f"{where} is encrypted, or compressed by another method than deflate", "pack it again"
+        )
+    return parts

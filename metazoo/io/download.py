@@ -1,4 +1,4 @@
-"""Downloads that are whole and checked, or not there: parts that go on, limits on size and on where a redirect may lead."""
+"""Checked downloads: resumable, with limits on their size and on redirects."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Words:
-    """How to say that a download failed: which error, what to do without it, and what to do about a wrong file."""
+class DownloadMessages:
+    """How a failed download is reported.
+
+    `error` is the exception to raise. `by_hand` is the hint on how to get the file without a download, `wrong_file` the
+    hint on what to do if the server offers another file.
+    """
 
     error: type[MetazooError]
     by_hand: str
-    mend: str
+    wrong_file: str
 
 
 def fetch(
@@ -35,105 +39,153 @@ def fetch(
     destination: Path,
     algorithm: str,
     checksum: str,
-    words: Words,
+    messages: DownloadMessages,
     size: int | None = None,
 ) -> None:
-    """Download a file to `destination`, which appears only when it is whole and has that checksum ("md5" or "sha256").
+    """Download a file to `destination`, which appears only when it is complete and its checksum is right.
 
-    What has come so far is kept as `*.part`, from which the next call goes on; a part with a wrong checksum is removed.
-    No more than `size` bytes are taken, where it is given. What lies at the destination with another checksum is replaced.
+    `algorithm` is "md5" or "sha256". An interrupted download stays in `*.part`, and the next call resumes it. A file at the
+    destination with another checksum is replaced. Downloads of more than `size` bytes are refused.
 
-    Raises `words.error`, with what to do, where there is no connection, no such file, no room or a wrong checksum.
+    Raises `messages.error` if the download fails or the checksum is wrong.
     """
     part = destination.with_name(destination.name + ".part")
-    with _explained(url, destination.parent, words):
+    with _reported(url, destination.parent, messages):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with locked(
-            destination.parent, wait=True
-        ):  # the processes of a distributed run must not write into one part
-            if (
-                destination.exists() and digest(destination, algorithm) == checksum
-            ):  # another process was faster
+        # Two processes of a distributed run must not write into one part.
+        with locked(destination.parent, wait=True):
+            if destination.exists() and digest(destination, algorithm) == checksum:
                 return
-            if size is not None and part.exists() and part.stat().st_size > size:
-                part.unlink()
-            resumed = part.exists()
-            _download(url, part, words, size)
-            found = digest(part, algorithm)
-            if found != checksum and resumed:  # the part may have been of another file
-                part.unlink()
-                _download(url, part, words, size)
-                found = digest(part, algorithm)
-            if found != checksum:
-                part.unlink()
-                raise wrong_checksum(url, algorithm, found, checksum, words)
+            _complete(url, part, algorithm, checksum, messages, size)
             os.replace(part, destination)
 
 
 def wrong_checksum(
-    what: str, algorithm: str, found: str, checksum: str, words: Words
+    file: str, algorithm: str, found: str, checksum: str, messages: DownloadMessages
 ) -> MetazooError:
-    """Return the error that says that a download is another file than the one that was wanted."""
+    """Return the error for a downloaded file with the wrong checksum."""
     kind = {"md5": "MD5", "sha256": "SHA-256"}[algorithm]
-    return words.error(
-        f"{what} has the {kind} {found}, but should have {checksum}: nothing was read from it",
-        f"{words.mend}, or {words.by_hand}",
+    return messages.error(
+        f"{file} has the {kind} {found}, but should have {checksum}: nothing was read from it",
+        f"{messages.wrong_file}, or {messages.by_hand}",
     )
 
 
-def read(url: str, most: int, words: Words) -> bytes:
-    """Return what is at an address, of at most `most` bytes, or raise `words.error`."""
-    with _explained(url, None, words), _open(urllib.request.Request(url)) as response:
+def read(url: str, limit: int, messages: DownloadMessages) -> bytes:
+    """Return the contents of a URL. Raises `messages.error` if it fails or has more than `limit` bytes."""
+    with _reported(url, None, messages), _open(urllib.request.Request(url)) as response:
         expected = response.headers.get("Content-Length")
-        data: bytes = response.read(most + 1)
-        if len(data) > most:
-            raise words.error(
-                f"{url} has more than {most} bytes, which is too much for what it should be",
-                words.mend,
-            )
+        data: bytes = response.read(limit + 1)
+        if len(data) > limit:
+            raise messages.error(f"{url} has more than {limit} bytes", messages.wrong_file)
         if expected is not None and len(data) < int(expected):
-            raise OSError(f"the connection broke, {len(data)} of {expected} bytes came")
+            raise OSError(f"the connection broke after {len(data)} of {expected} bytes")
         return data
 
 
+def _complete(
+    url: str,
+    part: Path,
+    algorithm: str,
+    checksum: str,
+    messages: DownloadMessages,
+    size: int | None,
+) -> None:
+    """Download the rest of a part and check it; if a resumed part is wrong, start again once."""
+    if size is not None and part.exists() and part.stat().st_size > size:
+        part.unlink()
+    while True:
+        resumed = part.exists()
+        _download(url, part, messages, size)
+        found = digest(part, algorithm)
+        if found == checksum:
+            return
+        part.unlink()
+        if not resumed:
+            raise wrong_checksum(url, algorithm, found, checksum, messages)
+
+
+def _download(url: str, part: Path, messages: DownloadMessages, size: int | None) -> None:
+    for _ in range(ATTEMPTS):
+        if _append(url, part, messages, size):
+            return
+    received = part.stat().st_size
+    raise OSError(f"the connection broke {ATTEMPTS} times, after {received} bytes")
+
+
+def _append(url: str, part: Path, messages: DownloadMessages, size: int | None) -> bool:
+    """Request the missing bytes of a part and return whether it is complete."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = _open(request)
+    except urllib.error.HTTPError as error:
+        # No bytes are missing.
+        if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            error.close()
+            return True
+        raise
+    received = 0
+    with response:
+        expected = response.headers.get("Content-Length")
+        # A server may ignore the range and send the whole file with status 200.
+        resumes = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        with part.open("ab" if resumes else "wb") as file:
+            while block := response.read(2**16):
+                file.write(block)
+                received += len(block)
+                if size is not None and file.tell() > size:
+                    break
+    if size is not None and part.stat().st_size > size:
+        part.unlink()
+        raise messages.error(
+            f"{url} has more than the {size} bytes it should have", messages.wrong_file
+        )
+    return expected is None or received == int(expected)
+
+
 @contextlib.contextmanager
-def _explained(url: str, folder: Path | None, words: Words) -> Iterator[None]:
-    """Turn what the network and the disk raise into `words.error`."""
+def _reported(url: str, folder: Path | None, messages: DownloadMessages) -> Iterator[None]:
+    """Turn exceptions of the network and the disk into `messages.error`."""
     try:
         yield
     except urllib.error.HTTPError as error:
         error.close()
-        raise words.error(
-            f"cannot download {url}: HTTP status {error.code} {error.reason}", words.by_hand
+        raise messages.error(
+            f"cannot download {url}: HTTP status {error.code} {error.reason}", messages.by_hand
         ) from error
     except urllib.error.URLError as error:
-        if urlsplit(url).scheme == "file":
-            ask = "is the path right?"
-        elif isinstance(error.reason, ssl.SSLError):
-            ask = "SSL_CERT_FILE names a file of certificates to trust;"
-        else:
-            ask = "are you offline?"
-        raise words.error(
-            f"cannot download {url}: {error.reason}", f"{ask} {words.by_hand}"
+        raise messages.error(
+            f"cannot download {url}: {error.reason}", f"{_advice(url, error)} {messages.by_hand}"
         ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        again = "try again" if folder is None else "try again: it goes on where it stopped"
-        raise words.error(
-            f"cannot download {url}{'' if folder is None else f' to {folder}'}: {error}",
-            f"{again}; or {words.by_hand}"
-            + ("" if folder is None else "; METAZOO_CACHE moves the cache"),
-        ) from error
+        if folder is None:
+            message, hint = f"cannot download {url}", f"try again; or {messages.by_hand}"
+        else:
+            message = f"cannot download {url} to {folder}"
+            hint = (
+                f"try again, which resumes the download; or {messages.by_hand}; "
+                "METAZOO_CACHE moves the cache"
+            )
+        raise messages.error(f"{message}: {error}", hint) from error
+
+
+def _advice(url: str, error: urllib.error.URLError) -> str:
+    if urlsplit(url).scheme == "file":
+        return "is the path right?"
+    if isinstance(error.reason, ssl.SSLError):
+        return "set SSL_CERT_FILE to a file of trusted certificates;"
+    return "are you offline?"
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect to http or https alone, and from https to https alone."""
+    """Follows redirects to http and https, but from https only to https."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme not in (
-            ("https",) if req.type == "https" else ("https", "http")
-        ):
+        allowed = ("https",) if req.type == "https" else ("https", "http")
+        if urlsplit(newurl).scheme not in allowed:
             raise urllib.error.HTTPError(
                 newurl, code, f"(its redirect to {newurl} is not followed)", headers, fp
             )
@@ -141,46 +193,5 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(request: urllib.request.Request) -> Any:
-    # Made anew each time: it reads the proxies and the trusted certificates from the environment.
+    # A new opener each time, because it reads proxies and certificates from the environment.
     return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
-
-
-def _download(url: str, part: Path, words: Words, size: int | None) -> None:
-    for attempt in range(ATTEMPTS):
-        if _append(url, part, words, size):
-            return
-        if attempt == ATTEMPTS - 1:
-            raise OSError(
-                f"the connection broke {ATTEMPTS} times, {part.stat().st_size} bytes came"
-            )
-
-
-def _append(url: str, part: Path, words: Words, size: int | None) -> bool:
-    """Fetch what is missing from a part, and return whether it is whole now."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = _open(request)
-    except urllib.error.HTTPError as error:
-        if (
-            have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-        ):  # nothing is missing
-            error.close()
-            return True
-        raise
-    with response:
-        # A server may ignore the range and send everything, with status 200.
-        goes_on = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        room = None if size is None else size - (have if goes_on else 0)
-        expected = response.headers.get("Content-Length")
-        came = 0
-        with part.open("ab" if goes_on else "wb") as file:
-            while block := response.read(2**16):
-                came += len(block)
-                if room is not None and came > room:
-                    break
-                file.write(block)
-    if room is not None and came > room:
-        part.unlink()
-        raise words.error(f"{url} has more than the {size} bytes that it should have", words.mend)
-    return expected is None or came == int(expected)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, checksums, locks between processes, and where the cache is."""
+"""Atomic file writes, checksums, locks between processes, and the cache directory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from metazoo.errors import CheckpointError
 
 try:
     import fcntl
-except ImportError:  # not on Windows: nothing is locked there
+except ImportError:  # on Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 
 def cache_directory() -> Path:
-    """Return METAZOO_CACHE, else $XDG_CACHE_HOME/metazoo, else ~/.cache/metazoo; it may not exist yet."""
+    """Return $METAZOO_CACHE, else $XDG_CACHE_HOME/metazoo, else ~/.cache/metazoo.
+
+    The directory may not exist yet.
+    """
     if chosen := os.environ.get("METAZOO_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metazoo"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -35,7 +38,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's files are for their owner alone; others may read what is kept.
+        # mkstemp makes files that only their owner can read.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -44,7 +47,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def digest(path: Path, algorithm: str) -> str:
-    """Return the checksum of a file in hexadecimal, by a name of hashlib's ("sha256", "md5"), reading it piece by piece."""
+    """Return the checksum of a file in hexadecimal; `algorithm` is a name in hashlib ("sha256")."""
     checksum = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         for block in iter(lambda: file.read(2**20), b""):
@@ -53,17 +56,18 @@ def digest(path: Path, algorithm: str) -> str:
 
 
 def read_verified(path: Path, sha256: str) -> bytes | None:
-    """Return what a file holds, or None where that has another sha256."""
+    """Return the contents of a file, or None if their sha256 is another."""
     data = path.read_bytes()
     return data if hashlib.sha256(data).hexdigest() == sha256 else None
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a folder for one process, or raise BlockingIOError where another has it and `wait` is false.
+    """Lock a folder for this process.
 
-    The lock is the system's, on the file `.lock`, and ends with the process. Where there are no locks (Windows, some network
-    file systems) nothing is held.
+    If another process holds the lock, wait for it, or raise BlockingIOError if `wait` is false. The operating system
+    locks the file `.lock` and releases it when the process ends. On Windows, and on network file systems without
+    locks, nothing is locked.
     """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -80,12 +84,12 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as JSON, completely or not at all."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path, hint: str) -> Any:
-    """Return what a JSON file holds, or raise CheckpointError, which says by `hint` what to do where it is damaged."""
+    """Return the value in a JSON file. Raises CheckpointError, with `hint` if the file is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

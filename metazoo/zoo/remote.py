@@ -9,7 +9,7 @@ from urllib.parse import urldefrag, urlsplit
 
 from metazoo.errors import CheckpointError, UnknownNameError
 from metazoo.io import download
-from metazoo.io.download import Words
+from metazoo.io.download import DownloadMessages
 from metazoo.io.files import cache_directory, read_verified, write_atomically
 from metazoo.zoo import hub
 from metazoo.zoo.card import SHA256, WEIGHTS, parse_card, size_of
@@ -40,7 +40,10 @@ def find(address: str) -> tuple[Path, bytes]:
         at = str(place)
     else:
         by_hand = "look at the address in a browser; a model on this machine is loaded by its path"
-        data, at = download.read(url, CARD_SIZE, Words(CheckpointError, by_hand, MEND)), url
+        data, at = (
+            download.read(url, CARD_SIZE, DownloadMessages(CheckpointError, by_hand, MEND)),
+            url,
+        )
     card = parse_card(data, at)
     if pin and card["sha256"] != pin:
         raise CheckpointError(
@@ -70,7 +73,7 @@ def fetch(url: str, card: dict[str, Any]) -> tuple[Path, bytes]:
     path = _folder(sha256) / name
     if (data := _read(path, sha256)) is not None:
         return path, data
-    words = Words(
+    words = DownloadMessages(
         CheckpointError, f"put {name} (SHA-256 {sha256}) into {path.parent} by hand", MEND
     )
     if scheme == "hf":

@@ -16,7 +16,7 @@ DATA = bytes(range(256)) * 1000
 MD5 = hashlib.md5(DATA).hexdigest()
 
 
-WORDS = download.Words(DataError, "put it there by hand", "try another --data-url")
+WORDS = download.DownloadMessages(DataError, "put it there by hand", "try another --data-url")
 
 
 def fetch(url, md5, target, size=None):
@@ -87,7 +87,7 @@ def test_a_connection_that_breaks_for_good_keeps_its_part(server, target):
     server.answers["/file.bin"] = cut(100, 100, 100)
     with pytest.raises(DataError, match=f"cannot download {server.url}/file.bin.*broke") as caught:
         fetch(f"{server.url}/file.bin", MD5, target)
-    assert "goes on where it stopped" in caught.value.hint
+    assert "resumes the download" in caught.value.hint
     assert left(target) == ["file.bin.part"]
     fetch(f"{server.url}/file.bin", MD5, target)
     assert target.read_bytes() == DATA
