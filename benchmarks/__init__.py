@@ -1,1 +1,1 @@
-"""What metazoo's figures are measured with."""
+"""What the figures of docs/performance.md are measured with: `python -m benchmarks`, from a checkout."""

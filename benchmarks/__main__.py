@@ -1,111 +1,88 @@
-"""Measures metazoo against what a user would pick instead: `python -m benchmarks [NAME ...]`, from a checkout.
+"""Measure metazoo against the alternatives: `python -m benchmarks [NAME ...]`, from a checkout.
 
-Each benchmark first checks that all ways do the same, times them in interleaved rounds, prints what it found and writes it to
-`--out`; `python docs/tables.py` puts the results into docs/performance.md. What is not installed is left out, with the reason.
+Each benchmark first checks that all ways do the same work, then times them in turns. It prints a
+Markdown table; a ratio of 2x means that a way takes twice the time of the first one in its part.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import sys
 from pathlib import Path
 
 import torch
 
-from metazoo.cli.memory import keep_freed_memory
-from metazoo.zoo import run_folder
+from metazoo.cli.process import keep_freed_memory
 
-from .kernels.report import ROOT, command, write
-from .suite import Options, Unavailable, lines
+from .harness import Bench, Unavailable, allow_tf32, circumstances, reason, write
 
 NAMES = (
+    "startup",
     "drawing",
     "evaluation",
     "protonet_step",
     "maml_step",
-    "to_98",
-    "heads",
     "memory",
-    "growth",
+    "to_98",
+    "kernels",
+    "packed",
 )
-RESULTS = ROOT / "benchmarks" / "results"
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}  [default: all]"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes: shows that it works, and measures nothing"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder of the results  [default: benchmarks/results; if quick, build/bench]",
-    )
-    parser.add_argument(
-        "--accuracy",
-        action="store_true",
-        help="protonet_step: also train in both precisions, and test (takes minutes)",
-    )
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    out = arguments.out or (ROOT / "build" / "bench" if arguments.quick else RESULTS)
-    if arguments.quick and out.resolve() == RESULTS.resolve():
-        parser.error(
-            "the results of a quick run are no results; give it another folder with --out, or none"
-        )
-    keep_freed_memory()  # for the rivals as well: without it large tensors measure the system's clearing of pages
-    images = ROOT / "docs" / "images" if out == RESULTS else out
-    options = Options(images, arguments.quick, arguments.accuracy)
-    for name in arguments.names or NAMES:
-        print(f"running {name}", file=sys.stderr, flush=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: only shows that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in NAMES]:
+        parser.error(f"no benchmark named {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: there is no CUDA device\nhint: use --device cpu", file=sys.stderr)
+        raise SystemExit(1)
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    device = torch.device(options.device)
+    allow_tf32(False)
+    if device.type == "cpu":
+        keep_freed_memory()  # for the rivals, too: otherwise large tensors wait for cleared pages
+    names = options.names or list(NAMES)
+    command = " ".join(["python -m benchmarks", *names])
+    command += " --device cuda" * (device.type == "cuda") + " --quick" * options.quick
+    record = {**circumstances(command, device, options.quick), "finished": False, "results": {}}
+
+    def save(bench: Bench) -> None:
+        record["results"][bench.name] = bench.record()
+        if options.json:
+            write(options.json, record)
+
+    for name in names:
+        bench = Bench(name, device, options.quick, save)
         try:
-            result = importlib.import_module(f"benchmarks.{name}").run(options)
+            importlib.import_module(f"benchmarks.{name}").run(bench)
         except Unavailable as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
-            continue
-        record = {
-            "benchmark": name,
-            "command": command("benchmarks"),
-            "date": datetime.date.today().isoformat(),
-            "machine": run_folder.machine(),
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "commit": run_folder.commit(),
-            "quick": options.quick,
-            "freed_memory": "kept, for every way (metazoo/cli/memory.py)",
-            **result.record(),
-        }
-        write(out / f"{name}.json", record)
-        print(lines(name, result, goals=not options.quick), flush=True)
-    return 0
-
-
-def processor() -> str:
-    """Return the processor's name, and which units for bf16 it has, where the system tells."""
-    path = Path("/proc/cpuinfo")
-    told = (
-        dict(
-            line.split(":", 1)
-            for line in path.read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
-        if path.exists()
-        else {}
-    )
-    fields = {key.strip(): value.strip() for key, value in told.items()}
-    units = [
-        unit for unit in ("avx512_bf16", "amx_bf16") if unit in fields.get("flags", "").split()
-    ]
-    return " ".join([fields.get("model name", "unknown"), *units])
+            bench.left_out[name] = str(error)
+        except Exception as error:
+            bench.problems.append(reason(error))  # the other benchmarks must still run
+        save(bench)
+        print(bench.text(), flush=True)
+    record["finished"] = True
+    if options.json:
+        write(options.json, record)
+    keys = ("date", "commit", "device", "processor", "machine", "threads")
+    print(f"`{command}`: " + ", ".join(f"{record[key]}" for key in keys) + " threads")
+    return 1 if any(result["problems"] for result in record["results"].values()) else 0
 
 
 if __name__ == "__main__":

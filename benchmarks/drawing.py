@@ -1,180 +1,159 @@
-"""Drawing 5-way 1-shot 15-query tasks of Omniglot: metazoo, the tutorials' loader over image files, and easyfsl's."""
+"""Drawing tasks: metazoo, the tutorials' loader and easyfsl's; growth; and the two samplers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from metazoo.tasks.sampler import EpisodeSampler
+from metazoo import EpisodeSampler, Examples
+from metazoo.tasks import random_on_gpu
 
 from . import rivals
-from .kernels.measure import Way
-from .suite import OURS, Options, Result, Unavailable, quickest
+from .harness import OURS, Bench, Call, Way
 
 WAYS, SHOTS, QUERIES = 5, 1, 15
-BLOCK = 16  # tasks that are asked for together
-FLOATS = f"{OURS}, float32 in memory, as easyfsl's"
+BLOCK = 16  # tasks of one call
 TUTORIAL, EASYFSL = "tutorial loader, image files", "easyfsl, images in memory"
 
 
-class Tasks:
-    """A batch sampler that gives the items of metazoo's tasks, one task a batch."""
-
-    def __init__(self, sampler: EpisodeSampler, first: int, count: int):
-        self.sampler, self.first, self.count = sampler, first, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for i in range(self.first, self.first + self.count):
-            # By class, support first, which is also the order of easyfsl.
-            yield self.sampler.rows(i, 1).flatten().tolist()
-
-
-class Collate:
-    """Stacks a task's items as the tutorials do: support images, support labels, query images, query labels."""
-
-    def __init__(self, ways: int, shots: int):
-        self.ways, self.shots = ways, shots
-
-    def __call__(self, items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = torch.stack([image for image, _ in items]).unflatten(0, (self.ways, -1))
-        y = torch.arange(self.ways).repeat_interleave(x.shape[1]).view(self.ways, -1)
-        s = self.shots
-        return (
-            x[:, :s].flatten(0, 1),
-            y[:, :s].flatten(),
-            x[:, s:].flatten(0, 1),
-            y[:, s:].flatten(),
-        )
-
-
-def tutorial_loader(
-    files: Dataset[Any], sampler: EpisodeSampler, first: int, count: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return the tutorials' loader of some of metazoo's tasks."""
-    return DataLoader(
-        files,
-        batch_sampler=Tasks(sampler, first, count),
-        num_workers=workers,
-        collate_fn=Collate(sampler.ways, sampler.shots),
-    )
-
-
-def run(options: Options) -> Result:
+def run(bench: Bench) -> None:
+    bench.cpu_only()
+    bench.work = "drawing tasks, time for one task (sampler: for 64)"
     threads = torch.get_num_threads()
-    try:
-        return measured(options)
-    finally:
-        torch.set_num_threads(threads)
+    with bench.part("5-way 1-shot 15-query, Omniglot"):
+        omniglot(bench)
+    torch.set_num_threads(threads)
+    with bench.part("growth with classes"):
+        growth(bench)
+    for ways, shots, queries in ((5, 1, 15), (20, 5, 5)):
+        with bench.part(f"sampler, {ways}-way {shots}-shot {queries}-query"):
+            samplers(bench, ways, shots + queries)
 
 
-def measured(options: Options) -> Result:
-    """Return what was found, each way in as many of PyTorch's threads as it is quickest in."""
-    result = Result(
-        "5-way 1-shot 15-query tasks of Omniglot's 1,623 characters, drawn and stacked", "ms a task"
-    )
-    examples = rivals.characters()
+def in_threads(calls: Mapping[str, Call]) -> dict[str, Call]:
+    """Return each call with one of PyTorch's threads and with all of them."""
+
+    def one(call: Call, threads: int) -> Call:
+        def run() -> object:
+            torch.set_num_threads(threads)
+            return call()
+
+        return run
+
+    counts = sorted({1, torch.get_num_threads()})
+    return {f"{name}threads: {n}": one(c, n) for name, c in calls.items() for n in counts}
+
+
+def drawn(sampler: EpisodeSampler, tasks: int, at_once: int) -> Call:
+    """Return a call that draws new tasks each time: the sampler keeps its last choice."""
+    numbers = itertools.count()
+
+    def draw() -> None:
+        first = tasks * next(numbers)
+        for i in range(first, first + tasks, at_once):
+            sampler.draw(i, at_once)
+
+    return draw
+
+
+def omniglot(bench: Bench) -> None:
+    """Race metazoo with the loaders of the tutorials and of easyfsl, each in its fastest setting."""
+    examples, tasks = rivals.characters(bench.pick(1623, 40)), bench.pick(64, 8)
     sampler = EpisodeSampler(examples, WAYS, SHOTS, QUERIES)
-    tasks = options.pick(64, 8)
+    floats = examples.with_values(examples.take(torch.arange(len(examples.x))))
     ways: dict[str, Way] = {}
-    counts: dict[str, float] = {}
-    settings: dict[str, str] = {}
-    threads = sorted({1, torch.get_num_threads()})
-    numbers = itertools.count()  # no block is asked for twice: the sampler keeps its last choice
-
-    def ours(sampler: EpisodeSampler, count: int) -> Way:
-        def draw() -> None:
-            first = tasks * next(numbers)
-            for i in range(first, first + tasks, count):
-                sampler.draw(i, count)
-
-        return draw
-
-    def in_threads(ways: Mapping[str, Way]) -> dict[str, Way]:
-        """Return ways in each number of threads."""
-
-        def one(way: Way, count: int) -> Way:
-            def run() -> Any:
-                torch.set_num_threads(count)
-                return way()
-
-            return run
-
-        return {
-            f"{name}threads: {count}": one(way, count)
-            for name, way in ways.items()
-            for count in threads
-        }
-
-    at_once = min(BLOCK, tasks)
-    floats = EpisodeSampler(
-        examples.over(examples.take(torch.arange(len(examples.x)))), WAYS, SHOTS, QUERIES
-    )
-    for name, some, count in (
-        (OURS, sampler, at_once),
-        (f"{OURS}, one at a time", sampler, 1),
-        (FLOATS, floats, at_once),
+    for name, source, at_once in (
+        (OURS, sampler, min(BLOCK, tasks)),
+        (f"{OURS}, one task at a time", sampler, 1),
+        (
+            f"{OURS}, float32 in memory",
+            EpisodeSampler(floats, WAYS, SHOTS, QUERIES),
+            min(BLOCK, tasks),
+        ),
     ):
-        chosen, ways[name] = quickest(in_threads({"": ours(some, count)}))
-        settings[name] = f"tasks a call: {count}, {chosen}"
-    with rivals.unzipped() as root:
+        setting, call = bench.quickest(in_threads({"": drawn(source, tasks, at_once)}))
+        ways[name] = Way(call, f"tasks a call: {at_once}, {setting}", tasks)
+    with rivals.unzipped(examples.names) as root:
         files = rivals.ImageFiles(root, examples.names)
-        expected = sampler.draw(0, 2)
-        got = list(tutorial_loader(files, sampler, 0, 2, 0))
-        result.checked(
-            "from the same tasks the tutorial loader stacks the same tensors, bit for bit",
-            all(torch.equal(torch.stack(g), e) for g, e in zip(zip(*got), vars(expected).values())),
+        got = next(iter(rivals.tutorial_loader(files, sampler, 0, 1, 0)))
+        bench.check(
+            f"{TUTORIAL}: the same tensors", unequal(got, rivals.only_task(sampler.draw(0, 1))), 0
         )
+        workers = {
+            f"workers: {n}, ": lambda n=n: list(rivals.tutorial_loader(files, sampler, 0, tasks, n))
+            for n in bench.pick((0, 2), (0,))
+        }
+        setting, call = bench.quickest(in_threads(workers))
+        ways[TUTORIAL] = Way(call, setting, tasks)
+        with bench.rival(EASYFSL):
+            ways[EASYFSL] = easyfsl(bench, examples, sampler, tasks)
+        bench.race(ways, unit="ms")
 
-        def read(workers: int) -> Way:
-            return lambda: list(tutorial_loader(files, sampler, 0, tasks, workers))
 
-        chosen, ways[TUTORIAL] = quickest(
-            in_threads({f"worker processes: {n}, ": read(n) for n in (0, 2)})
-        )
-        settings[TUTORIAL] = f"{chosen} (the quickest), started once for {tasks} tasks"
-        try:
-            library = rivals.easyfsl()
-        except Unavailable as error:
-            result.leave_out(EASYFSL, error)
-        else:
-            items = rivals.InMemory(examples)
+def easyfsl(bench: Bench, examples: Examples, sampler: EpisodeSampler, tasks: int) -> Way:
+    """Return easyfsl's way, once it has stacked the same task from the same images."""
+    items = rivals.InMemory(examples)
+    source = rivals.easyfsl().sampler(items, WAYS, SHOTS, QUERIES, tasks)
 
-            def collate(workers: int, source: Any, collated: Any) -> Way:
-                return lambda: list(
-                    DataLoader(
-                        items, batch_sampler=source, num_workers=workers, collate_fn=collated
-                    )
-                )
+    def load(order: object, workers: int) -> list[list[Tensor]]:
+        collate = source.episodic_collate_fn
+        return list(DataLoader(items, batch_sampler=order, num_workers=workers, collate_fn=collate))
 
-            theirs = library.sampler(items, WAYS, SHOTS, QUERIES, tasks)
-            support, _, query, _, _ = collate(
-                0, Tasks(sampler, 0, 1), theirs.episodic_collate_fn
-            )()[0]
-            result.checked(
-                "from the same tasks easyfsl stacks the same images, bit for bit (it numbers the classes in another order)",
-                torch.equal(support, expected.support_x[0])
-                and torch.equal(query, expected.query_x[0]),
-            )
-            loaders = {
-                f"worker processes: {n}, ": collate(n, theirs, theirs.episodic_collate_fn)
-                for n in (0, 2)
-            }
-            chosen, ways[EASYFSL] = quickest(in_threads(loaders))
-            settings[EASYFSL] = f"{chosen} (the quickest), its sampler and collate function"
-        counts = dict.fromkeys(ways, tasks)
-        result.race("", ways, options, per=1e3, counts=counts, settings=settings)
-    result.notes.append(
-        "the tutorial loader's files have just been unzipped and are in the system's cache"
+    support, _, query, _, _ = load(rivals.Tasks(sampler, 0, 1), 0)[0]
+    task = sampler.draw(0, 1)
+    off = unequal((support, query), (task.support_x[0], task.query_x[0]))
+    bench.check(f"{EASYFSL}: the same images (its labels are in another order)", off, 0)
+    workers = {f"workers: {n}, ": lambda n=n: load(source, n) for n in bench.pick((0, 2), (0,))}
+    setting, call = bench.quickest(in_threads(workers))
+    return Way(call, setting, tasks)
+
+
+def unequal(values: object, expected: object) -> int:
+    """Return how many tensors differ from those expected, in any bit."""
+    return sum(not torch.equal(a, b) for a, b in zip(values, expected))  # type: ignore[call-overload]
+
+
+def growth(bench: Bench) -> None:
+    """Draw from more and more classes: the cost of a task must not grow."""
+    tasks, ways = bench.pick(512, 16), {}
+    for classes in bench.pick((10**2, 10**3, 10**4, 10**5), (10**2, 10**3)):
+        x = torch.randint(256, (classes * 20, 1, 8, 8), dtype=torch.uint8)
+        examples = Examples(x, (20,) * classes, tuple(map(str, range(classes))))
+        sampler = EpisodeSampler(examples, WAYS, SHOTS, QUERIES)
+        ways[f"{classes:,} classes"] = Way(drawn(sampler, tasks, BLOCK), "1x8x8 bytes", tasks)
+    bench.race(ways, unit="us")
+
+
+def samplers(bench: Bench, ways: int, each: int) -> None:
+    """Race the sampler in numpy with the one in torch, which serves the GPU; both on the CPU."""
+    classes, block = 1000, 64
+    counts = torch.full((classes,), 20)
+    starts = 20 * torch.arange(classes)
+    names = tuple(map(str, range(classes)))
+    sampler = EpisodeSampler(
+        Examples(torch.empty(20 * classes, 0), (20,) * classes, names), ways, 1, each - 1
     )
-    result.aim(100, TUTORIAL)
-    result.aim(20, EASYFSL)
-    result.aim(20, EASYFSL, ours=FLOATS)
-    return result
+    numbers = {"numpy": itertools.count(), "torch": itertools.count()}
+
+    def by_numpy() -> np.ndarray:
+        return sampler.choose(block * next(numbers["numpy"]), block)[1]
+
+    def by_torch() -> Tensor:
+        first = block * next(numbers["torch"])
+        return random_on_gpu.choose(0, first, block, ways, each, counts, starts)
+
+    expected = by_torch()
+    numbers["torch"] = itertools.count()
+    found = {"numpy": Way(by_numpy), "torch operations": Way(by_torch)}
+    bench.race(
+        found,
+        unit="ms",
+        rounds=31,
+        limit=0,
+        error=lambda rows: unequal([torch.as_tensor(rows)], [expected]),
+    )

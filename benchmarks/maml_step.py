@@ -1,9 +1,14 @@
-"""A second-order MAML step of Conv4 on 16 tasks: metazoo, higher, and torch.func in a loop over tasks and under vmap."""
+"""A second-order step of MAML: metazoo, higher and torch.func; its BatchNorm; its memory."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,44 +17,71 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import metazoo
+from metazoo import Episode
 from metazoo.algorithms.maml import MAML
 from metazoo.backbones.conv4 import Conv4
+from metazoo.base.backbone import CONVOLUTION_FORMAT
+from metazoo.cli.process import keep_freed_memory
 from metazoo.datasets.glyphs import Glyphs
-from metazoo.tasks.episode import Episode
+from metazoo.nn import batch_norm
 
 from . import rivals
-from .kernels.measure import Way
-from .suite import OURS, Options, Result, Unavailable, closeness, in_float64, quickest
+from .harness import OURS, Bench, Call, Unavailable, Way, distance, fresh, graphed, in_tf32
+from .rivals import gradient, in_float64
 
-WAYS, META_BATCH = 5, 16
-INNER_LR = torch.tensor(0.4).item()  # the rate as metazoo holds it, for the comparison in float64
-HIGHER, LOOP, VMAP = "higher", "torch.func, a task at a time", "torch.func, vmap over tasks"
+WAYS, WIDTH = 5, 64
+INNER_LR = torch.tensor(0.4).item()  # as metazoo holds it, for the comparison in float64
+STATUS = Path("/proc/self/status")
 Loss = Callable[[nn.Module, Episode], Tensor]
 
 
-class Norm(nn.Module):
-    """BatchNorm by the batch's statistics, written out: under vmap the second derivatives of F.batch_norm are wrong."""
+def run(bench: Bench) -> None:
+    bench.work = "the second-order gradient of MAML, 5 ways"
+    for steps in (1, 5):
+        part = f"Conv4, 16 tasks, 1 shot, 1 query, inner steps: {steps}"
+        with bench.part(part):
+            tasks = draw(bench.pick(16, 2), 1, 1).to(bench.device)
+            compare(bench, new_model(Conv4, steps).to(bench.device), tasks, steps)
+    if bench.cuda or bench.quick:
+        with bench.part(
+            "functorch's Omniglot example: 32 tasks, 5 shots, 15 queries, 5 inner steps"
+        ):
+            tasks = draw(bench.pick(32, 2), *bench.pick((5, 15), (1, 1))).to(bench.device)
+            model = new_model(ThreeBlocks, bench.pick(5, 2), tasks="vmap")
+            compare(bench, model.to(bench.device), tasks, bench.pick(5, 2))
+    for steps in () if bench.cuda else bench.pick((1, 5), (1,)):
+        with bench.part(f"BatchNorm, 8 tasks, 1 shot, 1 query, inner steps: {steps}"):
+            norms(bench, new_model(Conv4, steps), draw(bench.pick(8, 2), 1, 1))
+    if not bench.cuda:
+        with bench.part("memory, 8 tasks, 5 shots, 5 queries, 5 inner steps"):
+            memory(bench)
 
-    def __init__(self, norm: nn.BatchNorm2d):
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+def draw(count: int, shots: int, queries: int) -> Episode:
+    """Return tasks of made-up characters."""
+    return Glyphs(Glyphs.Config(alphabets=6)).tasks("train", WAYS, shots, queries, 0).draw(0, count)
+
+
+def new_model(backbone: type[metazoo.Backbone], steps: int, **options: Any) -> MAML:
+    torch.manual_seed(0)
+    config = MAML.Config(inner_steps=steps, **options)
+    return MAML(backbone((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), WAYS), config).train()
+
+
+class ThreeBlocks(metazoo.Backbone):
+    """The network of functorch's example up to its last layer: three unpadded blocks."""
+
+    def __init__(self, input_shape: tuple[int, ...], config: metazoo.Config | None = None):
+        super().__init__(input_shape, config)
+        layers: list[nn.Module] = []
+        for channels in (1, WIDTH, WIDTH):
+            layers += [nn.Conv2d(channels, WIDTH, 3), nn.BatchNorm2d(WIDTH)]
+            layers += [nn.MaxPool2d(2), nn.ReLU()]
+        self.blocks = nn.Sequential(*layers).to(memory_format=CONVOLUTION_FORMAT)  # type: ignore[call-overload]
+        self.out_features = WIDTH
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-        scale = self.weight.view(1, -1, 1, 1) * (variance + self.eps).rsqrt()
-        return (x - mean) * scale + self.bias.view(1, -1, 1, 1)
-
-
-def plain_network(model: MAML, *, written_out: bool = False) -> nn.Module:
-    """Return the ordinary network with the weights of ours."""
-    body = rivals.plain_conv4(model.backbone, running=False)
-    if written_out:
-        body = nn.Sequential(
-            *(Norm(layer) if isinstance(layer, nn.BatchNorm2d) else layer for layer in body)
-        )
-    head = nn.Linear(rivals.WIDTH, WAYS)
-    head.load_state_dict(model.head.state_dict())
-    return nn.Sequential(body, head)
+        return self.blocks(x).flatten(1)
 
 
 def inner_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -57,16 +89,15 @@ def inner_loss(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y) * WAYS
 
 
-def higher_loss(library: Any, steps: int) -> Loss:
-    """Return the loss of a meta-batch as higher's examples compute it."""
+def higher_loss(steps: int) -> Loss:
+    """Return the loss of a meta-batch as higher's examples compute it, or raise Unavailable."""
+    library = rivals.higher()
 
     def loss(network: nn.Module, tasks: Episode) -> Tensor:
         optimizer = torch.optim.SGD(network.parameters(), lr=INNER_LR)
         losses = []
-        for sx, sy, qx, qy in zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y):
-            with library.innerloop_ctx(
-                network, optimizer, copy_initial_weights=False, track_higher_grads=True
-            ) as (
+        for sx, sy, qx, qy in zip(*vars(tasks).values()):
+            with library.innerloop_ctx(network, optimizer, copy_initial_weights=False) as (
                 fast,
                 inner,
             ):
@@ -79,7 +110,7 @@ def higher_loss(library: Any, steps: int) -> Loss:
 
 
 def functional_loss(steps: int, vectorised: bool) -> Loss:
-    """Return the loss of a meta-batch as torch.func's own tutorial computes it."""
+    """Return the loss of a meta-batch as torch.func's tutorial computes it."""
 
     def loss(network: nn.Module, tasks: Episode) -> Tensor:
         start = dict(network.named_parameters())
@@ -91,70 +122,139 @@ def functional_loss(steps: int, vectorised: bool) -> Loss:
                 fast = {name: fast[name] - INNER_LR * slopes[name] for name in fast}
             return F.cross_entropy(functional_call(network, fast, (qx,)), qy)
 
-        data = (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
-        if vectorised:
-            return vmap(adapted)(*data).mean()
-        return torch.stack([adapted(*task) for task in zip(*data)]).mean()
+        data = vars(tasks).values()
+        each = (
+            vmap(adapted)(*data) if vectorised else torch.stack([adapted(*t) for t in zip(*data)])
+        )
+        return each.mean()
 
     return loss
 
 
-def stepping(network: nn.Module, loss: Callable[[], Tensor]) -> Way:
-    """Return the gradient of a meta-batch: what a step takes but for the optimizer, the same for all."""
-
-    def step() -> Tensor:
-        network.zero_grad()
-        loss().backward()
-        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-
-    return step
-
-
-def exactly(network: nn.Module, loss: Loss, tasks: Episode) -> Tensor:
-    """Return the gradient in float64: in float32 a maximum that rounding turns moves it by 0.2 %."""
-    return stepping(
-        double := copy.deepcopy(network).double(), lambda: loss(double, in_float64(tasks))
-    )()
-
-
-def run(options: Options) -> Result:
-    count = options.pick(META_BATCH, 2)
-    result = Result(
-        f"the second-order gradient of MAML with Conv4, {count} tasks of 5 ways, 1 shot and 1 query a class as in the paper",
-        "ms",
-    )
-    tasks = Glyphs(Glyphs.Config(alphabets=6)).tasks("train", WAYS, 1, 1, 0).draw(0, count)
-    for steps in (1, 5):
-        part = f"{steps} inner step{'s' * (steps > 1)}"
-        torch.manual_seed(0)
-        model = MAML(
-            Conv4((1, 28, 28)), metazoo.TaskSpec((1, 28, 28), WAYS), MAML.Config(inner_steps=steps)
-        ).train()
-        own = stepping(model, lambda model=model: model.loss(tasks))
-        expected = exactly(model, lambda model, tasks: model.loss(tasks), tasks)
-        losses = {
-            LOOP: (functional_loss(steps, False), False),
-            VMAP: (functional_loss(steps, True), True),
-        }
-        try:
-            losses[HIGHER] = higher_loss(rivals.higher(), steps), False
-        except Unavailable as error:
-            result.leave_out(HIGHER, error)
-        ways, settings = {OURS: own}, {OURS: "the default"}
-        for name, (loss, written_out) in losses.items():
-            network = plain_network(model, written_out=written_out)
-            ordered = {order: rivals.ordered(network, order) for order in rivals.ORDERS}
-            steppers = {
-                order: stepping(n, lambda n=n, loss=loss: loss(n, tasks))
-                for order, n in ordered.items()
-            }
-            order, ways[name] = quickest(steppers)
-            settings[name] = f"{order} (the quicker)" + ", BatchNorm written out" * written_out
-            error = closeness([exactly(ordered[order], loss, tasks)], [expected])
-            result.checked(
-                f"{name}, {part}: in float64 the gradient, to a millionth of its largest value",
-                error < 1e-6,
+def compare(bench: Bench, model: MAML, tasks: Episode, steps: int) -> None:
+    """Race metazoo's gradient with rivals whose gradients agree in float64."""
+    few = in_float64(tasks[: bench.pick(4, 2)])  # float64 takes much memory
+    expected = exact(model, lambda model, tasks: model.loss(tasks), few)
+    ours = lambda: gradient(model, lambda: model.loss(tasks))  # noqa: E731
+    ways = {OURS: Way(ours, "the default" if model.config.tasks == "auto" else "vmap")}
+    losses: dict[str, tuple[Callable[[], Loss], bool]] = {
+        "torch.func, vmap over tasks": (lambda: functional_loss(steps, True), True)
+    }
+    if model.config.tasks == "auto":
+        losses["torch.func, one task at a time"] = (lambda: functional_loss(steps, False), False)
+        losses["higher"] = (lambda: higher_loss(steps), False)
+    for name, (make, written_out) in losses.items():
+        with bench.rival(name):
+            loss = make()
+            body = rivals.plain_network(
+                model.backbone.blocks, running=False, written_out=written_out
             )
-        result.race(part, ways, options, per=1e3, settings=settings)
-        result.aim(1.15, HIGHER, LOOP, VMAP, part=part)
-    return result
+            network = nn.Sequential(body, copy.deepcopy(model.head))
+            networks = {order: rivals.ordered(network, order) for order in rivals.ORDERS}
+            calls = {
+                o: lambda n=n, f=loss: gradient(n, lambda: f(n, tasks)) for o, n in networks.items()
+            }
+            order, call = bench.quickest(calls)
+            off = distance([exact(networks[order], loss, few)], [expected])
+            bench.check(f"{name}: the gradient in float64", off, 1e-6)
+            ways[name] = Way(call, order + ", BatchNorm written out" * written_out)
+    if bench.cuda:
+        ways[f"{OURS}, TF32"] = Way(in_tf32(ours))
+        ways[f"CUDA graph of {OURS}"] = Way(graphed(ours))
+    bench.race(ways, launches=True)
+
+
+def exact(network: nn.Module, loss: Loss, tasks: Episode) -> Tensor:
+    """Return the gradient in float64; in float32, a maximum that rounding moves changes it by 0.2 %."""
+    double = copy.deepcopy(network).double()
+    return gradient(double, lambda: loss(double, tasks))
+
+
+def norms(bench: Bench, model: MAML, tasks: Episode) -> None:
+    """Race the hand-derived double backward of BatchNorm with PyTorch's own and a plain formula."""
+
+    def written_out(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        axes = [0, *range(2, x.dim())]
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        by_channel = (1, -1, *[1] * (x.dim() - 2))
+        return (x - mean) * (variance + eps).rsqrt() * weight.view(by_channel) + bias.view(
+            by_channel
+        )
+
+    def stock(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+
+    def step(norm: Any) -> Call:
+        own = copy.deepcopy(model)
+        loss = rivals.adam(own, lambda: own.loss(tasks))
+
+        def call() -> None:
+            with replaced(norm):
+                loss()
+
+        return call
+
+    formulas = {OURS: batch_norm.batch_norm, "F.batch_norm": stock, "written out": written_out}
+    double, wide = copy.deepcopy(model).double(), in_float64(tasks)
+    found = {}
+    for name, norm in formulas.items():
+        with replaced(norm):
+            found[name] = gradient(double, lambda: double.loss(wide))
+    for name in ("F.batch_norm", "written out"):
+        bench.check(
+            f"{name}: the gradient in float64", distance([found[name]], [found[OURS]]), 1e-6
+        )
+    bench.race({name: Way(step(norm)) for name, norm in formulas.items()}, rounds=15)
+
+
+@contextmanager
+def replaced(norm: Any) -> Iterator[None]:
+    """Let MAML use another BatchNorm for a while."""
+    own, batch_norm.batch_norm = batch_norm.batch_norm, norm
+    try:
+        yield
+    finally:
+        batch_norm.batch_norm = own
+
+
+def memory(bench: Bench) -> None:
+    """Compare `--checkpoint-inner` with keeping the inner steps, each in processes of its own."""
+    if not STATUS.exists():
+        raise Unavailable("only Linux tells how much memory a process has held")
+    words = {f"{OURS} --checkpoint-inner": "1", f"{OURS}, inner steps kept": "0"}
+    held: dict[str, list[float]] = {name: [] for name in words}
+    seconds, losses = copy.deepcopy(held), {}
+    for _ in range(bench.pick(5, 1)):
+        for name, again in words.items():
+            size = bench.pick("8", "1")
+            losses[name], most, took = fresh("-m", "benchmarks.maml_step", again, size)
+            held[name].append(most)
+            seconds[name].append(took)
+    first, second = losses.values()
+    bench.check("the loss", abs(first / second - 1), 1e-5)
+    bench.add(held, unit="MiB")
+    bench.add(seconds, unit="s")
+
+
+def most_held() -> float:
+    """Return the most memory that this process has held so far, in MiB."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+
+def main(again: bool, count: int) -> None:
+    """Print the loss, what the first step adds to the memory held, and the seconds of the second."""
+    keep_freed_memory()
+    model, tasks = new_model(Conv4, 5, checkpoint_inner=again), draw(count, 5, 5)
+    before, found = most_held(), []
+    for _ in range(2):
+        began = time.perf_counter()
+        loss = model.loss(tasks)
+        loss.backward()
+        found.append((loss.item(), most_held() - before, time.perf_counter() - began))
+        model.zero_grad()
+    print(json.dumps([found[0][0], found[0][1], found[1][2]]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] == "1", int(sys.argv[2]))

@@ -1,15 +1,16 @@
-"""What metazoo is measured against: easyfsl, higher, and the loop of the field's tutorials."""
+"""What metazoo is compared with: easyfsl, higher, and the networks and loops one writes without it."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
@@ -17,25 +18,28 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from metazoo import Backbone, Episode, EpisodeSampler, Examples
 from metazoo.datasets.omniglot import Omniglot
-from metazoo.tasks.examples import Examples
 
-from .features import labels_of
-from .suite import Unavailable
+from .harness import Call, Unavailable
 
-INSTALL = "`make bench` installs it"
-# What easyfsl imports when it is imported, and none of what is measured here calls.
+# easyfsl imports these and does not use them in what is measured here.
 UNUSED = (
-    "torchvision", "torchvision.datasets", "torchvision.models", "torchvision.models.resnet", "torchvision.transforms",
+    "torchvision",
+    "torchvision.datasets",
+    "torchvision.models",
+    "torchvision.models.resnet",
+    "torchvision.transforms",
     "pandas",
-)  # fmt: skip
-WIDTH = 64
-# How an ordinary network's weights and activations may lie; which is quicker depends on the processor.
+)
+# Which memory format is faster for an ordinary network depends on the processor.
 ORDERS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+IMAGES_AT_ONCE = 256
 
 
 class _StandIn(ModuleType):
@@ -49,31 +53,32 @@ class _StandIn(ModuleType):
         return type(name, (), {})
 
 
-@contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Let imports of what is not installed succeed for a while: torchvision comes with a torch of its own."""
-    absent = [name for name in UNUSED if importlib.util.find_spec(name.partition(".")[0]) is None]
-    for name in absent:
-        sys.modules[name] = _StandIn(name)
-    try:
-        yield
-    finally:
-        for name in absent:
-            del sys.modules[name]
+def _library(name: str) -> ModuleType:
+    """Import a rival, or raise Unavailable."""
+    if importlib.util.find_spec(name) is None:
+        raise Unavailable(f"{name} is not installed; `make bench` installs it")
+    return importlib.import_module(name)
+
+
+def higher() -> ModuleType:
+    """Return higher, or raise Unavailable."""
+    return _library("higher")
 
 
 def easyfsl() -> SimpleNamespace:
-    """Return what is measured of easyfsl, or raise Unavailable.
+    """Return the parts of easyfsl that are measured, or raise Unavailable.
 
-    Its `TaskSampler` calls a constructor that torch has dropped; `sampler` makes one that skips the call.
+    Its TaskSampler calls a constructor that torch has removed; `sampler` skips that call.
     """
-    if importlib.util.find_spec("easyfsl") is None:
-        raise Unavailable(f"easyfsl is not installed; {INSTALL}")
-    with _stand_ins():
-        methods, samplers, utils, datasets = (
-            importlib.import_module(f"easyfsl.{name}")
-            for name in ("methods", "samplers", "utils", "datasets")
-        )
+    absent = [name for name in UNUSED if importlib.util.find_spec(name.partition(".")[0]) is None]
+    sys.modules.update({name: _StandIn(name) for name in absent})
+    try:
+        _library("easyfsl")
+        samplers, utils = (importlib.import_module(f"easyfsl.{n}") for n in ("samplers", "utils"))
+        methods, sets = (importlib.import_module(f"easyfsl.{n}") for n in ("methods", "datasets"))
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
     class Sampler(samplers.TaskSampler):  # type: ignore[misc,name-defined]
         def __init__(self, dataset: Any, ways: int, shots: int, queries: int, tasks: int):
@@ -83,57 +88,53 @@ def easyfsl() -> SimpleNamespace:
                 self.items_per_label.setdefault(label, []).append(item)
 
     return SimpleNamespace(
-        methods=methods, sampler=Sampler, evaluate=utils.evaluate, features=datasets.FeaturesDataset
+        methods=methods, sampler=Sampler, evaluate=utils.evaluate, features=sets.FeaturesDataset
     )
-
-
-def higher() -> ModuleType:
-    """Return the library, or raise Unavailable."""
-    if importlib.util.find_spec("higher") is None:
-        raise Unavailable(f"higher is not installed; {INSTALL}")
-    return importlib.import_module("higher")
 
 
 def data_folder() -> Path:
     """Return the folder of Omniglot's archives, or raise Unavailable."""
-    root = os.environ.get("METAZOO_DATA")
-    if not root or not (Path(root) / "omniglot" / "images_background.zip").exists():
-        raise Unavailable(
-            "$METAZOO_DATA names no folder with omniglot/images_background.zip and images_evaluation.zip"
-        )
-    return Path(root) / "omniglot"
+    folder = Path(os.environ.get("METAZOO_DATA") or ".") / "omniglot"
+    if not (folder / "images_background.zip").exists():
+        raise Unavailable("METAZOO_DATA names no folder with omniglot/images_background.zip")
+    return folder
 
 
-def omniglot(rotations: bool = False) -> Omniglot:
+def omniglot(rotations: bool = False) -> dict[str, Examples]:
     """Return Omniglot in Vinyals' split, or raise Unavailable."""
     data_folder()
-    return Omniglot(Omniglot.Config(split="vinyals", rotations=rotations))
+    return Omniglot(Omniglot.Config(split="vinyals", rotations=rotations)).splits
 
 
-def characters() -> Examples:
-    """Return all 1,623 characters of Omniglot, not turned."""
-    splits = omniglot().splits
+def characters(count: int = 1623) -> Examples:
+    """Return the first of Omniglot's 1,623 characters, without rotations."""
+    splits = omniglot()
     merged = splits["train"].merge(splits["val"], "Omniglot").merge(splits["test"], "Omniglot")
-    return Examples(merged.x.contiguous(), merged.counts, merged.names, "Omniglot")
+    rows = sum(merged.counts[:count])
+    return Examples(
+        merged.x[:rows].contiguous(), merged.counts[:count], merged.names[:count], "Omniglot"
+    )
 
 
-@contextmanager
-def unzipped() -> Iterator[Path]:
-    """Give Omniglot's images as files, as the tutorials want them, in a folder that goes away."""
+@contextlib.contextmanager
+def unzipped(names: Sequence[str]) -> Iterator[Path]:
+    """Unzip the images of some classes, as the tutorials want them, into a temporary folder."""
+    wanted = {"/".join(name.split("/")[:2]) for name in names}
     with TemporaryDirectory(prefix="metazoo-bench-") as folder:
         for name in ("images_background", "images_evaluation"):
             with zipfile.ZipFile(data_folder() / f"{name}.zip") as archive:
-                archive.extractall(folder)
+                inside = [n for n in archive.namelist() if "/".join(n.split("/")[1:3]) in wanted]
+                archive.extractall(folder, inside)
         yield Path(folder)
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """The data set of the tutorials: a list of files and labels; an image is opened, resized and turned when it is asked for.
+    """The data set of the tutorials: files and labels; an image is opened when it is asked for.
 
-    Names are those of metazoo's classes ("Greek/character03/rot090"), so that item i is the example in row i.
+    Takes the names of metazoo's classes ("Greek/character03/rot090"); item i is the example in row i.
     """
 
-    def __init__(self, root: Path, names: tuple[str, ...]):
+    def __init__(self, root: Path, names: Sequence[str]):
         self.items: list[tuple[Path, int, int]] = []
         for label, name in enumerate(names):
             alphabet, character, turned = (*name.split("/"), "rot000")[:3]
@@ -146,18 +147,15 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         path, degrees, label = self.items[i]
         image = Image.open(path).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
-        if degrees:
-            image = image.rotate(degrees)
-        pixels = torch.from_numpy(255 - np.asarray(image)).unsqueeze(0).float().div_(255)
-        return pixels, label
+        image = image.rotate(degrees) if degrees else image
+        return torch.from_numpy(255 - np.asarray(image)).unsqueeze(0).float().div_(255), label
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):
-    """Images (or features) already in memory as tensors, for easyfsl's sampler and collate function."""
+    """Examples as float tensors in memory, for easyfsl's sampler and collate function."""
 
     def __init__(self, examples: Examples):
-        self.x = examples.take(torch.arange(len(examples.x)))
-        self.labels = labels_of(examples)
+        self.x, self.labels = examples.take(torch.arange(len(examples.x))), labels_of(examples)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -170,26 +168,130 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         return self.labels
 
 
-def plain_conv4(ours: nn.Module | None = None, *, running: bool = True) -> nn.Sequential:
-    """Return Conv4 as it is usually written: convolution, BatchNorm, ReLU, pooling; with the weights of ours, if given."""
+class Tasks:
+    """A batch sampler with the items of metazoo's tasks, one task a batch, class by class."""
+
+    def __init__(self, sampler: EpisodeSampler, first: int, count: int):
+        self.sampler, self.first, self.count = sampler, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for i in range(self.first, self.first + self.count):
+            yield self.sampler.rows(i, 1).flatten().tolist()
+
+
+class Collate:
+    """Stacks a task's items as the tutorials do: support images and labels, query images and labels."""
+
+    def __init__(self, ways: int, shots: int):
+        self.ways, self.shots = ways, shots
+
+    def __call__(self, items: list[tuple[Tensor, int]]) -> list[Tensor]:
+        x = torch.stack([image for image, _ in items]).unflatten(0, (self.ways, -1))
+        y = torch.arange(self.ways).repeat_interleave(x.shape[1]).view(self.ways, -1)
+        parts = (x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
+        return [part.flatten(0, 1) for part in parts]
+
+
+def tutorial_loader(
+    files: ImageFiles, sampler: EpisodeSampler, first: int, count: int, workers: int
+) -> DataLoader[Any]:
+    """Return the loader of the tutorials, over the same tasks as metazoo's."""
+    collate = Collate(sampler.ways, sampler.shots)
+    tasks = Tasks(sampler, first, count)
+    return DataLoader(files, batch_sampler=tasks, num_workers=workers, collate_fn=collate)
+
+
+def labels_of(examples: Examples) -> list[int]:
+    """Return the class of every example."""
+    return [label for label, count in enumerate(examples.counts) for _ in range(count)]
+
+
+class Given(Backbone):
+    """Takes examples that already are features, and returns them."""
+
+    def __init__(self, width: int):
+        super().__init__((width,))
+        self.out_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@torch.no_grad()
+def features_of(network: nn.Module, examples: Examples) -> Examples:
+    """Return the examples as features of a network."""
+    parts = torch.arange(len(examples.x)).split(IMAGES_AT_ONCE)
+    return examples.with_values(torch.cat([network(examples.take(part)) for part in parts]))
+
+
+class Norm(nn.Module):
+    """BatchNorm by batch statistics, written out: F.batch_norm's second derivatives are wrong in vmap."""
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        scale = self.weight.view(1, -1, 1, 1) * (variance + self.eps).rsqrt()
+        return (x - mean) * scale + self.bias.view(1, -1, 1, 1)
+
+
+def plain_network(
+    blocks: nn.Module, *, running: bool = True, written_out: bool = False
+) -> nn.Module:
+    """Return a copy of our blocks as one usually writes them: convolution, BatchNorm, ReLU, pooling."""
     layers: list[nn.Module] = []
-    channels = 1
-    for _ in range(4):
-        layers += [
-            nn.Conv2d(channels, WIDTH, 3, padding=1),
-            nn.BatchNorm2d(WIDTH, track_running_stats=running),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-        channels = WIDTH
-    network = nn.Sequential(*layers, nn.Flatten())
-    if ours is not None:
-        # Blocks of four layers in both; only pooling and ReLU have changed places.
-        wanted = network.state_dict()
-        network.load_state_dict({k: v for k, v in ours.blocks.state_dict().items() if k in wanted})  # type: ignore[union-attr]
-    return network
+    for layer in blocks.modules():
+        if isinstance(layer, nn.Conv2d):
+            layers.append(copy.deepcopy(layer))
+        elif getattr(layer, "weight", None) is not None:  # a norm, or what MAML puts in its place
+            norm = nn.BatchNorm2d(len(layer.weight), track_running_stats=running)
+            norm.load_state_dict(layer.state_dict(), strict=False)
+            layers += [Norm(norm) if written_out else norm, nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten())
 
 
 def ordered(network: nn.Module, order: str) -> nn.Module:
     """Return a copy of a network with its weights in one of ORDERS."""
     return copy.deepcopy(network).to(memory_format=ORDERS[order])  # type: ignore[call-overload]
+
+
+def plain_loss(network: nn.Module, task: Sequence[Tensor]) -> Tensor:
+    """Return the prototypical loss of support images, labels, query images and labels, 1 shot."""
+    support_x, _, query_x, query_y = task
+    z = network(torch.cat([support_x, query_x]))
+    prototypes, queries = z[: len(support_x)], z[len(support_x) :]
+    return F.cross_entropy(-torch.cdist(queries, prototypes).square(), query_y)
+
+
+def only_task(episode: Episode) -> list[Tensor]:
+    """Return the tensors of an episode's only task."""
+    return [tensor[0] for tensor in vars(episode).values()]
+
+
+def in_float64(tasks: Episode) -> Episode:
+    """Return tasks in float64, in which mistakes stand out from rounding."""
+    return replace(tasks, support_x=tasks.support_x.double(), query_x=tasks.query_x.double())
+
+
+def gradient(network: nn.Module, loss: Call) -> Tensor:
+    """Return the gradient of a loss by all parameters as one vector."""
+    parameters = list(network.parameters())
+    slopes = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    return torch.cat([g.flatten() for g in slopes if g is not None])
+
+
+def adam(network: nn.Module, loss: Call) -> Call:
+    """Return a step of Adam on a loss."""
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step

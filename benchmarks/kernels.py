@@ -1,0 +1,215 @@
+"""The operators of metazoo.ops against stock PyTorch: distances, the prototypical loss, inner steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metazoo import ops
+from metazoo.backbones.conv4 import Conv4
+from metazoo.kernels.loading import status
+
+from .harness import OURS, Bench, Call, Way, distance, graphed, short
+
+Formula = Callable[[Tensor, Tensor], Tensor]
+
+# (B, Q, N, D): tasks, queries, classes, features.
+SHAPES = [
+    (1, 75, 5, 64),
+    (16, 75, 5, 64),
+    (16, 75, 5, 1600),
+    (16, 75, 20, 640),
+    (64, 300, 20, 640),
+    (64, 300, 60, 1600),
+]
+QUICK = [(1, 15, 5, 64)]
+# A CPU leaves out direct differences with more numbers than this.
+CPU_LIMIT = 2e9
+LR = 0.01
+
+
+def run(bench: Bench) -> None:
+    bench.work = "the operators of metazoo.ops, (B, Q, N, D) as in docs/kernels.md"
+    with bench.part("rates of this device"):
+        rates(bench)
+    for shape in bench.pick(SHAPES, QUICK):
+        for mode in ("forward", "gradient", "penalty"):
+            with bench.part(f"distances {shape}, {mode}"):
+                distances(bench, shape, mode)
+    for shape in bench.pick(SHAPES, QUICK):
+        for mode in ("forward", "gradient"):
+            with bench.part(f"prototypical loss {shape}, {mode}"):
+                losses(bench, shape, mode)
+    for tasks, steps in bench.pick([(4, 1), (4, 5), (32, 1), (32, 5)], [(2, 1)]):
+        with bench.part(f"inner loop, Conv4, {tasks} tasks, {steps} steps"), torch.no_grad():
+            inner_loop(bench, tasks, steps)
+    found = status()
+    bench.work += f"; kernels: {found.mode}, {found.origin if found.loaded else 'plain PyTorch'}"
+
+
+def rates(bench: Bench) -> None:
+    """Measure the copy bandwidth and the float32 rate, for comparison."""
+    size, order = (2**28, 8192) if bench.cuda else bench.pick((2**26, 2048), (2**22, 256))
+    block = torch.randn(size, device=bench.device)
+    square = torch.randn(order, order, device=bench.device)
+    bench.race({"copy": Way(block.clone), "matrix product": Way(lambda: square @ square)})
+    for row, amount, unit in zip(bench.rows, (8 * size, 2 * order**3), ("GB/s", "Gflop/s")):
+        row.note, row.ratio = f"{short(amount / row.median / 1e6):g} {unit}", None
+
+
+def broadcast(x: Tensor, y: Tensor) -> Tensor:
+    return (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
+
+
+def expansion(x: Tensor, y: Tensor) -> Tensor:
+    squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)
+    return torch.baddbmm(squares, x, y.mT, alpha=-2)
+
+
+def cdist(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y).square()
+
+
+def cdist_direct(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+STOCK: dict[str, Formula] = {
+    "cdist": cdist,
+    "cdist, no products": cdist_direct,
+    "expansion": expansion,
+    "broadcast": broadcast,
+}
+
+
+def directly(x: Tensor, y: Tensor) -> Tensor:
+    """Return distances in float64 from differences, one class at a time to save memory."""
+    x, y = x.double(), y.double()
+    return torch.stack([(x - y[:, n : n + 1]).square().sum(-1) for n in range(y.shape[1])], -1)
+
+
+def points(bench: Bench, shape: Sequence[int], scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return random points x (B, Q, D) and y (B, N, D)."""
+    torch.manual_seed(0)
+    b, q, n, d = shape
+    sizes = ((b, q, d), (b, n, d))
+    x, y = (scale * torch.randn(*size, device=bench.device) for size in sizes)
+    return x.requires_grad_(), y.requires_grad_()
+
+
+def close_points(bench: Bench, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return points of norm about 1,000 sqrt(D), each of x within 0.01 of one of y."""
+    x, y = (t.detach() for t in points(bench, shape))
+    y = 1000 + y
+    return y[:, torch.arange(x.shape[1], device=x.device) % y.shape[1]] + 0.01 * x, y
+
+
+def slopes(formula: Formula, x: Tensor, y: Tensor, create_graph: bool = False) -> Any:
+    """Return the gradients of the mean square of the distances."""
+    loss = formula(x, y).square().mean() / x.shape[-1]
+    return torch.autograd.grad(loss, (x, y), create_graph=create_graph)
+
+
+def penalty(formula: Formula, x: Tensor, y: Tensor) -> Any:
+    """Return the gradients of the squared norm of those gradients."""
+    return torch.autograd.grad(sum(g.square().sum() for g in slopes(formula, x, y, True)), (x, y))
+
+
+def distances(bench: Bench, shape: tuple[int, int, int, int], mode: str) -> None:
+    """Race squared distances, their gradient, or the gradient of a gradient penalty."""
+    x, y = points(bench, shape)
+    do = {"forward": lambda f, x, y: [f(x, y)], "gradient": slopes, "penalty": penalty}[mode]
+    formulas = {OURS: ops.pairwise_sqdist, **STOCK}
+    if not bench.cuda and torch.Size(shape).numel() * (3 if mode == "forward" else 20) > CPU_LIMIT:
+        del formulas["broadcast"]
+    if mode == "forward" and not bench.quick:
+        torch._dynamo.reset()
+        formulas["broadcast, Inductor"] = torch.compile(broadcast, fullgraph=True, dynamic=False)
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    with torch.set_grad_enabled(mode != "forward"):
+        expected = [directly(x, y)] if mode == "forward" else do(expansion, *wide)
+        ways = {name: Way(lambda f=f: do(f, x, y)) for name, f in formulas.items()}
+        bench.race(ways, unit="us", rounds=5, launches=True, error=lambda a: distance(a, expected))
+    if mode == "forward":
+        hard = close_points(bench, shape)
+        expected_hard = directly(*hard)
+        for row in bench.rows:
+            if row.part == bench.current:
+                found = formulas[row.way](*hard)
+                off = (found.double() - expected_hard).abs() / expected_hard
+                row.more["error, close points"] = short(off.max().item())
+
+
+def losses(bench: Bench, shape: tuple[int, int, int, int], mode: str) -> None:
+    """Race the loss of Prototypical Networks, or its gradient."""
+    b, q, n, d = shape
+    x, y = points(bench, shape, d**-0.5)  # small distances, so that the softmax is not a step
+    target = torch.randint(n, (b, q), device=bench.device)
+
+    def stock(formula: Formula) -> Any:
+        return lambda x, y: F.cross_entropy(-formula(x, y).flatten(0, 1), target.flatten())
+
+    def do(loss: Any, x: Tensor, y: Tensor) -> Any:
+        with torch.set_grad_enabled(mode != "forward"):
+            value = loss(x, y)
+            return [value] if mode == "forward" else torch.autograd.grad(value, (x, y))
+
+    formulas: dict[str, Any] = {OURS: lambda x, y: ops.prototypical_nll(x, y, target)}
+    formulas.update({name: stock(formula) for name, formula in STOCK.items()})
+    if not bench.cuda and torch.Size(shape).numel() * 20 > CPU_LIMIT:
+        del formulas["broadcast"]
+    expected = do(stock(expansion), *(t.detach().double().requires_grad_() for t in (x, y)))
+    ways = {name: Way(lambda f=f: do(f, x, y)) for name, f in formulas.items()}
+    bench.race(ways, unit="us", rounds=5, launches=True, error=lambda a: distance(a, expected))
+
+
+def gather(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors (T, *shape_i) as one, (T, P)."""
+    return torch.cat([t.flatten(1) for t in tensors], 1)
+
+
+def inner_loop(bench: Bench, tasks: int, steps: int) -> None:
+    """Race inner steps of Conv4's parameters with given gradients."""
+    torch.manual_seed(0)
+    network = [*Conv4((1, 28, 28)).parameters(), *torch.nn.Linear(64, 5).parameters()]
+    start = [torch.randn(tasks, *p.shape, device=bench.device) for p in network]
+    slopes = [[torch.randn_like(p) for p in start] for _ in range(steps)]
+    flat, flat_slopes = gather(start), [gather(grads) for grads in slopes]
+    rates = torch.full((flat.shape[1],), LR, device=bench.device)
+
+    def loop(start: Any, slopes: Any, step: Callable[[Any, Any], Any]) -> Call:
+        def call() -> Any:
+            params = start
+            for grads in slopes:
+                params = step(params, grads)
+            return params
+
+        return call
+
+    calls = {
+        OURS: loop(flat, slopes, lambda p, g: ops.sgd_update(p, g, LR)),
+        f"{OURS}, rates per parameter": loop(
+            flat, slopes, lambda p, g: ops.sgd_update(p, g, rates)
+        ),
+        f"{OURS}, flat gradients": loop(flat, flat_slopes, lambda p, g: ops.sgd_update(p, g, LR)),
+        "per tensor": loop(start, slopes, lambda p, g: [a - LR * b for a, b in zip(p, g)]),
+        "foreach": loop(start, slopes, lambda p, g: torch._foreach_add(p, g, alpha=-LR)),
+        "flat, sub": loop(flat, slopes, lambda p, g: torch.sub(p, gather(g), alpha=LR)),
+        "flat, addcmul": loop(
+            flat, slopes, lambda p, g: torch.addcmul(p, gather(g), rates, value=-1)
+        ),
+    }
+    if bench.cuda:
+        names = (OURS, "foreach", "flat, sub")
+        calls.update({f"CUDA graph of {name}": graphed(calls[name]) for name in names})
+    expected = flat.double() - LR * sum(grads.double() for grads in flat_slopes)
+
+    def off(params: Any) -> float:
+        return distance([params if isinstance(params, Tensor) else gather(params)], [expected])
+
+    ways = {name: Way(call) for name, call in calls.items()}
+    bench.race(ways, unit="us", launches=True, error=off)
