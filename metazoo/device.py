@@ -1,4 +1,4 @@
-"""The device to compute on."""
+"""The device that tensors are computed on."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from metazoo.errors import OptionError, first_line
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name ("auto" is a GPU where there is one), or raise OptionError."""
+    """Return the device with this name; "auto" is a GPU if there is one. Raises OptionError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:  # which lists two dozen types that few machines have
+    except RuntimeError as error:
         raise OptionError(
             f"there is no device '{name}'",
-            "a device is cpu, cuda, cuda:1, ...; auto takes a GPU where there is one",
+            "a device is cpu, cuda, cuda:1, ...; auto takes a GPU if there is one",
         ) from error
     try:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        # The dispatcher's message goes on with all that it knows.
+        # The rest of the message lists every backend.
         why = first_line(error).partition(". ")[0]
         raise OptionError(
             f"device '{name}' cannot be used: {why}", "leave out --device, or use cpu"

@@ -1,4 +1,4 @@
-"""Every error that metazoo raises on purpose."""
+"""The errors of metazoo."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class MetazooError(Exception):
-    """What went wrong, and what to do next.
+    """Base of metazoo's errors.
 
-    `message` says what and which one; `hint` says what to do about it. The command line prints both and exits with
-    `exit_code`: 2 where the user can mend the call, 1 where something failed.
+    `message` says what is wrong, `hint` what to do next. The command line prints both and exits with `exit_code`: 2 for a
+    user's mistake, 1 for a failure.
     """
 
     exit_code = 2
@@ -25,15 +25,15 @@ class MetazooError(Exception):
 
 
 class UnknownNameError(MetazooError):
-    """Nothing is registered under that name."""
+    """No plugin or model has this name."""
 
 
 class OptionError(MetazooError):
-    """An option is missing or has a value that it cannot take, a place to write to is taken, or a Config cannot be offered."""
+    """An option is missing or invalid, an output already exists, or a Config is declared wrongly."""
 
 
 class PluginError(MetazooError):
-    """A plugin failed to load, or claims what another one claims."""
+    """A plugin failed to load, or conflicts with another plugin."""
 
     exit_code = 1
 
@@ -45,33 +45,33 @@ class DataError(MetazooError):
 
 
 class CheckpointError(MetazooError):
-    """A checkpoint, run folder or model card is missing, damaged or does not fit."""
+    """A checkpoint, run folder or model card is missing, damaged or incompatible."""
 
     exit_code = 1
 
 
 class Interrupted(MetazooError):
-    """The user stopped a command; everything is saved."""
+    """The user stopped a command; its progress is saved."""
 
     exit_code = 130
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, its type where it has none."""
+    """Return the first line of an exception's message, or its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that memory, the machine's or a GPU's, is too small."""
-    # PyTorch has a type of its own for GPUs alone, and not for all that goes wrong there.
-    said = f"{type(error).__name__}: {first_line(error)}".lower()
+    """Return whether an exception reports that the machine's or a GPU's memory is too small."""
+    # torch.OutOfMemoryError covers GPUs only, and not all of their failures.
+    text = f"{type(error).__name__}: {first_line(error)}".lower()
     return isinstance(error, MemoryError) or any(
-        words in said for words in ("out of memory", "outofmemory", "defaultcpuallocator")
+        words in text for words in ("out of memory", "outofmemory", "defaultcpuallocator")
     )
 
 
 def too_large(error: BaseException) -> bool:
-    """Return whether an exception says that something has no room in memory, or in a number."""
+    """Return whether an exception reports a lack of memory or an integer overflow."""
     return (
         out_of_memory(error)
         or isinstance(error, OverflowError)
@@ -80,6 +80,6 @@ def too_large(error: BaseException) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? " for the closest of the known names, or an empty string."""
+    """Return "did you mean 'x'? " for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'? " if close else ""

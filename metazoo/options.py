@@ -1,10 +1,10 @@
-"""Options declared once, as the fields of a frozen dataclass, and read by everything that shows or takes them.
+"""Options, declared as the fields of a frozen dataclass.
 
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         inner_lr: Annotated[float, "step size of the inner loop", Range(0)] = 0.4
 
-The command line, `--help`, a checkpoint's metadata and the tables of the docs are all made from such a class.
+The command line, `--help`, the metadata of checkpoints and the tables of the docs read them from such a class.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from metazoo.errors import OptionError, did_you_mean
 
 C = TypeVar("C", bound="Config")
 
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
 
 class Range(NamedTuple):
-    """The closed interval that a number must lie in; `None` leaves an end open."""
+    """The closed interval of allowed numbers; an end of None is open."""
 
     low: float | None = None
     high: float | None = None
@@ -43,12 +45,12 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """Base of every set of options: a frozen dataclass whose fields all have a default."""
+    """Base class of a set of options: a frozen dataclass whose fields all have defaults."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option: `type` is int, float, bool or str; `optional` ones may also be None."""
+    """One option. `type` is int, float, bool or str; if `optional`, the value may be None."""
 
     name: str
     type: type
@@ -60,16 +62,15 @@ class Option:
 
     @property
     def expects(self) -> str:
-        """The values that it takes, in words."""
+        """The allowed values, in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[
-            self.type
-        ]
+        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        kind = kinds[self.type]
         return f"{kind} {self.range}" if self.range else kind
 
     def check(self, value: Any) -> Any:
-        """Return the value in the option's own type, or raise OptionError."""
+        """Return the value in the option's type. Raises OptionError if it is not allowed."""
         if value is None and self.optional:
             return None
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
@@ -89,21 +90,11 @@ class Option:
         return value
 
     def parse(self, text: str) -> Any:
-        """Return the value that a text stands for, or raise OptionError."""
+        """Return the value that a text stands for. Raises OptionError."""
         if self.optional and text.lower() == "none":
             return None
         try:
-            if self.type is bool:
-                value: Any = {
-                    "true": True,
-                    "yes": True,
-                    "1": True,
-                    "false": False,
-                    "no": False,
-                    "0": False,
-                }[text.lower()]
-            else:
-                value = self.type(text)
+            value = _BOOLEANS[text.lower()] if self.type is bool else self.type(text)
         except (KeyError, ValueError):
             raise OptionError(
                 f"option '{self.name}' cannot be '{text}'", f"it takes {self.expects}"
@@ -114,10 +105,10 @@ class Option:
 def read(config: type) -> list[Option]:
     """Return the options that a Config class declares.
 
-    Raises OptionError, naming the field, where one has no default, a type other than int, float, bool, str, a Literal
-    of texts or one of these with `None`, or a default that it could not take itself.
+    Raises OptionError if a field has no default, a default that is not allowed, or a type that is not int, float, bool, str, a
+    Literal of strings, or one of these with None.
     """
-    # A subclass without the decorator has its parent's mark, and would lose its own fields unseen.
+    # A subclass that is not decorated inherits its parent's attributes, but its own fields would be missing.
     decorated = isinstance(config, type) and "__dataclass_fields__" in vars(config)
     if not decorated or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         name = getattr(config, "__qualname__", repr(config))
@@ -126,7 +117,7 @@ def read(config: type) -> list[Option]:
         )
     try:
         hints = typing.get_type_hints(config, include_extras=True)
-    except Exception as error:  # an annotation may be any expression
+    except Exception as error:  # evaluating an annotation can raise anything
         raise OptionError(
             f"{config.__qualname__} has an annotation that cannot be read: {error}"
         ) from error
@@ -136,21 +127,11 @@ def read(config: type) -> list[Option]:
 def _read_field(config: type, field: dataclasses.Field[Any], hint: Any) -> Option:
     where = f"field '{field.name}' of {config.__qualname__}"
     notes = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
-    kind = typing.get_args(hint)[0] if notes else hint
-    optional = False
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        members = [m for m in typing.get_args(kind) if m is not type(None)]
-        optional = len(members) < len(typing.get_args(kind))
-        kind = members[0] if len(members) == 1 else kind
-    choices: tuple[str, ...] = ()
-    if typing.get_origin(kind) is typing.Literal and all(
-        isinstance(c, str) for c in typing.get_args(kind)
-    ):
-        choices, kind = typing.get_args(kind), str
+    kind, choices, optional = _read_type(typing.get_args(hint)[0] if notes else hint)
     if kind not in (int, float, bool, str):
         raise OptionError(
-            f"{where} has the type {kind!r}, which no option can have",
-            "use int, float, bool, str, a Literal of texts, or one of these with None",
+            f"{where} has the type {kind!r}, which options do not support",
+            "use int, float, bool, str, a Literal of strings, or one of these with None",
         )
     if field.default is dataclasses.MISSING:
         raise OptionError(f"{where} has no default", "give every field a default value")
@@ -172,26 +153,39 @@ def _read_field(config: type, field: dataclasses.Field[Any], hint: Any) -> Optio
     return option
 
 
+def _read_type(annotation: Any) -> tuple[Any, tuple[str, ...], bool]:
+    """Return the type of an option, its choices, and whether it may be None."""
+    kind, optional = annotation, False
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        members = [m for m in typing.get_args(kind) if m is not type(None)]
+        optional = len(members) < len(typing.get_args(kind))
+        kind = members[0] if len(members) == 1 else kind
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        if all(isinstance(choice, str) for choice in choices):
+            return str, choices, optional
+    return kind, (), optional
+
+
 def build(config: type[C], values: Mapping[str, Any], owner: str) -> C:
-    """Return a Config with these values, every one checked; `owner` names it in errors ("algorithm 'maml'")."""
+    """Return a Config with these values. Raises OptionError if a value is not allowed.
+
+    `owner` is its name in errors ("algorithm 'maml'").
+    """
     options = {option.name: option for option in read(config)}
     for name in values:
         if name not in options:
-            raise OptionError(
-                f"{owner} has no option '{name}'",
-                did_you_mean(name, options)
-                + (f"it has {', '.join(options)}" if options else "it has none"),
-            )
+            raise _no_option(name, options, owner)
     try:
         return config(**{name: options[name].check(value) for name, value in values.items()})
-    except ValueError as error:  # what __post_init__ of a plugin's Config would raise
+    except ValueError as error:  # from __post_init__ of a plugin's Config
         raise OptionError(f"{owner}: {error}") from error
 
 
 def parse_assignments(
     config: type, assignments: typing.Iterable[str], owner: str
 ) -> dict[str, Any]:
-    """Return the values in texts of the form `name=value`, each in its option's type."""
+    """Return the values of texts `name=value`, each in its option's type. Raises OptionError."""
     options = {option.name: option for option in read(config)}
     values = {}
     for text in assignments:
@@ -203,15 +197,16 @@ def parse_assignments(
                 f"the options are {', '.join(options)}" if options else None,
             )
         if name not in options:
-            raise OptionError(
-                f"{owner} has no option '{name}'",
-                did_you_mean(name, options)
-                + (f"it has {', '.join(options)}" if options else "it has none"),
-            )
+            raise _no_option(name, options, owner)
         values[name] = options[name].parse(value.strip())
     return values
 
 
+def _no_option(name: str, options: Mapping[str, Option], owner: str) -> OptionError:
+    known = f"it has {', '.join(options)}" if options else "it has none"
+    return OptionError(f"{owner} has no option '{name}'", did_you_mean(name, options) + known)
+
+
 def as_dict(config: Config) -> dict[str, Any]:
-    """Return the values of a Config, ready for JSON."""
+    """Return the values of a Config as a dictionary for JSON."""
     return dataclasses.asdict(config)

@@ -1,4 +1,4 @@
-"""Where a result was made: the machine and the commit."""
+"""The machine and the commit that made a result."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import torch
 
 
 def machine() -> str:
-    """Return a few words on this machine."""
+    """Return a line about this machine: cores, GPU, versions of Python and torch."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, {versions}"
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, with "-dirty" where it was changed; None if it is none."""
+    """Return the commit of the checkout that this code runs from, or None outside of a checkout.
+
+    "-dirty" is appended if tracked files were changed.
+    """
     here = Path(__file__).parent
     try:
-        # The file itself must be tracked: an environment may lie inside of somebody else's repository.
+        # This file must be tracked: a virtual environment may be inside another repository.
         _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
         return _git(here, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
