@@ -13,7 +13,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def validations(metrics: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[float, float]]]:
-    """Return the metric's name and the points (step, value) of a run's validations."""
+    """Return the name of the metric and the points (step, value) of a run's validations."""
     for line in metrics:
         for name in line:
             if name.startswith("validation_"):
@@ -26,7 +26,7 @@ def validations(metrics: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[floa
 def save_png(
     path: Path, title: str, metrics: Sequence[dict[str, Any]], chance: float | None
 ) -> None:
-    """Draw training loss and validations against steps; `chance` is a line to compare with."""
+    """Plot training loss and validations against steps, with a dashed line at `chance`."""
     import io
 
     from matplotlib.figure import Figure
@@ -40,10 +40,9 @@ def save_png(
     right.plot(*zip(*points) if points else ([], []), marker="o", markersize=3)
     if chance is not None:
         right.axhline(chance, color="grey", linestyle="--", linewidth=1)
-        place = right.get_yaxis_transform()  # across in parts of the axes, up in values
-        right.text(
-            0, chance, " chance", color="grey", va="bottom", fontsize="small", transform=place
-        )
+        place = right.get_yaxis_transform()  # x in fractions of the axes, y in values
+        style = {"color": "grey", "va": "bottom", "fontsize": "small"}
+        right.text(0, chance, " chance", transform=place, **style)
     right.set(xlabel="outer step", ylabel=f"validation {name}")
     figure.suptitle(title, fontsize="medium")
     buffer = io.BytesIO()
@@ -52,9 +51,9 @@ def save_png(
 
 
 def text(points: Points, height: int = 8, width: int = 60, bottom: float | None = None) -> str:
-    """Return a plot of points as lines of text, `bottom` (chance, say) on the lowest row if no value is below it.
+    """Return a text plot of points (step, value); points that are not finite are left out.
 
-    Points that are not finite are left out.
+    The lowest row is the lowest value or `bottom` (for instance chance), whichever is lower.
     """
     points = [(step, value) for step, value in points if math.isfinite(value)]
     if not points:

@@ -1,9 +1,10 @@
-"""How far a training run is, and its file: weights, optimizer and state."""
+"""The state of a training run, and its file: weights, optimizer and state."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from metazoo.zoo.weights import load_tensors, save_tensors
 
 @dataclass
 class State:
-    """How far a run is; with the weights and the optimizer, all that resuming needs. Scores are better when higher."""
+    """The progress of a run: with weights and optimizer, everything that resuming needs.
+
+    `best` is the best validation so far; higher is better, so an error counts as negative. `stale`
+    counts the validations since then. `loss_sum` and `loss_count` cover the steps since the last
+    logged one.
+    """
 
     step: int = 0
     best: float = -math.inf
@@ -44,21 +50,32 @@ def save_state(
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Put the weights and the optimizer of a file in place and return its state, or raise CheckpointError."""
+    """Load weights and optimizer from a file and return its state.
+
+    Raises CheckpointError if the file is damaged or belongs to another model.
+    """
     tensors, metadata = load_tensors(path)
-    optimizer_state: dict[int, dict[str, Tensor]] = {}
-    weights = {}
     try:
         state = State(**metadata)
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if part == "model":
-                weights[name] = value
-            else:
-                index, _, name = name.partition(".")
-                optimizer_state.setdefault(int(index), {})[name] = value
+        weights, optimizer_state = _split(tensors)
         model.load_state_dict(weights)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this run: {first_line(error)}") from error
     return state
+
+
+def _split(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """Return the weights by name, and the optimizer's tensors by index and name."""
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        if part == "model":
+            weights[name] = value
+        else:
+            index, _, name = name.partition(".")
+            optimizer.setdefault(int(index), {})[name] = value
+    return weights, optimizer

@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop, to be granted where nothing is lost."""
+"""Ctrl-C as a request to stop, which the training loop meets once everything is saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stopper:
-    """While it lasts, the first Ctrl-C or SIGTERM only sets `asked`; a second one acts as usual."""
+    """A context in which the first Ctrl-C or SIGTERM only sets `asked`; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -23,15 +23,18 @@ class Stopper:
             }
         return self
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.__exit__(None, None, None)
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Model cards: read, and trusted no further than where they come from."""
+"""Model cards, which may come from an untrusted place."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from metazoo.io.files import read_json
 NAME = re.compile(r"[A-Za-z0-9_+-]+\.[A-Za-z0-9_-]+")
 WEIGHTS = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-REINSTALL = "reinstall the package that brings it, or export it again"
+REINSTALL = "reinstall the package that provides it, or export it again"
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Return the card in a file, or raise CheckpointError where it is damaged."""
+    """Return the card in a local file; raise CheckpointError if it is damaged."""
     return _check(read_json(path, REINSTALL), str(path), REINSTALL)
 
 
 def parse_card(data: bytes, where: str) -> dict[str, Any]:
-    """Return a card that comes from elsewhere, or raise CheckpointError naming `where`.
+    """Return a card from another machine; raise CheckpointError naming `where` if it is damaged.
 
-    Its name is ALGORITHM.TAG, its weights are the bare name of a .safetensors file: neither can lead to another folder.
+    Its name must be ALGORITHM.TAG and its weights the bare name of a .safetensors file, so that
+    neither can point to another folder.
     """
     hint = "give the address of a card that `metazoo export` or `metazoo push` wrote"
     try:
@@ -32,19 +33,19 @@ def parse_card(data: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not a model card: {error}", hint) from error
     card = _check(values, where, hint)
-    for key, pattern, what in (
+    for key, pattern, expected in (
         ("name", NAME, "ALGORITHM.TAG of letters, digits, _ and -"),
         ("weights", WEIGHTS, "the bare name of a .safetensors file beside it"),
     ):
         if not pattern.fullmatch(card[key]):
             raise CheckpointError(
-                f"{where} is refused: its '{key}' is {card[key]!r}, not {what}", hint
+                f"{where} is refused: its '{key}' is {card[key]!r}, not {expected}", hint
             )
     return card
 
 
 def size_of(card: dict[str, Any]) -> int | None:
-    """Return how many bytes the weights have, where the card says so."""
+    """Return the size of the weights in bytes, or None if the card does not state it."""
     size = card.get("bytes")
     return size if type(size) is int and size >= 0 else None
 
@@ -55,6 +56,6 @@ def _check(card: Any, where: str, hint: str) -> dict[str, Any]:
             raise CheckpointError(f"{where} is not a model card: it has no '{key}'", hint)
     if not SHA256.fullmatch(card["sha256"]):
         raise CheckpointError(
-            f"{where} is not a model card: its 'sha256' is not one, of 64 digits from 0 to f", hint
+            f"{where} is not a model card: its 'sha256' is not 64 hexadecimal digits", hint
         )
     return card

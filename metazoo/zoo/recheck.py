@@ -1,4 +1,4 @@
-"""The zoo measured again: every result of a model's card beside what the model gives now."""
+"""Measure the models of the zoo again and compare with their cards."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from metazoo.base.dataset import ClassDataset
+from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.errors import MetazooError
 from metazoo.evaluation.measure import measure
 from metazoo.evaluation.protocol import Protocol
 from metazoo.plugins.registry import registry
 from metazoo.zoo.card import read_card
-from metazoo.zoo.find import find
+from metazoo.zoo.find import Source, find
 
 
 @dataclass(frozen=True)
 class Recheck:
-    """A result of a card (empty where the card cannot be read) and, unless there is a `problem`, the same measured now."""
+    """A result of a card (empty if the card is unreadable), and the same measured now or a problem."""
 
     model: str
     card: dict[str, Any]
@@ -30,71 +30,83 @@ class Recheck:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the two 95 % intervals overlap; None where nothing was measured.
+        """Whether the two 95 % intervals overlap; None if nothing was measured.
 
-        Of an interval over fewer tasks than the card's, the card says how wide it is at the least.
+        The new interval counts as at least as wide as the card's would be over that many tasks.
         """
         if self.now is None:
             return None
-        # Where most tasks are answered without a mistake, the spread of a few of them is often too small.
+        # When most tasks have no mistake, a small sample of them often underestimates the spread.
         least = self.card["interval"] * math.sqrt(self.card["tasks"] / self.now["tasks"])
-        return abs(self.card["mean"] - self.now["mean"]) <= self.card["interval"] + max(
-            self.now["interval"], least
-        )
+        interval = max(self.now["interval"], least)
+        return abs(self.card["mean"] - self.now["mean"]) <= self.card["interval"] + interval
 
 
 def recheck(
-    name: str, root: str | None = None, episodes: int | None = None, device: torch.device | str = "cpu"
-) -> Iterator[Recheck]:  # fmt: skip
-    """Yield every result of a zoo model's card, measured again on the same tasks, or on the first `episodes` of them.
+    name: str,
+    root: str | None = None,
+    episodes: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Recheck]:
+    """Measure every result of a zoo model's card again, and yield each comparison.
 
-    `root` is the folder of the data, where the data set takes one. What cannot be measured is yielded with its problem.
+    What cannot be measured is yielded with its problem.
+
+    Args:
+        name: the name of the model.
+        root: the folder of the data, for data sets that need one.
+        episodes: measure on the first tasks only, this many.
+        device: where to measure.
     """
     try:
         card = read_card(Path(registry().card(name).value))
+        if not all(_is_complete(result) for result in card["results"]):
+            raise MetazooError("a result of its card lacks mean, interval, tasks or its protocol")
     except MetazooError as error:
         yield Recheck(name, {}, problem=error.message)
         return
-    if not all(_is_whole(result) for result in card["results"]):
-        yield Recheck(
-            name,
-            {},
-            problem="a result of its card lacks mean, interval, tasks or what they were measured on",
-        )
-        return
     try:
         source = find(name)
-        takes_root = "root" in registry().dataset(source.blueprint.dataset).value.local_options
-        data = source.blueprint.data(**({"root": root} if takes_root and root is not None else {}))
-        if isinstance(data, ClassDataset) and card.get("split_sha256") not in (
-            None,
-            data.split_sha256(),
-        ):
-            raise MetazooError("its classes are not those that the card was measured on")
+        data = _open_data(source, card, root)
     except MetazooError as error:
         yield from (Recheck(name, result, problem=error.message) for result in card["results"])
         return
     for result in card["results"]:
-        protocol = Protocol.of(result)
-        if episodes is not None:
-            protocol = protocol.first(episodes)
         try:
-            model = source.model(**result.get("options", {})).to(device)
-            now = measure(model, data, protocol, device)[0]
+            yield Recheck(name, result, _measure(source, data, result, episodes, device))
         except MetazooError as error:
             yield Recheck(name, result, problem=error.message)
-        else:
-            yield Recheck(name, result, now)
 
 
-def _is_whole(result: Any) -> bool:
-    numbers = (
-        [result.get(key) for key in ("mean", "interval", "tasks")]
-        if isinstance(result, dict)
-        else [None]
-    )
+def _open_data(source: Source, card: dict[str, Any], root: str | None) -> Dataset:
+    takes_root = "root" in registry().dataset(source.blueprint.dataset).value.local_options
+    data = source.blueprint.data(**({"root": root} if takes_root and root is not None else {}))
+    if isinstance(data, ClassDataset) and card.get("split_sha256") not in (
+        None,
+        data.split_sha256(),
+    ):
+        raise MetazooError("the classes of the data are not those the card was measured on")
+    return data
+
+
+def _measure(
+    source: Source,
+    data: Dataset,
+    result: dict[str, Any],
+    episodes: int | None,
+    device: torch.device | str,
+) -> dict[str, Any]:
+    protocol = Protocol.of(result)
+    if episodes is not None:
+        protocol = protocol.first(episodes)
+    model = source.model(**result.get("options", {})).to(device)
+    return measure(model, data, protocol, device)[0]
+
+
+def _is_complete(result: Any) -> bool:
     return (
-        all(type(number) in (int, float) for number in numbers)
+        isinstance(result, dict)
+        and all(type(result.get(key)) in (int, float) for key in ("mean", "interval", "tasks"))
         and ("protocol" in result or "shots" in result)
         and {"metric", "transductive"} <= set(result)
     )

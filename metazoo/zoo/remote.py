@@ -1,4 +1,4 @@
-"""Models outside the wheel: from the address of a card to weights in the cache that are those the card describes."""
+"""Models at an address: download a card and its weights into the cache, and verify them."""
 
 from __future__ import annotations
 
@@ -16,75 +16,77 @@ from metazoo.zoo.card import SHA256, WEIGHTS, parse_card, size_of
 
 CARD_SIZE = 2**20
 SCHEMES = "https://HOST/NAME.json, file:///FOLDER/NAME.json and hf://user/repo/NAME"
-MEND = "do not use it: ask whoever offers it which one is right"
+DISTRUST = "do not use it: ask its author which one is right"
 
 
 def is_address(name: str) -> bool:
-    """Whether a name is the address of something elsewhere."""
+    """Return whether a name is an address."""
     return "://" in name
 
 
 def find(address: str) -> tuple[Path, bytes]:
-    """Return the weights of the model whose card is at an address: their place in the cache, and what was read and checked.
+    """Return the weights of the model whose card is at an address: their path in the cache, and their bytes.
 
-    The address is `https://.../NAME.json`, `file:///.../NAME.json` or `hf://user/repo/NAME`. A fragment `#sha256=HEX` pins
-    the weights: the card must state that one, and what is in the cache needs no network; `http://` needs it.
+    The address is `https://.../NAME.json`, `file:///.../NAME.json` or `hf://user/repo/NAME`. A
+    fragment `#sha256=HEX` pins the weights: the card must state that sha256, and weights in the
+    cache then need no network. `http://` requires a pin.
 
-    Raises UnknownNameError where the address is none, CheckpointError where the model is not to be had or is another one.
+    Raises UnknownNameError if the address is malformed, CheckpointError if the model cannot be
+    downloaded or is not the expected one.
     """
     url, pin = _split(address)
-    if pin and (kept := _kept(pin)):
+    if pin and (kept := _read_kept(pin)):
         return kept
-    if _scheme(url) == "hf":
-        data, place = hub.read_card(hub.parse(url), CARD_SIZE)
-        at = str(place)
-    else:
-        by_hand = "look at the address in a browser; a model on this machine is loaded by its path"
-        data, at = (
-            download.read(url, CARD_SIZE, DownloadMessages(CheckpointError, by_hand, MEND)),
-            url,
-        )
+    data, at = _download_card(url)
     card = parse_card(data, at)
     if pin and card["sha256"] != pin:
         raise CheckpointError(
-            f"{at} describes other weights: its sha256 is {card['sha256']}, the address asks for {pin}; nothing was read",
-            MEND,
+            f"{at} describes other weights: its sha256 is {card['sha256']}, "
+            f"the address asks for {pin}; nothing was read",
+            DISTRUST,
         )
-    weights, contents = fetch(f"{at.partition('?')[0].rpartition('/')[0]}/{card['weights']}", card)
-    # Beside the weights, as `metazoo export` has it: what is in the cache can be found by its pin, and pushed again. The model
-    # is there and right, whether that can be written or not.
+    folder = at.partition("?")[0].rpartition("/")[0]
+    weights, contents = fetch(f"{folder}/{card['weights']}", card)
+    # With the card beside them, weights in the cache can be found by their pin and pushed again.
     with contextlib.suppress(OSError):
         write_atomically(weights.with_name(f"{card['name']}.json"), data)
     return weights, contents
 
 
 def fetch(url: str, card: dict[str, Any]) -> tuple[Path, bytes]:
-    """Return the weights of a card that lie at an address: their place in the cache, and what was read and checked.
+    """Return a card's weights, which are at an address: their path in the cache, and their bytes.
 
-    Raises UnknownNameError where the address is none, CheckpointError where they are not to be had or are others.
+    Raises UnknownNameError if the address is malformed, CheckpointError if they cannot be
+    downloaded or are not the expected ones.
     """
     scheme, sha256 = _scheme(url), card["sha256"]
     name = urlsplit(url).path.rpartition("/")[2]
     if not WEIGHTS.fullmatch(name):
         raise CheckpointError(
-            f"the card of '{card['name']}' has weights at {url}, which is no .safetensors file",
-            "ask its author to mend it",
+            f"the card of '{card['name']}' has weights at {url}, which is not a .safetensors file",
+            "ask its author to fix it",
         )
     path = _folder(sha256) / name
     if (data := _read(path, sha256)) is not None:
         return path, data
-    words = DownloadMessages(
-        CheckpointError, f"put {name} (SHA-256 {sha256}) into {path.parent} by hand", MEND
-    )
+    by_hand = f"put {name} (SHA-256 {sha256}) into {path.parent} by hand"
+    messages = DownloadMessages(CheckpointError, by_hand, DISTRUST)
     if scheme == "hf":
-        hub.fetch(hub.parse(url), path, sha256, size_of(card), words)
+        hub.fetch(hub.parse(url), path, sha256, size_of(card), messages)
     else:
-        download.fetch(url, path, "sha256", sha256, words, size_of(card))
+        download.fetch(url, path, "sha256", sha256, messages, size_of(card))
     if (data := _read(path, sha256)) is None:
-        raise CheckpointError(
-            f"{path} is not what was downloaded: it was changed since", "try again"
-        )
+        raise CheckpointError(f"{path} was changed right after the download", "try again")
     return path, data
+
+
+def _download_card(url: str) -> tuple[bytes, str]:
+    """Return a card and its address."""
+    if _scheme(url) == "hf":
+        data, place = hub.read_card(hub.parse(url), CARD_SIZE)
+        return data, str(place)
+    by_hand = "open the address in a browser; to load a model on this machine, give its path"
+    return download.read(url, CARD_SIZE, DownloadMessages(CheckpointError, by_hand, DISTRUST)), url
 
 
 def _split(address: str) -> tuple[str, str | None]:
@@ -93,7 +95,7 @@ def _split(address: str) -> tuple[str, str | None]:
     pin = fragment.removeprefix("sha256=").lower()
     if fragment and not (fragment.startswith("sha256=") and SHA256.fullmatch(pin)):
         raise UnknownNameError(
-            f"'{address}' has a pin that is none", "a pin is #sha256= and 64 digits from 0 to f"
+            f"'{address}' has an invalid pin", "a pin is #sha256= and 64 hexadecimal digits"
         )
     scheme = _scheme(url)
     if scheme != "hf" and not urlsplit(url).path.endswith(".json"):
@@ -102,23 +104,20 @@ def _split(address: str) -> tuple[str, str | None]:
         )
     if scheme == "http" and not pin:
         raise UnknownNameError(
-            f"'{address}' could be changed on its way: http is not encrypted",
+            f"'{address}' is not encrypted: anyone on the way could replace the model",
             "give https://, or pin the weights with #sha256= and their sha256",
         )
     return url, pin or None
 
 
 def _scheme(url: str) -> str:
+    hint = f"models are loaded from {SCHEMES}"
     try:
         scheme = urlsplit(url).scheme
     except ValueError as error:
-        raise UnknownNameError(
-            f"'{url}' is no address: {error}", f"models are loaded from {SCHEMES}"
-        ) from error
+        raise UnknownNameError(f"'{url}' is not a valid address: {error}", hint) from error
     if scheme not in ("https", "http", "file", "hf"):
-        raise UnknownNameError(
-            f"'{url}' cannot be loaded from", f"models are loaded from {SCHEMES}"
-        )
+        raise UnknownNameError(f"models cannot be loaded from '{url}'", hint)
     return scheme
 
 
@@ -126,14 +125,14 @@ def _folder(sha256: str) -> Path:
     return cache_directory() / "models" / sha256
 
 
-def _kept(sha256: str) -> tuple[Path, bytes] | None:
-    """Return weights in the cache whose card is there as well, and what they are."""
+def _read_kept(sha256: str) -> tuple[Path, bytes] | None:
+    """Return the path and the bytes of weights in the cache that have their card beside them."""
     for path in sorted(_folder(sha256).glob("*.json")):
         try:
             weights = path.with_name(parse_card(path.read_bytes(), str(path))["weights"])
             if (data := _read(weights, sha256)) is not None:
                 return weights, data
-        except (CheckpointError, OSError):  # damaged: it is fetched again
+        except (CheckpointError, OSError):  # damaged: it is downloaded again
             continue
     return None
 
@@ -141,5 +140,5 @@ def _kept(sha256: str) -> tuple[Path, bytes] | None:
 def _read(path: Path, sha256: str) -> bytes | None:
     try:
         return read_verified(path, sha256) if path.is_file() else None
-    except OSError:  # what cannot be read is fetched again, and what is in its way is named then
+    except OSError:  # the download that follows reports what is wrong with the path
         return None

@@ -1,13 +1,13 @@
-"""A run folder: what a training run leaves behind.
+"""A run folder: the files of one training run.
 
-config.json         everything that the run is made from, and the versions that made it
+config.json         what the run is made from, and the versions that made it
 metrics.jsonl       one JSON object a line: training loss and rate, or a validation
 events.out.*        the same for TensorBoard
 curve.png           the learning curve
-best.safetensors    the model of the best validation
-last.safetensors    the model, the optimizer and the state of the last checkpoint: what --resume reads
+best.safetensors    the model with the best validation
+last.safetensors    model, optimizer and state of the last checkpoint, which --resume reads
 result.json         the test of the best model
-.lock               what keeps two processes from training here at once
+.lock               keeps a second process from training here at the same time
 """
 
 from __future__ import annotations
@@ -24,60 +24,64 @@ from metazoo.errors import CheckpointError, OptionError
 from metazoo.io.files import locked, read_json, write_atomically, write_json
 from metazoo.zoo.blueprint import Blueprint
 
-CONFIG, METRICS, CURVE, BEST, LAST, RESULT = (
-    "config.json",
-    "metrics.jsonl",
-    "curve.png",
-    "best.safetensors",
-    "last.safetensors",
-    "result.json",
-)
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CURVE = "curve.png"
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+RESULT = "result.json"
 
-
-# What to do where a file of a run folder cannot be read.
-DAMAGED = "it was changed or damaged: bring it back from a copy, or train again in another folder"
+# The hint for a file of a run folder that cannot be read.
+DAMAGED = "it is damaged or was edited: restore it from a copy, or train again in another folder"
 
 
 def create(folder: Path, blueprint: Blueprint) -> None:
-    """Make a run folder, or raise OptionError where there is something already, CheckpointError where it cannot be made."""
+    """Create a run folder.
+
+    Raises OptionError if the folder has files already, CheckpointError if it cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(not entry.name.startswith(f".{CONFIG}.") for entry in folder.iterdir()):
             raise FileExistsError
         write_json(folder / CONFIG, blueprint.as_dict())
     except FileExistsError:
-        hint = (
-            f"`metazoo train --resume {folder}` goes on with it; or "
-            if (folder / CONFIG).exists()
-            else ""
-        )
-        raise OptionError(f"{folder} exists already", f"{hint}choose another --out") from None
+        is_run = (folder / CONFIG).exists()
+        resume = f"`metazoo train --resume {folder}` continues it; or " if is_run else ""
+        raise OptionError(f"{folder} exists already", f"{resume}choose another --out") from None
     except OSError as error:
-        raise CheckpointError(
-            f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out"
-        ) from error
+        raise _cannot_create(folder, error) from error
+
+
+def create_numbered(parent: Path, name: str, blueprint: Blueprint) -> Path:
+    """Create the run folder parent/name-N, with the lowest N that is free, and return its path."""
+    for number in itertools.count(1):
+        folder = parent / f"{name}-{number}"
+        try:
+            folder.mkdir(parents=True)  # fails for all but one of two runs that start together
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_create(folder, error) from error
+        break
+    create(folder, blueprint)
+    return folder
 
 
 def read_blueprint(folder: Path) -> Blueprint:
-    """Return what the run in a folder is made from, or raise CheckpointError."""
+    """Return the blueprint of the run in a folder; raise CheckpointError if there is none."""
+    hint = "give the folder that `metazoo train` made"
     if not folder.exists():
-        raise CheckpointError(
-            f"there is no run folder {folder}", "give the folder that `metazoo train` made"
-        )
+        raise CheckpointError(f"there is no run folder {folder}", hint)
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"{folder} is not a run folder: it has no {CONFIG}",
-            "give the folder that `metazoo train` made",
-        )
+        raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}", hint)
     return Blueprint.from_dict(read_json(folder / CONFIG, DAMAGED), str(folder / CONFIG))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Return what the finished run in a folder came to, or raise CheckpointError."""
-    again = (
-        f"delete it: `metazoo train --resume {folder}` then makes it again from the last checkpoint"
-    )
-    result = read_json(folder / RESULT, again)
+    """Return the test result of the finished run in a folder; raise CheckpointError if damaged."""
+    hint = f"delete it: `metazoo train --resume {folder}` makes it again from the last checkpoint"
+    result = read_json(folder / RESULT, hint)
     numbers = ("mean", "interval", "tasks", "shots", "best_step", "steps", "seconds")
     texts = ("metric", "machine", "metazoo")
     if not (
@@ -86,33 +90,15 @@ def read_result(folder: Path) -> dict[str, Any]:
         and all(isinstance(result.get(key), str) for key in texts)
         and isinstance(result.get("transductive"), bool)
     ):
-        raise CheckpointError(f"{folder / RESULT} is not the result of a run", again)
+        raise CheckpointError(f"{folder / RESULT} is not the result of a run", hint)
     return result
-
-
-def create_numbered(parent: Path, name: str, blueprint: Blueprint) -> Path:
-    """Make the run folder parent/name-1, or the first number after it that is free, and return it."""
-    for number in itertools.count(1):
-        folder = parent / f"{name}-{number}"
-        try:
-            # Making it claims it: two runs that start at once get two folders.
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise CheckpointError(
-                f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out"
-            ) from error
-        create(folder, blueprint)
-        return folder
-    raise AssertionError("there is no end of numbers")
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run folder for one process, and clear away the unfinished files of one that was killed.
+    """Reserve a run folder for this process; delete the temporary files of one that was killed.
 
-    Raises CheckpointError where another process trains in it.
+    Raises CheckpointError if another process trains in it.
     """
     try:
         with locked(folder, wait=False):
@@ -127,10 +113,19 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics, or raise CheckpointError; a last line that was cut off is left out."""
+    """Return the lines of a run's metrics without an incomplete last one.
+
+    Raises CheckpointError if a line is damaged.
+    """
     path = folder / METRICS
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _cannot_create(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"the run folder {folder} cannot be made: {error.strerror}", "choose another --out"
+    )
 
 
 def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -138,20 +133,20 @@ def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         values = json.loads(line)
         if all(isinstance(value, (int, float)) for value in [values["step"], *values.values()]):
             return values
-        problem = "a value is no number"
+        problem = "a value is not a number"
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     raise CheckpointError(
         f"line {number} of {path} is damaged: {problem}",
-        "remove that line; nothing but the curve needs it",
+        "remove that line; only the learning curve needs it",
     )
 
 
 class RunLog:
     """Appends to a run's metrics and TensorBoard events.
 
-    Opened after step `step`, it first drops what was logged beyond it: a run that was killed logged
-    steps that will be taken again.
+    It first deletes what was logged after step `step`: a killed run repeats the steps since its
+    last checkpoint.
     """
 
     def __init__(self, folder: Path, step: int):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from metazoo.zoo.blueprint import Blueprint
 
 KEY = "metazoo"
 LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
-# A network may use tensors of this many numbers while it is built, whatever its weights.
+# A network may create tensors of this many numbers while it is built, however small its weights are.
 ALWAYS_ALLOWED = 2**20
+# These functions write to all the memory that they allocate, the others allocate first.
+FILLED = (torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
@@ -146,20 +149,34 @@ def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: An
 
 
 class _SizeLimit(TorchFunctionMode):
-    """Refuses tensors larger than all weights of a file together: its options may ask for any width."""
+    """Refuses to create a tensor that is larger than all weights of a file together.
+
+    The options in a file may ask for any width. They must not take memory that its weights could
+    not fill.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         super().__init__()
-        self.limit = max(ALWAYS_ALLOWED, sum(tensor.numel() for tensor in tensors.values()))
+        self.numbers = sum(tensor.numel() for tensor in tensors.values())
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        # An allocation takes no memory until it is written, which comes after this check.
-        if isinstance(result, Tensor) and result.numel() > self.limit:
-            raise RuntimeError(f"they have {self.limit} numbers at most, the network more")
+        kwargs = kwargs or {}
+        if func in FILLED:
+            size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
+            self._check(math.prod(size))
+        result = func(*args, **kwargs)
+        # torch.empty takes no memory until it is written to, which comes after this check.
+        if isinstance(result, Tensor):
+            self._check(result.numel())
         return result
+
+    def _check(self, numbers: int) -> None:
+        if numbers > max(ALWAYS_ALLOWED, self.numbers):
+            raise RuntimeError(
+                f"they have {self.numbers} numbers in all, but the options ask for a tensor of {numbers}"
+            )
 
 
 def _check_fit(model: Algorithm, tensors: Mapping[str, Tensor]) -> None:
