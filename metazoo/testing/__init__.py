@@ -1,4 +1,4 @@
-"""The conformance suite: what every algorithm, built-in or not, must hold to."""
+"""The conformance suite for algorithms, built-in or from plugins."""
 
 from metazoo.testing.check import check_algorithm
 

@@ -1,11 +1,11 @@
-"""The conformance suite: what every algorithm must keep to, for the built-ins and for the authors of plugins.
+"""The conformance suite: checks that an algorithm keeps to the contract.
 
     from metazoo.testing import check_algorithm
 
     def test_conforms():
         check_algorithm("reptile")
 
-It needs no test framework: a breach is an AssertionError whose message is a sentence.
+It needs no test framework: a check that fails raises AssertionError.
 """
 
 from __future__ import annotations
@@ -19,59 +19,64 @@ from metazoo.base.algorithm import Algorithm
 from metazoo.errors import OptionError
 from metazoo.plugins.registry import registry
 from metazoo.testing import checks
-from metazoo.testing.made_tasks import Classification, Regression
+from metazoo.testing.made_tasks import ClassificationCase, RegressionCase
 
 
 def check_algorithm(
     algorithm: str | type[Algorithm], options: Mapping[str, Any] | None = None
 ) -> None:
-    """Check that an algorithm, by registered name or as a class, keeps to the contract; `options` are values of its Config.
+    """Check that an algorithm keeps to the contract.
 
-    Small made tasks of classes of 16x16 images are put to it (if it `regresses`, also tasks of numbers, unless it refuses the
-    options for these), and these must hold:
+    The checks build small models and train them on synthetic tasks: classes of 16x16 images and,
+    if `supports_regression` is set, tasks with float targets. They require that
 
-    - its Config, recipe and `draws` can be read, and its options survive JSON;
-    - `forward` takes support_x, support_y and query_x alone, so that no query label can enter it;
-    - logits are finite and of shape (B, Q, ways) in training and eval mode, also with unequal shots in any order, and
-      for another number of ways than trained with, unless that raises a MetazooError;
-    - `loss` is a finite scalar, and every parameter that requires a gradient gets a finite one;
-    - in eval mode `forward` answers the same twice, in whatever state the random generator is, and changes no
-      parameter, buffer or gradient; `torch.no_grad()` makes no difference;
-    - in eval mode a batch of tasks is answered as each task alone;
-    - unless `transductive`, a query is answered the same whatever the other queries are;
-    - in a FeatureLearner `forward` is `classify` of `features` in eval mode, and `embed` treats each example by itself;
-    - a model with the same state_dict gives the same answers;
-    - two training steps from one seed are equal bit for bit;
-    - some training on fixed tasks, as the recipe says, makes their queries' loss fall.
+    - the Config and the recipe are valid, and the options survive a round trip through JSON;
+    - `forward` takes support_x, support_y and query_x only, so that it never sees query labels;
+    - logits are finite and of shape (B, Q, ways) in training and eval mode, also if classes have
+      different numbers of shots;
+    - tasks with another number of ways are answered, or refused with a MetazooError;
+    - the training loss is a finite scalar and gives every trainable parameter a finite gradient;
+    - in eval mode `forward` is deterministic and changes no parameter, buffer or gradient;
+    - in eval mode the tasks of a batch do not affect each other;
+    - unless `transductive` is True, the queries of a task do not affect each other;
+    - the `forward` of a FeatureLearner is `classify` applied to `features`;
+    - a model that loads a state_dict answers like the model that saved it;
+    - training with one seed gives the same weights every time;
+    - training lowers the loss.
 
-    Raises AssertionError, saying which was broken and how.
+    Args:
+        algorithm: a registered name or a class.
+        options: values of its Config. If the algorithm refuses them for regression with an
+            OptionError, only classification is checked.
+
+    Raises:
+        AssertionError: says which check failed and what to change.
     """
     if isinstance(algorithm, str):
         name, algorithm = algorithm, registry().algorithm(algorithm).value
     else:
         name = getattr(algorithm, "__qualname__", repr(algorithm))
-    kinds = [Classification, Regression]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sharing out work as small as this takes longer than doing it
+    torch.set_num_threads(1)  # faster for networks as small as these
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            _run(name, checks.DECLARATION, algorithm, options or {})
-            for kind in kinds if algorithm.regresses else kinds[:1]:
-                case = kind(name, algorithm, options or {})
-                if not (options and kind is Regression and _refuses(case)):
-                    _run(name, checks.BEHAVIOUR, case)
+            _run(name, checks.CLASS_CHECKS, algorithm, options or {})
+            _run(name, checks.MODEL_CHECKS, ClassificationCase(name, algorithm, options or {}))
+            if algorithm.supports_regression:
+                case = RegressionCase(name, algorithm, options or {})
+                if not (options and _refuses_options(case)):
+                    _run(name, checks.MODEL_CHECKS, case)
     finally:
         torch.set_num_threads(threads)
 
 
-def _refuses(case: Classification) -> bool:
-    """Return whether an algorithm refuses the options for this kind of task, as it may those that are for images."""
+def _refuses_options(case: ClassificationCase) -> bool:
     try:
         case.model()
     except OptionError:
         return True
     except Exception:
-        pass  # a check will say so
+        pass  # the checks report it
     return False
 
 
@@ -79,10 +84,11 @@ def _run(name: str, checks: Sequence[Callable[..., None]], *arguments: Any) -> N
     for check in checks:
         try:
             check(*arguments)
-        except AssertionError as breach:
-            raise AssertionError(f"algorithm '{name}': {breach}") from breach
+        except AssertionError as failure:
+            raise AssertionError(f"algorithm '{name}': {failure}") from failure
         except Exception as error:
-            promise = (check.__doc__ or "").splitlines()[0].rstrip(".")
+            rule = (check.__doc__ or "").splitlines()[0]
             raise AssertionError(
-                f"algorithm '{name}' raised {type(error).__name__} where this was checked: {promise}. It said: {error}"
+                f"algorithm '{name}' raised {type(error).__name__}: {error}\n"
+                f"  in the check `{check.__name__}`: {rule}"
             ) from error

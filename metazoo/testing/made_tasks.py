@@ -1,4 +1,4 @@
-"""Small made tasks, and models for them, that `metazoo.testing.check_algorithm` tries an algorithm on."""
+"""Small synthetic tasks, and models for them, for `metazoo.testing.check_algorithm`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from metazoo.base.backbone import Backbone
 from metazoo.tasks.episode import Batch, Episode, TaskSpec
 
 
-class Classification:
-    """An algorithm with options, and made tasks for it: each class a random image, its examples that image with noise."""
+class ClassificationCase:
+    """An algorithm, its options and classification tasks: a class is a random image plus noise."""
 
     input_shape: tuple[int, ...] = (1, 16, 16)
     # (tasks, ways, shots, queries)
@@ -32,18 +32,30 @@ class Classification:
         return TaskSpec(self.input_shape, outputs=ways, classes=10)
 
     def model(self, ways: int = 5, seed: int = 0) -> Algorithm:
+        """Return a new model with weights of this seed."""
         torch.manual_seed(seed)
         config = declared.build(self.algorithm.Config, self.options, f"algorithm '{self.name}'")
         return self.algorithm(self.backbone(), self.spec(ways), config)
 
     def episode(self, tasks: int = 2, ways: int = 5, shots: int = 3, queries: int = 5) -> Episode:
-        return self._episode(
-            tasks, [label for label in range(ways) for _ in range(shots)], ways, queries
-        )
+        """Return tasks of this size, the same each time."""
+        support = [label for label in range(ways) for _ in range(shots)]
+        return self._episode(tasks, support, ways, queries)
 
     def unequal(self) -> Episode:
-        """Return two tasks with one to three shots a class, the examples in no order."""
+        """Return two tasks with one, two and three shots per class, in mixed order."""
         return self._episode(2, [2, 0, 1, 0, 2, 0], 3, 2)
+
+    def batch(self) -> Batch:
+        """Return the examples of `episode()`; each of its 2 x 5 classes is a base class."""
+        tasks = self.episode()
+        x = torch.cat([tasks.support_x, tasks.query_x], 1)
+        y = torch.cat([tasks.support_y, tasks.query_y], 1)
+        return Batch(x.flatten(0, 1), (y + torch.tensor([[0], [5]])).flatten())
+
+    def outputs(self, episode: Episode) -> int:
+        """Return the size of the last dimension of the answer."""
+        return int(episode.support_y.max()) + 1
 
     def _episode(self, tasks: int, support: list[int], ways: int, queries: int) -> Episode:
         noise = torch.Generator().manual_seed(1)
@@ -56,22 +68,9 @@ class Classification:
         support_y, query_y = (y.expand(tasks, -1).contiguous() for y in labels)
         return Episode(x[0], support_y, x[1], query_y)
 
-    def outputs(self, episode: Episode) -> int:
-        return int(episode.support_y.max()) + 1
 
-    def training(self) -> Episode | Batch:
-        """Return what `loss` is given: the tasks of `episode()`, or their examples with the classes of all of them."""
-        tasks = self.episode()
-        if self.algorithm.draws == "episodes":
-            return tasks
-        first = 5 * torch.arange(len(tasks)).unsqueeze(1)
-        x = torch.cat([tasks.support_x, tasks.query_x], 1)
-        y = torch.cat([tasks.support_y, tasks.query_y], 1) + first
-        return Batch(x.flatten(0, 1), y.flatten())
-
-
-class Regression(Classification):
-    """The same with tasks of numbers: two outputs, each a wave of its own height in every task."""
+class RegressionCase(ClassificationCase):
+    """Regression tasks with two targets: a sine and a cosine, whose amplitudes differ by task."""
 
     input_shape = (1,)
 
@@ -81,15 +80,15 @@ class Regression(Classification):
     def spec(self, ways: int) -> TaskSpec:
         return TaskSpec(self.input_shape, outputs=2, classes=0, regression=True)
 
+    def outputs(self, episode: Episode) -> int:
+        return 2
+
     def _episode(self, tasks: int, support: list[int], ways: int, queries: int) -> Episode:
         noise = torch.Generator().manual_seed(1)
-        height = 1 + torch.rand(tasks, 1, 2, generator=noise)
+        amplitude = 1 + torch.rand(tasks, 1, 2, generator=noise)
         x = [
             2 * torch.randn(tasks, points, 1, generator=noise)
             for points in (len(support), ways * queries)
         ]
-        support_y, query_y = (height * torch.cat([x.sin(), x.cos()], -1) for x in x)
+        support_y, query_y = (amplitude * torch.cat([x.sin(), x.cos()], -1) for x in x)
         return Episode(x[0], support_y, x[1], query_y)
-
-    def outputs(self, episode: Episode) -> int:
-        return 2

@@ -1,4 +1,4 @@
-"""The conformance suite passes the honest and catches every sort of liar."""
+"""The conformance suite passes correct algorithms and finds every planted mistake."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_every_registered_algorithm_conforms(name: str) -> None:
         ("maml", {"batch_norm": "support"}),
     ],
 )
-def test_those_with_views_conform(name: str, others: dict[str, Any]) -> None:
-    check_algorithm(name, {"views": "shifted", **others})
+def test_algorithms_with_test_time_augmentation_conform(name: str, others: dict[str, Any]) -> None:
+    check_algorithm(name, {"tta": "shifted", **others})
 
 
-class Honest(metazoo.FeatureLearner):
+class Correct(metazoo.FeatureLearner):
     """Nearest class mean."""
 
     @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Honest(metazoo.FeatureLearner):
 
 
 class Plain(metazoo.Algorithm):
-    """The same without declaring that it adapts in feature space, and with regression: a mean of the support by distance."""
+    """Nearest class mean without FeatureLearner; in regression, a mean of the support by distance."""
 
-    regresses = True
+    supports_regression = True
 
     def forward(self, support_x, support_y, query_x):
         tasks = len(support_x)
@@ -65,50 +65,51 @@ class Plain(metazoo.Algorithm):
         return -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
 
 
-def test_honest_algorithms_pass() -> None:
-    check_algorithm(Honest)
-    check_algorithm(Honest, {"scale": 0.5})
+def test_correct_algorithms_pass() -> None:
+    check_algorithm(Correct)
+    check_algorithm(Correct, {"scale": 0.5})
     check_algorithm(Plain)
+    check_algorithm(TrainsOnBatches)
 
 
-def test_a_transductive_algorithm_that_says_so_passes() -> None:
-    class Open(UsesOtherQueries):
+def test_an_algorithm_that_declares_itself_transductive_passes() -> None:
+    class Declared(UsesOtherQueries):
         transductive = True
 
-    check_algorithm(Open)
+    check_algorithm(Declared)
 
 
-def test_nothing_of_the_caller_is_changed() -> None:
+def test_the_state_of_torch_is_restored() -> None:
     torch.manual_seed(5)
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     with torch.no_grad():
-        check_algorithm(Honest)
+        check_algorithm(Correct)
         assert not torch.is_grad_enabled()
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.get_num_threads() == threads
 
 
-class UsesOtherQueries(Honest):
+class UsesOtherQueries(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z - query_z.mean(1, keepdim=True))
 
 
-class UsesTheQueriesBefore(Honest):
+class UsesTheQueriesBefore(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z.cumsum(1))
 
 
-class UsesTheQueriesBehind(Honest):
+class UsesTheQueriesAfter(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z.flip(1).cumsum(1).flip(1))
 
 
-class UsesTheNumberOfQueries(Honest):
+class UsesTheNumberOfQueries(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z) / query_z.shape[1]
 
 
-class UsesTheNextQuery(Honest):
+class UsesTheNextQuery(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z + 0.1 * query_z.roll(1, 1))
 
@@ -118,31 +119,31 @@ class UsesBatchStatistics(Plain):
         return super().train(True)
 
 
-class MixesTasks(Honest):
+class MixesTasks(Correct):
     def classify(self, support_z, support_y, query_z):
         scale = 1 + support_z.abs().mean((0, 1))
         return super().classify(support_z / scale, support_y, query_z / scale)
 
 
-class AnswersTheFirstTask(Honest):
+class AnswersOnlyTheFirstTask(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(
             support_z[:1].expand_as(support_z), support_y[:1].expand_as(support_y), query_z
         )
 
 
-class IgnoresAParameter(Honest):
+class IgnoresAParameter(Correct):
     def __init__(self, backbone, spec, config=None):
         super().__init__(backbone, spec, config)
         self.idle = nn.Parameter(torch.zeros(3))
 
 
-class CutsTheGraph(Honest):
+class CutsTheGraph(Correct):
     def loss(self, task):
         return super().loss(task).detach()
 
 
-class HasInfiniteGradients(Honest):
+class HasInfiniteGradients(Correct):
     def loss(self, task):
         return (
             super().loss(task)
@@ -150,22 +151,22 @@ class HasInfiniteGradients(Honest):
         )
 
 
-class ReturnsManyLosses(Honest):
+class ReturnsManyLosses(Correct):
     def loss(self, task):
         return self(task.support_x, task.support_y, task.query_x).mean(-1)
 
 
-class LossIsNotFinite(Honest):
+class ReturnsAnInfiniteLoss(Correct):
     def loss(self, task):
         return super().loss(task) / 0
 
 
-class DrawsAtRandom(Honest):
+class DrawsAtRandom(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z) * (1 + 0.01 * torch.rand(()))
 
 
-class RemembersWhatItSaw(Honest):
+class CountsItsCalls(Correct):
     def __init__(self, backbone, spec, config=None):
         super().__init__(backbone, spec, config)
         self.register_buffer("calls", torch.tensor(0))
@@ -175,36 +176,36 @@ class RemembersWhatItSaw(Honest):
         return super().classify(support_z, support_y, query_z)
 
 
-class LeavesGradients(Honest):
+class LeavesGradients(Correct):
     def forward(self, support_x, support_y, query_x):
         with torch.enable_grad():
             super().forward(support_x, support_y, support_x).sum().backward()
         return super().forward(support_x, support_y, query_x)
 
 
-class NeedsGradientsOn(Honest):
+class DependsOnGradMode(Correct):
     def classify(self, support_z, support_y, query_z):
         logits = super().classify(support_z, support_y, query_z)
         return logits if torch.is_grad_enabled() else logits + 1
 
 
-class HasNoWays(Honest):
+class ReturnsLabels(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z).argmax(-1)
 
 
-class HasTheWrongWays(Honest):
+class ReturnsOneWayTooMany(Correct):
     def classify(self, support_z, support_y, query_z):
         return nn.functional.pad(super().classify(support_z, support_y, query_z), (0, 1))
 
 
-class HasAHeadOfItsTrainingWays(Honest):
+class AnswersWithItsTrainingWays(Correct):
     def classify(self, support_z, support_y, query_z):
         logits = super().classify(support_z, support_y, query_z)
         return nn.functional.pad(logits, (0, self.spec.outputs - logits.shape[-1]))
 
 
-class AssumesEqualShots(Honest):
+class AssumesEqualShots(Correct):
     def classify(self, support_z, support_y, query_z):
         means = support_z.unflatten(1, (metazoo.ways_of(support_y), -1)).mean(2)
         means[:, 1:] += 0 * support_y[:, :1, None].sub(support_y.min()).div(
@@ -213,13 +214,13 @@ class AssumesEqualShots(Honest):
         return -metazoo.ops.pairwise_sqdist(query_z, means)
 
 
-class DividesByZero(Honest):
+class DividesByZero(Correct):
     def classify(self, support_z, support_y, query_z):
         spread = support_z[:, support_y[0] == 0].std(1, keepdim=True, correction=0)
         return super().classify(support_z / spread, support_y, query_z / spread)
 
 
-class IsDouble(Honest):
+class IsDouble(Correct):
     def classify(self, support_z, support_y, query_z):
         return super().classify(support_z, support_y, query_z).double()
 
@@ -229,17 +230,17 @@ class TakesQueryLabels(Plain):
         return super().forward(support_x, support_y, query_x)
 
 
-class ClassifiesWithQueryLabels(Honest):
+class ClassifiesWithQueryLabels(Correct):
     def classify(self, support_z, support_y, query_z, query_y=None):
         return super().classify(support_z, support_y, query_z)
 
 
-class AdaptsOutsideFeatureSpace(Honest):
+class AdaptsOutsideFeatureSpace(Correct):
     def forward(self, support_x, support_y, query_x):
         return super().forward(support_x - support_x.mean((1, 2), keepdim=True), support_y, query_x)
 
 
-class EmbedsTogether(Honest):
+class EmbedsExamplesJointly(Correct):
     transductive = True
 
     def embed(self, x):
@@ -247,12 +248,12 @@ class EmbedsTogether(Honest):
         return z - z.mean(0)
 
 
-class EmbedsAsMaps(Honest):
+class EmbedsAsMaps(Correct):
     def embed(self, x):
         return super().embed(x).unsqueeze(-1)
 
 
-class KeepsStateOutside(Honest):
+class KeepsStateOutside(Correct):
     count = itertools.count()
 
     def __init__(self, backbone, spec, config=None):
@@ -263,7 +264,7 @@ class KeepsStateOutside(Honest):
         return super().classify(support_z * self.direction, support_y, query_z * self.direction)
 
 
-class SavesWhatIsNoTensor(Honest):
+class SavesMoreThanTensors(Correct):
     def get_extra_state(self):
         return {"steps": 3}
 
@@ -271,49 +272,63 @@ class SavesWhatIsNoTensor(Honest):
         pass
 
 
-class StepsAtRandom(Honest):
+class TrainsAtRandom(Correct):
     generator = torch.Generator().manual_seed(0)
 
     def loss(self, task):
         return super().loss(task) * (1 + torch.rand((), generator=self.generator))
 
 
-class ClimbsTheLoss(Honest):
+class ClimbsTheLoss(Correct):
     def loss(self, task):
         return -super().loss(task)
 
 
-class StandsStill(Honest):
+class DoesNotLearn(Correct):
     def loss(self, task):
         return 0 * super().loss(task)
 
 
-class Raises(Honest):
+class Raises(Correct):
     def classify(self, support_z, support_y, query_z):
         raise KeyError("weights")
 
 
-class SharesAnOption(Honest):
+class TakesTheNameOfATrainingOption(Correct):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         lr: float = 0.1
 
 
-class CannotBeRead(Honest):
+class HasAnOptionOfUnknownType(Correct):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         rates: tuple[float, ...] = (0.1,)
 
 
-class HasAForeignRecipe(Honest):
+class HasAnUnknownRecipeOption(Correct):
     recipe = {"epochs": 3}
 
 
-class DrawsNothing(Honest):
-    draws: Any = "tasks"
+class HasNoBatchLoss(Correct, metazoo.BatchLearner):
+    pass
 
 
-class SaysMaybe(Honest):
+class TrainsOnBatches(Correct, metazoo.BatchLearner):
+    def __init__(self, backbone, spec, config=None):
+        super().__init__(backbone, spec, config)
+        self.classifier = nn.Linear(backbone.out_features, spec.classes)
+
+    def batch_loss(self, batch):
+        return metazoo.task_loss(self.classifier(self.embed(batch.x)), batch.y)
+
+
+class TakesBatchesForTasks(TrainsOnBatches):
+    def batch_loss(self, batch):
+        return super().loss(batch)
+
+
+class IsMaybeTransductive(Correct):
     transductive = None
 
 
@@ -325,70 +340,74 @@ class CannotRegress(Plain):
 
 
 @pytest.mark.parametrize(
-    ("liar", "breach"),
+    ("mistaken", "message"),
     [
-        (UsesOtherQueries, "the other queries are taken away"),
-        (UsesTheQueriesBefore, "the other queries are taken away"),
-        (UsesTheQueriesBehind, "the other queries are taken away"),
-        (UsesTheNumberOfQueries, "the other queries are taken away"),
-        (UsesTheNextQuery, "the other queries are"),
+        (UsesOtherQueries, "when the other queries are removed"),
+        (UsesTheQueriesBefore, "when the other queries are removed"),
+        (UsesTheQueriesAfter, "when the other queries are removed"),
+        (UsesTheNumberOfQueries, "when the other queries are removed"),
+        (UsesTheNextQuery, "when the other queries are"),
         (UsesBatchStatistics, "changed backbone.blocks"),
-        (MixesTasks, "stands in a batch with others"),
-        (AnswersTheFirstTask, "stands in a batch with others"),
+        (MixesTasks, "when other tasks are in the batch"),
+        (AnswersOnlyTheFirstTask, "when other tasks are in the batch"),
         (IgnoresAParameter, "no gradient reaches idle"),
         (CutsTheGraph, "`loss` has no gradient"),
-        (HasInfiniteGradients, "the gradient of backbone.* is not finite"),
-        (ReturnsManyLosses, "`loss` did not return a tensor of one number"),
-        (LossIsNotFinite, "`loss` is inf"),
+        (HasInfiniteGradients, "the gradient of backbone.* is NaN or infinite"),
+        (ReturnsManyLosses, "`loss` must return a scalar tensor"),
+        (ReturnsAnInfiniteLoss, "`loss` returned inf"),
         (DrawsAtRandom, "differently the second time"),
-        (RemembersWhatItSaw, "changed calls"),
+        (CountsItsCalls, "changed calls"),
         (LeavesGradients, "left a gradient in backbone"),
-        (NeedsGradientsOn, r"differently under torch\.no_grad"),
-        (HasNoWays, r"returned the shape \(1, 2\), not \(1, 2, 2\)"),
-        (HasTheWrongWays, r"returned the shape \(1, 2, 3\), not \(1, 2, 2\)"),
-        (HasAHeadOfItsTrainingWays, "built for 5 ways and asked for 3"),
-        (AssumesEqualShots, "not finite"),
-        (DividesByZero, "not finite"),
+        (DependsOnGradMode, r"differently under torch\.no_grad"),
+        (ReturnsLabels, r"returned the shape \(1, 2\), not \(1, 2, 2\)"),
+        (ReturnsOneWayTooMany, r"returned the shape \(1, 2, 3\), not \(1, 2, 2\)"),
+        (AnswersWithItsTrainingWays, "built for 5 ways and given 3"),
+        (AssumesEqualShots, "returned NaN or infinity"),
+        (DividesByZero, "returned NaN or infinity"),
         (IsDouble, r"returned torch\.float64"),
         (TakesQueryLabels, r"takes \(support_x, support_y, query_x, query_y\)"),
         (ClassifiesWithQueryLabels, r"takes \(support_z, support_y, query_z, query_y\)"),
         (AdaptsOutsideFeatureSpace, "`forward` is not `classify`"),
-        (EmbedsTogether, "stands in a batch with others|does not treat each example by itself"),
+        (
+            EmbedsExamplesJointly,
+            "when other tasks are in the batch|must treat each example independently",
+        ),
         (EmbedsAsMaps, r"raised|not \(N, D\)"),
-        (KeepsStateOutside, "what answers depend on must be a parameter or a buffer"),
-        (SavesWhatIsNoTensor, "holds _extra_state, which is no tensor"),
-        (StepsAtRandom, "the same training steps from the same seed"),
-        (ClimbsTheLoss, "not down"),
-        (StandsStill, "not down"),
-        (Raises, "raised KeyError where this was checked: Logits are finite .* It said: 'weights'"),
-        (SharesAnOption, "field 'lr' .* has the name of a training option"),
-        (CannotBeRead, "field 'rates'"),
-        (HasAForeignRecipe, "no option 'epochs'"),
-        (DrawsNothing, "`draws` is 'tasks'"),
-        (SaysMaybe, "`transductive` is None"),
+        (KeepsStateOutside, "everything that answers depend on must be a parameter or a buffer"),
+        (SavesMoreThanTensors, "holds _extra_state, which is not a tensor"),
+        (TrainsAtRandom, "two trainings with the same seed give different values"),
+        (ClimbsTheLoss, "loss did not fall"),
+        (DoesNotLearn, "loss did not fall"),
+        (Raises, "raised KeyError: 'weights'\n.* in the check `returns_logits`: Logits are finite"),
+        (TakesTheNameOfATrainingOption, "field 'lr' .* is also a training option"),
+        (HasAnOptionOfUnknownType, "field 'rates'"),
+        (HasAnUnknownRecipeOption, "no option 'epochs'"),
+        (HasNoBatchLoss, "raised NotImplementedError"),
+        (TakesBatchesForTasks, "raised AttributeError: 'Batch' object has no attribute"),
+        (IsMaybeTransductive, "`transductive` is None"),
         (dict, "not a subclass of metazoo.Algorithm"),
     ],
 )
-def test_every_liar_is_caught(liar: Any, breach: str) -> None:
-    with pytest.raises(AssertionError, match=breach) as caught:
-        check_algorithm(liar)
-    assert f"'{liar.__qualname__}'" in str(caught.value)
+def test_every_mistake_is_found(mistaken: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message) as caught:
+        check_algorithm(mistaken)
+    assert f"'{mistaken.__qualname__}'" in str(caught.value)
 
 
-def test_regression_is_checked_where_it_is_claimed() -> None:
-    class SaysSo(CannotRegress):
-        regresses = False
+def test_regression_is_checked_if_it_is_supported() -> None:
+    class OnlyClassifies(CannotRegress):
+        supports_regression = False
 
-    check_algorithm(SaysSo)
+    check_algorithm(OnlyClassifies)
     with pytest.raises(AssertionError, match="this one classifies"):
         check_algorithm(CannotRegress)
 
 
 def test_options_are_checked() -> None:
     with pytest.raises(AssertionError, match="no option 'scail'"):
-        check_algorithm(Honest, {"scail": 2.0})
+        check_algorithm(Correct, {"scail": 2.0})
 
 
-def test_it_needs_no_test_framework() -> None:
+def test_it_does_not_import_pytest() -> None:
     program = "import sys; import metazoo.testing; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
