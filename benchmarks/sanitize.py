@@ -1,11 +1,11 @@
-"""Runs every kernel on small, odd, empty and non-contiguous inputs in every dtype and checks the answers.
+"""Run every kernel on small, odd, empty and strided inputs in every dtype, and check the answers.
 
     compute-sanitizer --tool memcheck --error-exitcode 99 python -m benchmarks.sanitize
     METAZOO_KERNELS=emulated python -m benchmarks.sanitize --device cpu
 
-Inputs are made, and answers judged, on the CPU in float64, so that little but metazoo's kernels runs on the device.
-With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is an allocation of its own, and a step beyond its end is seen.
-Prints what was checked; ends with status 1 where an answer is wrong.
+Inputs are made and answers judged on the CPU in float64, so that the device runs little besides
+metazoo's kernels. PYTORCH_NO_CUDA_MEMORY_CACHING=1 gives each tensor an allocation of its own, so
+that a step beyond its end is seen. Exits with 1 if an answer is wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from metazoo import ops
 from metazoo.kernels.loading import covers, load, status
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-# (B, Q, N, D): one of everything, odd ones, either side of 32, and each dimension empty.
+# (B, Q, N, D): one of each, odd sizes, sizes on both sides of 32, and each dimension empty.
 SHAPES = [
     (1, 1, 1, 1),
     (2, 3, 5, 7),
@@ -37,12 +37,14 @@ SHAPES = [
     (2, 3, 4, 0),
 ]
 LAYOUTS = ("contiguous", "transposed", "sliced", "expanded")
-# Shapes of one task's tensors; the last holds none of its numbers.
+# Shapes of one task's tensors; the last tensor is empty.
 TENSORS = [[(3,)], [(5, 1, 3, 3), (5,), (1,)], [(64, 3), (129,), (2, 2), (0,)]]
+# Momentum, weight decay, norm to clip to.
+EXTRAS = [(0.0, 0.0, None), (0.9, 0.0, None), (0.9, 0.1, 0.5)]
 
 
 class Check:
-    """Compares answers, and remembers the wrong ones."""
+    """Compares answers with those in float64, and keeps the wrong ones."""
 
     def __init__(self, device: str):
         self.device = torch.device(device)
@@ -50,247 +52,186 @@ class Check:
         self.wrong: list[str] = []
 
     def close(self, label: str, got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-        """Compare with an answer in float64, relative to the largest number in it."""
         self.done += 1
         if got.shape != expected.shape:
-            self.wrong.append(
-                f"{label}: the shape is {tuple(got.shape)}, not {tuple(expected.shape)}"
-            )
+            self.wrong.append(f"{label}: shape {tuple(got.shape)}, not {tuple(expected.shape)}")
         elif got.numel():
-            error = (
-                got.detach().cpu().double() - expected
-            ).abs().max() / expected.abs().max().clamp_min(1e-3)
+            off = (got.detach().cpu().double() - expected.detach()).abs().max()
+            error = off / expected.abs().max().clamp_min(1e-3)
             if not error <= TOLERANCE[dtype]:
                 self.wrong.append(f"{label}: off by {error:.1e}")
 
-    def runs(self, label: str, test: Callable[[], None]) -> None:
-        """Run a test; that it raises is an answer, too, and a wrong one."""
+    def run(self, label: str, test: Callable[[str], None]) -> None:
+        """Run a test; an exception counts as a wrong answer. After a fault, the first one matters."""
         try:
-            test()
+            test(label)
         except Exception as error:
-            # After a fault of the device every further call raises: the first line of all is the one to read.
-            self.wrong.append(
-                f"{label}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-            )
+            first = (str(error).splitlines() or [""])[0][:200]
+            self.wrong.append(f"{label}: {type(error).__name__}: {first}")
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
 
 
 def laid_out(layout: str, *shape: int) -> Tensor:
     """Return random numbers (float64) of a shape, in memory as the layout says."""
     if layout == "transposed":
-        return torch.randn(*shape[:-2], shape[-1], shape[-2], dtype=torch.float64).mT
+        return normal(*shape[:-2], shape[-1], shape[-2]).mT
     if layout == "sliced":
-        return torch.randn(*(2 * size + 1 for size in shape), dtype=torch.float64)[
-            tuple(slice(1, None, 2) for _ in shape)
-        ]
-    if layout == "expanded":
-        return torch.randn(1, *shape[1:], dtype=torch.float64).expand(shape)
-    return torch.randn(*shape, dtype=torch.float64)
+        return normal(*(2 * size + 1 for size in shape))[tuple(slice(1, None, 2) for _ in shape)]
+    return normal(1, *shape[1:]).expand(shape) if layout == "expanded" else normal(*shape)
 
 
 def on(device: torch.device, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a leaf with the strides of x on the device, and what it holds in float64."""
-    moved = (
-        torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device)
-        if 0 not in x.shape
-        else x.to(device, dtype)
-    )
-    if 0 in x.stride():
+    """Return a leaf with the strides of x on the device, and its values in float64."""
+    if 0 in x.shape:
+        moved = x.to(device, dtype)
+    elif 0 in x.stride():
         moved = x[:1].to(device, dtype).expand(x.shape)
     else:
-        moved.copy_(x)
-    return (
-        moved.detach().requires_grad_(),
-        moved.detach().cpu().double().contiguous().requires_grad_(),
-    )
+        moved = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=device).copy_(x)
+    wide = moved.detach().cpu().double().contiguous()
+    return moved.detach().requires_grad_(), wide.requires_grad_()
+
+
+def compare(
+    check: Check, dtype: torch.dtype, label: str, ours: Callable[..., Tensor],
+    exact: Callable[..., Tensor], *pairs: tuple[Tensor, Tensor],
+) -> None:  # fmt: skip
+    """Check an operator's answer without derivatives, and the gradients of a weighted sum of it."""
+    own, wide = zip(*pairs)
+    expected = exact(*wide)
+    with torch.no_grad():
+        check.close(label, ours(*own), expected, dtype)
+    weight = torch.rand(expected.shape, dtype=torch.float64)
+    got = ours(*own)
+    slopes = torch.autograd.grad((got * weight.to(got)).sum(), own)
+    for name, slope, true in zip(
+        "xy", slopes, torch.autograd.grad((expected * weight).sum(), wide)
+    ):
+        check.close(f"{label}, gradient of {name}", slope, true, dtype)
 
 
 def exact_distances(x: Tensor, y: Tensor) -> Tensor:
     return (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
 
 
-def exact_loss(x: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(-exact_distances(x, y).flatten(0, 1), target.flatten())
-
-
 def distances(check: Check) -> None:
-    """Distances, and their gradients where the answer is used."""
-    for dtype, shape, layout in itertools.product(TOLERANCE, SHAPES, LAYOUTS):
-        b, q, n, d = shape
-        label = f"pairwise_sqdist {dtype} {shape} {layout}"
+    """Check distances and their gradients."""
+    for dtype, (b, q, n, d), layout in itertools.product(TOLERANCE, SHAPES, LAYOUTS):
 
-        def test(b=b, q=q, n=n, d=d, layout=layout, dtype=dtype, label=label) -> None:
-            x, wide_x = on(check.device, laid_out(layout, b, q, d), dtype)
-            y, wide_y = on(check.device, laid_out(layout, b, n, d), dtype)
-            with torch.no_grad():
-                check.close(
-                    label,
-                    ops.pairwise_sqdist(x, y),
-                    exact_distances(wide_x, wide_y).detach(),
-                    dtype,
-                )
-            got, expected = ops.pairwise_sqdist(x, y), exact_distances(wide_x, wide_y)
-            weight = torch.rand(expected.shape, dtype=torch.float64)
-            gradients = torch.autograd.grad((got * weight.to(got)).sum(), (x, y))
-            for name, ours, theirs in zip(
-                "xy", gradients, torch.autograd.grad((expected * weight).sum(), (wide_x, wide_y))
-            ):
-                check.close(f"{label}, gradient of {name}", ours, theirs, dtype)
+        def test(label: str, b=b, q=q, n=n, d=d, layout=layout, dtype=dtype) -> None:
+            pairs = [on(check.device, laid_out(layout, b, size, d), dtype) for size in (q, n)]
+            compare(check, dtype, label, ops.pairwise_sqdist, exact_distances, *pairs)
 
-        check.runs(label, test)
+        check.run(f"pairwise_sqdist {dtype} {(b, q, n, d)} {layout}", test)
 
 
 def losses(check: Check) -> None:
-    """The loss and its gradients; the mean over no queries is no number, and is left out."""
-    for dtype, shape, layout in itertools.product(TOLERANCE, SHAPES, LAYOUTS):
-        b, q, n, d = shape
-        label = f"prototypical_nll {dtype} {shape} {layout}"
+    """Check the prototypical loss and its gradients; the mean over no queries is not a number."""
+    for dtype, (b, q, n, d), layout in itertools.product(TOLERANCE, SHAPES, LAYOUTS):
 
-        def test(b=b, q=q, n=n, d=d, layout=layout, dtype=dtype, label=label) -> None:
-            # Small distances, so that no probability is all of it and gradients say something.
-            x, wide_x = on(check.device, laid_out(layout, b, q, d) * max(d, 1) ** -0.5, dtype)
-            y, wide_y = on(check.device, laid_out(layout, b, n, d) * max(d, 1) ** -0.5, dtype)
-            target = torch.randint(n, (b, q))
-            expected = exact_loss(wide_x, wide_y, target)
-            with torch.no_grad():
-                check.close(
-                    label,
-                    ops.prototypical_nll(x, y, target.to(check.device)),
-                    expected.detach(),
-                    dtype,
-                )
-            got = torch.autograd.grad(ops.prototypical_nll(x, y, target.to(check.device)), (x, y))
-            for name, ours, theirs in zip(
-                "xy", got, torch.autograd.grad(expected, (wide_x, wide_y))
-            ):
-                check.close(f"{label}, gradient of {name}", ours, theirs, dtype)
+        def test(label: str, b=b, q=q, n=n, d=d, layout=layout, dtype=dtype) -> None:
+            scale, target = max(d, 1) ** -0.5, torch.randint(n, (b, q))  # no probability is 1
+            pairs = [on(check.device, scale * laid_out(layout, b, k, d), dtype) for k in (q, n)]
+            there = target.to(check.device)
+
+            def exact(x: Tensor, y: Tensor) -> Tensor:
+                return F.cross_entropy(-exact_distances(x, y).flatten(0, 1), target.flatten())
+
+            ours = lambda x, y: ops.prototypical_nll(x, y, there)  # noqa: E731
+            compare(check, dtype, label, ours, exact, *pairs)
 
         if b and q and n:
-            check.runs(label, test)
-
-
-def rates(tasks: int, size: int) -> Iterator[tuple[str, float | Tensor]]:
-    yield "a number", 0.3
-    yield "per task", torch.rand(tasks, 1, dtype=torch.float64)
-    yield "per parameter", torch.rand(size, dtype=torch.float64)
-    yield "both", torch.rand(tasks, size, dtype=torch.float64)
+            check.run(f"prototypical_nll {dtype} {(b, q, n, d)} {layout}", test)
 
 
 def exact_update(
-    params: Tensor,
-    grads: Tensor,
-    lr: float | Tensor,
-    velocity: Tensor,
-    momentum: float,
-    decay: float,
-    max_norm: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Return what `torch.optim.SGD` does after the gradient of each task is clipped to a norm."""
+    params: Tensor, grads: Tensor, lr: float | Tensor, velocity: Tensor,
+    momentum: float, decay: float, max_norm: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return what torch.optim.SGD does after each task's gradient is clipped to a norm."""
     if max_norm is not None:
         norm = grads.norm(dim=-1, keepdim=True)
         grads = grads * (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    grads = grads + decay * params
-    velocity = momentum * velocity + grads
+    velocity = momentum * velocity + grads + decay * params
     return params - lr * velocity, velocity
 
 
 def updates(check: Check) -> None:
-    """Inner steps: gradients flat and in lists, every kind of rate, with and without momentum, decay and clipping."""
-    extras = [(0.0, 0.0, None), (0.9, 0.0, None), (0.9, 0.1, 0.5)]
-    for dtype, tasks, shapes, (momentum, decay, norm) in itertools.product(
-        TOLERANCE, (1, 3, 0), TENSORS, extras
-    ):
-        pieces = [torch.randn(tasks, *shape, dtype=torch.float64) for shape in shapes]
-        size = sum(
-            p[:1].numel() if tasks else torch.Size(shape).numel()
-            for p, shape in zip(pieces, shapes)
-        )
-        for kind, lr in rates(tasks, size):
-            if dtype != torch.float32 and kind in ("per task", "per parameter"):
-                continue  # the rate's shape and the type are handled apart
-            label = f"sgd_update {dtype}, {tasks} tasks of {size}, rate {kind}, momentum {momentum}, decay {decay}, norm {norm}"
-            check.runs(label, lambda p=pieces, lr=lr, m=momentum, w=decay, n=norm, d=dtype, label=label: _update(
-                check, label, d, p, lr, m, w, n
-            ))  # fmt: skip
-
-
-def _update(
-    check: Check, label: str, dtype: torch.dtype, pieces: Sequence[Tensor], lr: float | Tensor, momentum: float, decay: float,
-    max_norm: float | None,
-) -> None:  # fmt: skip
-    """Check the update that is given the gradients flat, in pieces and in strided pieces, and the same in place."""
-    tasks = len(pieces[0])
-    moved = [p.to(check.device, dtype) for p in pieces]
-    flat = torch.cat([p.flatten(1) for p in moved], 1)
-    start, speed = (
-        torch.randn(flat.shape, dtype=torch.float64).to(check.device, dtype) for _ in range(2)
-    )
-    rate = lr.to(check.device, dtype) if isinstance(lr, Tensor) else lr
-    wide_rate = rate.cpu().double() if isinstance(rate, Tensor) else rate
-    wide = [t.cpu().double() for t in (start, flat, speed)]
-    expected, expected_speed = exact_update(
-        wide[0], wide[1], wide_rate, wide[2], momentum, decay, max_norm
-    )
-    strided = [torch.stack([p, p], -1)[..., 0] for p in moved]
-    options = {"weight_decay": decay, "max_norm": max_norm}
-    for how, grads in (("flat", flat), ("list", moved), ("strided list", strided)):
-        if momentum:
-            got, got_speed = ops.sgd_update(
-                start, grads, rate, velocity=speed, momentum=momentum, **options
+    """Check inner steps with every kind of rate, momentum, weight decay and clipping."""
+    for dtype, tasks, shapes, extra in itertools.product(TOLERANCE, (1, 3, 0), TENSORS, EXTRAS):
+        size = sum(torch.Size(shape).numel() for shape in shapes)
+        rates = {"number": 0.3, "per task and parameter": torch.rand(tasks, size)}
+        if dtype == torch.float32:  # the rate's shape and the dtype are handled separately
+            rates |= {"per task": torch.rand(tasks, 1), "per parameter": torch.rand(size)}
+        for kind, rate in rates.items():
+            label = f"sgd_update {dtype}, {tasks} tasks of {size}, rate {kind}, {extra}"
+            pieces = [normal(tasks, *shape).to(check.device, dtype) for shape in shapes]
+            check.run(
+                label, lambda label, p=pieces, r=rate, e=extra: update(check, label, p, r, *e)
             )
-            check.close(f"{label}, {how}, velocity", got_speed, expected_speed, dtype)
-        else:
-            got = ops.sgd_update(start, grads, rate, **options)
-            expected = exact_update(
-                wide[0], wide[1], wide_rate, torch.zeros_like(wide[2]), 0.0, decay, max_norm
-            )[0]
-        check.close(f"{label}, {how}", got, expected, dtype)
+
+
+def update(
+    check: Check, label: str, pieces: list[Tensor], lr: float | Tensor,
+    momentum: float, decay: float, max_norm: float | None,
+) -> None:  # fmt: skip
+    """Check a step given its gradients flat, in pieces and in strided pieces, and the same in place."""
+    flat, dtype = torch.cat([p.flatten(1) for p in pieces], 1), pieces[0].dtype
+    start, speed = (normal(*flat.shape).to(flat) for _ in range(2))
+    rate = lr.to(flat) if isinstance(lr, Tensor) else lr
+    wide = [t.cpu().double() if isinstance(t, Tensor) else t for t in (start, flat, rate, speed)]
+    wide[3] = wide[3] if momentum else torch.zeros_like(wide[3])
+    expected, expected_speed = exact_update(*wide, momentum, decay, max_norm)
+    options = {"weight_decay": decay, "max_norm": max_norm}
+    strided = [torch.stack([p, p], -1)[..., 0] for p in pieces]
+    for how, grads in (("flat", flat), ("list", pieces), ("strided list", strided)):
         own, own_speed = start.clone(), speed.clone()
+        more, in_place = (
+            {"momentum": momentum, "velocity": v} if momentum else {} for v in (speed, own_speed)
+        )
+        got = ops.sgd_update(start, grads, rate, **more, **options)
         with torch.no_grad():
-            more = {"velocity": own_speed, "momentum": momentum} if momentum else {}
-            ops.sgd_update_(own, grads, rate, **more, **options)
-        check.close(f"{label}, {how}, in place", own, expected, dtype)
+            ops.sgd_update_(own, grads, rate, **in_place, **options)
         if momentum:
+            got, got_speed = got
+            check.close(f"{label}, {how}, velocity", got_speed, expected_speed, dtype)
             check.close(f"{label}, {how}, velocity in place", own_speed, expected_speed, dtype)
-    if tasks == 1 and not isinstance(lr, Tensor) and not momentum:
-        # One task's parameters alone, (P,).
-        got = ops.sgd_update(start[0], [p[0] for p in moved], rate, **options)
+        check.close(f"{label}, {how}", got, expected, dtype)
+        check.close(f"{label}, {how}, in place", own, expected, dtype)
+    if len(flat) == 1 and not isinstance(lr, Tensor) and not momentum:
+        got = ops.sgd_update(start[0], [p[0] for p in pieces], rate, **options)
         check.close(f"{label}, without a task dimension", got, expected[0], dtype)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
+    device = parser.parse_args().device
+    if device == "cuda" and not torch.cuda.is_available():
         print(
-            "error: there is no CUDA device\nhint: --device cpu with METAZOO_KERNELS=emulated",
+            "error: there is no CUDA device\nhint: use --device cpu with METAZOO_KERNELS=emulated",
             file=sys.stderr,
         )
         return 1
-    if covers(options.device) and not load():
-        print(
-            "error: the kernels are not loaded, so there is nothing to check\nhint: see the warning above",
-            file=sys.stderr,
-        )
+    if covers(device) and not load():
+        print("error: the kernels did not load\nhint: the warning above says why", file=sys.stderr)
         return 1
     found = status()
-    print(
-        f"kernels: {found.mode}, {found.origin if found.loaded and covers(options.device) else 'plain PyTorch'}",
-        flush=True,
-    )
+    origin = found.origin if found.loaded and covers(device) else "plain PyTorch"
+    print(f"kernels: {found.mode}, {origin}", flush=True)
     torch.manual_seed(0)
-    check = Check(options.device)
+    check = Check(device)
     for part in (distances, losses, updates):
-        before, wrong = check.done, len(check.wrong)
+        done, wrong = check.done, len(check.wrong)
         part(check)
-        print(
-            f"{part.__name__}: {check.done - before} answers checked, {len(check.wrong) - wrong} wrong",
-            flush=True,
-        )
-    for line in check.wrong[:40]:
-        print(f"WRONG {line}")
+        done, wrong = check.done - done, len(check.wrong) - wrong
+        print(f"{part.__name__}: {done} answers checked, {wrong} wrong", flush=True)
+    print("\n".join(f"WRONG {line}" for line in check.wrong[:40]))
     return 1 if check.wrong or not check.done else 0
 
 
