@@ -9,8 +9,8 @@ from collections.abc import Iterable
 class MetazooError(Exception):
     """Base of metazoo's errors.
 
-    `message` says what is wrong, `hint` what to do next. The command line prints both and exits with `exit_code`: 2 for a
-    user's mistake, 1 for a failure.
+    `message` says what is wrong, `hint` what to do next. The command line prints both and exits
+    with `exit_code`: 2 for a user's mistake, 1 for a failure.
     """
 
     exit_code = 2
@@ -29,7 +29,7 @@ class UnknownNameError(MetazooError):
 
 
 class OptionError(MetazooError):
-    """An option is missing or invalid, an output already exists, or a Config is declared wrongly."""
+    """An option is missing or invalid, an output exists already, or a Config is invalid."""
 
 
 class PluginError(MetazooError):

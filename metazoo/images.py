@@ -46,7 +46,7 @@ def is_image(name: str) -> bool:
 
 
 def check_input_format(values: Any) -> dict[str, Any]:
-    """Return `input_format`, which is empty or holds the arguments of `decode`. Raises ValueError."""
+    """Return `input_format`: empty, or the arguments of `decode`. Raises ValueError."""
     kinds = {"size": int, "channels": int, "invert": bool}
     if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} not in (
         {},
@@ -68,8 +68,8 @@ def decode(
 ) -> Tensor:
     """Return an image as a uint8 tensor of shape (channels, size, size).
 
-    The whole image is resized with a Lanczos filter; its aspect ratio changes. Transparent pixels become white, the EXIF
-    orientation is applied, and of an animation the first frame is taken.
+    The whole image is resized with a Lanczos filter; its aspect ratio changes. Transparent pixels
+    become white, the EXIF orientation is applied, and of an animation the first frame is taken.
 
     Args:
         source: a file's contents, its path, or a Pillow image
@@ -79,7 +79,8 @@ def decode(
         name: what errors call the image
 
     Raises:
-        DataError: the file is missing, damaged or not an image, or has more pixels than `Image.MAX_IMAGE_PIXELS` of Pillow
+        DataError: the file is missing, damaged or not an image, or has more pixels than Pillow's
+            `Image.MAX_IMAGE_PIXELS`
     """
     if channels not in (1, 3):
         raise OptionError(

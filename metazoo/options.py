@@ -4,7 +4,8 @@
     class Config(metazoo.Config):
         inner_lr: Annotated[float, "step size of the inner loop", Range(0)] = 0.4
 
-The command line, `--help`, the metadata of checkpoints and the tables of the docs read them from such a class.
+The command line, `--help`, the metadata of checkpoints and the tables of the docs read them from
+such a class.
 """
 
 from __future__ import annotations
@@ -105,10 +106,11 @@ class Option:
 def read(config: type) -> list[Option]:
     """Return the options that a Config class declares.
 
-    Raises OptionError if a field has no default, a default that is not allowed, or a type that is not int, float, bool, str, a
-    Literal of strings, or one of these with None.
+    Raises OptionError if a field has no default, a default that is not allowed, or a type that is
+    not int, float, bool, str, a Literal of strings, or one of these with None.
     """
-    # A subclass that is not decorated inherits its parent's attributes, but its own fields would be missing.
+    # A subclass that is not decorated inherits its parent's attributes, but its own fields would be
+    # missing.
     decorated = isinstance(config, type) and "__dataclass_fields__" in vars(config)
     if not decorated or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         name = getattr(config, "__qualname__", repr(config))

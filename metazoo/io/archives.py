@@ -28,10 +28,10 @@ _UNSAFE_HINT = "do not trust this archive; get it from its publisher"
 
 
 class Tree:
-    """The files in a directory or a zip archive, as sorted tuples of the parts of their relative paths.
+    """The files in a directory or a zip archive, as sorted tuples of the parts of their paths.
 
-    `folders` holds every folder, also empty ones. Hidden files and macOS's `__MACOSX` are left out. Links in a directory are
-    followed. Open one with `open_tree`, in a `with` statement.
+    `folders` holds every folder, also empty ones. Hidden files and macOS's `__MACOSX` are left out.
+    Links in a directory are followed. Open one with `open_tree`, in a `with` statement.
     """
 
     def __init__(self, path: Path, files: list[Parts], folders: set[Parts]):
@@ -55,15 +55,16 @@ class Tree:
         raise NotImplementedError
 
     def stamp(self, parts: Parts) -> str:
-        """Return a text that changes with a file: its size and time, or its checksum in an archive."""
+        """Return a text that changes with a file: its size and time, or in an archive its CRC."""
         raise NotImplementedError
 
 
 def open_tree(path: Path) -> Tree:
     """Return the files of a directory or zip archive.
 
-    Raises DataError if the path is neither, or if the archive is truncated, is larger than MAX_MEMBERS members or MAX_TOTAL
-    bytes, or has an unsafe member: a path outside of the archive, a link, or an encrypted file.
+    Raises DataError if the path is neither, or if the archive is truncated, is larger than
+    MAX_MEMBERS members or MAX_TOTAL bytes, or has an unsafe member: a path outside of the archive,
+    a link, or an encrypted file.
     """
     if path.is_dir():
         return _Directory(path)
@@ -106,7 +107,7 @@ class _Directory(Tree):
         super().__init__(path, list(self.sizes), self._folders)
 
     def _walk(self, path: Path, parts: Parts, above: tuple[str, ...]) -> None:
-        """Record the files below a folder; `above` are the real paths of the folders that it lies in."""
+        """Record the files below a folder; `above` are the real paths of its parents."""
         with os.scandir(path) as entries:
             for entry in entries:
                 inner = (*parts, entry.name)

@@ -25,8 +25,8 @@ ATTEMPTS = 3
 class DownloadMessages:
     """How a failed download is reported.
 
-    `error` is the exception to raise. `by_hand` is the hint on how to get the file without a download, `wrong_file` the
-    hint on what to do if the server offers another file.
+    `error` is the exception to raise. `by_hand` is the hint on how to get the file without a
+    download, `wrong_file` the hint on what to do if the server offers another file.
     """
 
     error: type[MetazooError]
@@ -42,10 +42,11 @@ def fetch(
     messages: DownloadMessages,
     size: int | None = None,
 ) -> None:
-    """Download a file to `destination`, which appears only when it is complete and its checksum is right.
+    """Download a file to `destination`, which appears only when it is complete and checked.
 
-    `algorithm` is "md5" or "sha256". An interrupted download stays in `*.part`, and the next call resumes it. A file at the
-    destination with another checksum is replaced. Downloads of more than `size` bytes are refused.
+    `algorithm` is "md5" or "sha256". An interrupted download stays in `*.part`, and the next call
+    resumes it. A file at the destination with another checksum is replaced. Downloads of more than
+    `size` bytes are refused.
 
     Raises `messages.error` if the download fails or the checksum is wrong.
     """
@@ -72,7 +73,7 @@ def wrong_checksum(
 
 
 def read(url: str, limit: int, messages: DownloadMessages) -> bytes:
-    """Return the contents of a URL. Raises `messages.error` if it fails or has more than `limit` bytes."""
+    """Return the contents of a URL. Raises `messages.error` on failure or above `limit` bytes."""
     with _reported(url, None, messages), _open(urllib.request.Request(url)) as response:
         expected = response.headers.get("Content-Length")
         data: bytes = response.read(limit + 1)

@@ -65,9 +65,9 @@ def read_verified(path: Path, sha256: str) -> bytes | None:
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Lock a folder for this process.
 
-    If another process holds the lock, wait for it, or raise BlockingIOError if `wait` is false. The operating system
-    locks the file `.lock` and releases it when the process ends. On Windows, and on network file systems without
-    locks, nothing is locked.
+    If another process holds the lock, wait for it, or raise BlockingIOError if `wait` is false. The
+    operating system locks the file `.lock` and releases it when the process ends. On Windows, and
+    on network file systems without locks, nothing is locked.
     """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -89,7 +89,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, hint: str) -> Any:
-    """Return the value in a JSON file. Raises CheckpointError, with `hint` if the file is damaged."""
+    """Return the value in a JSON file. Raises CheckpointError; `hint` is for a damaged file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

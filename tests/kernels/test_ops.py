@@ -468,7 +468,7 @@ import torch
 from torch.func import grad
 from metazoo import ops
 
-ops.FEW = 0  # so that distances this small reach the operator as well
+ops.SMALL = 0  # so that distances this small reach the operator as well
 x, y = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
 target = torch.zeros(2, 3, dtype=torch.int64)
 
