@@ -24,7 +24,7 @@ from metazoo.io.archives import Parts, Tree, digest, open_tree
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.episode import Episode, TaskSource
 from metazoo.tasks.examples import Examples
-from metazoo.tasks.random import distinct, random_rows
+from metazoo.tasks.random import choose_distinct, random_words_batch
 from metazoo.tasks.sampler import EpisodeSampler
 
 DRAWERS = 20
@@ -130,6 +130,7 @@ class Omniglot(ClassDataset):
             "https://github.com/brendenlake/omniglot/raw/master/python"
         )
 
+    config: Config
     local_options = ("root", "url")
     training_options = ("mirrored", "train_on_val")
     licence = "MIT"
@@ -211,11 +212,11 @@ class _WithinAlphabet(EpisodeSampler):
             )
 
     def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        words = random_rows(
+        words = random_words_batch(
             self.seed, first, count, 1 + self.ways * (1 + self.shots + self.queries)
         )
         groups = [self._groups[word % len(self._groups)] for word in words[:, 0].tolist()]
-        chosen = distinct(words[:, 1 : 1 + self.ways], np.array([len(group) for group in groups]))
+        chosen = choose_distinct(words[:, 1 : 1 + self.ways], np.array([len(group) for group in groups]))
         classes = np.stack([np.array(group)[c] for group, c in zip(groups, chosen)])
         return classes, self.choose_examples(words[:, 1 + self.ways :], classes)
 

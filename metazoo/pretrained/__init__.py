@@ -1,4 +1,4 @@
-"""The pretrained models that come with metazoo: weights as safetensors, each with its card as JSON."""
+"""Models pretrained by metazoo: for each one, weights as safetensors and a model card as JSON."""
 
 from __future__ import annotations
 

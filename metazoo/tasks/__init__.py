@@ -1,1 +1,1 @@
-"""What a task is, and how it is drawn."""
+"""Tasks, and how they are drawn from examples."""

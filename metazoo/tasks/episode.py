@@ -1,4 +1,4 @@
-"""What a task is: support and query examples, and the shapes an algorithm needs to know."""
+"""Tasks as tensors: support and query examples, and the shapes that an algorithm is built for."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What an algorithm must know of its tasks before it is built.
+    """The facts about its tasks that an algorithm needs when it is built.
 
-    `input_shape` is the shape of one example, `outputs` the ways of a training task or, in regression, the size of one
-    target, `classes` the number of base classes in the training split (0 where there are none).
+    Attributes:
+        input_shape: shape of one example.
+        outputs: ways of a training task; in regression, the size of one target.
+        classes: number of base classes in the training split, or 0 if it has no classes.
+        regression: whether targets are floats.
     """
 
     input_shape: tuple[int, ...]
@@ -26,10 +29,11 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Episode:
-    """One or more tasks of equal size, the task dimension first.
+    """A batch of tasks of equal size.
 
-    Shapes: `support_x` (B, S, *), `support_y` (B, S), `query_x` (B, Q, *), `query_y` (B, Q). Labels are int64 in
-    [0, ways), and every class has at least one support example; in regression targets are float, (B, S, D) and (B, Q, D).
+    For B tasks, the shapes are `support_x` (B, S, *), `support_y` (B, S), `query_x` (B, Q, *) and
+    `query_y` (B, Q). Labels are int64 in [0, ways), and every class has at least one support
+    example. In regression, targets are floats of shape (B, S, D) and (B, Q, D).
     """
 
     support_x: Tensor
@@ -41,21 +45,23 @@ class Episode:
         return len(self.support_x)
 
     def __getitem__(self, tasks: slice) -> Episode:
-        """Return some of the tasks; all of them are the episode itself, whose labels on a GPU may have been read."""
-        return (
-            self
-            if tasks.indices(len(self)) == (0, len(self), 1)
-            else Episode(*(t[tasks] for t in vars(self).values()))
-        )
+        """Return some of the tasks as an episode."""
+        if tasks.indices(len(self)) == (0, len(self), 1):
+            # The same tensors, because `ways_of` remembers what it read from labels on a GPU.
+            return self
+        return Episode(*(tensor[tasks] for tensor in vars(self).values()))
 
     def to(self, device: torch.device | str) -> Episode:
         """Return the same tasks on a device."""
-        return Episode(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+        return Episode(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Labelled examples of the base classes, for ordinary classification: `x` (N, *), `y` (N,) int64 in [0, classes)."""
+    """Labelled examples of the base classes, for ordinary classification.
+
+    Shapes: `x` (N, *), `y` (N,). Labels are int64 in [0, classes).
+    """
 
     x: Tensor
     y: Tensor
@@ -66,27 +72,30 @@ class Batch:
 
 
 class TaskSource(Protocol):
-    """An endless numbered supply of tasks; one that is drawn from classes may have their `names`, a tuple."""
+    """An endless, numbered supply of tasks.
+
+    A source that draws its tasks from classes may list them in an attribute `names`, a tuple.
+    """
 
     def draw(self, first: int, count: int) -> Episode:
         """Return the tasks first, first + 1, ..., first + count - 1."""
         ...
 
 
-# What was read from labels that lie on a GPU, and which version of them it was.
-_ways_read: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# For labels on a GPU: the version of the tensor that was read, and its number of ways.
+_known_ways: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def ways_of(support_y: Tensor) -> int:
-    """Return the number of classes in a batch of tasks, from its support labels (B, S).
+    """Return the number of classes in a batch of tasks, given its support labels (B, S).
 
-    Labels on a GPU are read once, for as long as they are not changed: reading waits for all that the GPU has still to do, and
-    cannot be part of a CUDA graph.
+    Labels on a GPU are read once and again only after they change. Reading them waits until the GPU
+    has finished its work, and is not possible inside a CUDA graph.
     """
     if not support_y.is_cuda or support_y.is_inference():
         return int(support_y.max()) + 1
-    version, ways = _ways_read.get(support_y, (None, 0))
+    version, ways = _known_ways.get(support_y, (None, 0))
     if version != support_y._version:
         ways = int(support_y.max()) + 1
-        _ways_read[support_y] = support_y._version, ways
+        _known_ways[support_y] = support_y._version, ways
     return ways

@@ -1,4 +1,4 @@
-"""Examples grouped by class: held as one tensor, or read piece by piece."""
+"""Examples grouped by class: held in one tensor, or read piece by piece."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from metazoo.errors import DataError
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples grouped by class, held as one tensor.
+    """Examples grouped by class, held in one tensor.
 
-    `x` has shape (M, *), the examples of class 0 first, then those of class 1, ...; `counts` says how many each class
-    has, `names` what it is called. uint8 examples are images and are drawn as float32 in [0, 1]; others are drawn as they are.
+    uint8 examples are images, and are drawn as float32 in [0, 1]. Other types are drawn unchanged.
+
+    Attributes:
+        x: all examples, shape (M, *): those of class 0, then those of class 1, and so on.
+        counts: number of examples of each class.
+        names: name of each class.
+        title: name of the data in error messages.
+
+    Raises DataError if the lengths of `x`, `counts` and `names` do not agree.
     """
 
     x: Tensor
@@ -28,22 +35,24 @@ class Examples:
     def __post_init__(self) -> None:
         if not (len(self.counts) == len(self.names) and sum(self.counts) == len(self.x)):
             raise DataError(
-                f"{self.title}: {len(self.x)} examples, {len(self.counts)} counts of sum {sum(self.counts)} and "
-                f"{len(self.names)} names do not belong together"
+                f"{self.title}: the lengths do not agree: {len(self.x)} examples, "
+                f"{len(self.counts)} counts that sum to {sum(self.counts)}, "
+                f"{len(self.names)} names"
             )
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""
         return replace(self, x=self.x.to(device))
 
-    def over(self, x: Tensor) -> Examples:
-        """Return the same classes with other values (features, say) for the same examples."""
+    def with_values(self, x: Tensor) -> Examples:
+        """Return the same classes with other values for each example, such as its features."""
         return replace(self, x=x)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return the examples in these rows, shape (*rows.shape, *), ready for a network."""
+        """Return the examples in these rows, ready for a network, shape (*rows.shape, *)."""
         rows = rows.to(self.x.device)
-        # index_select copies whole examples; the brackets would go through them element by element, ten times slower.
+        # index_select copies whole examples. Indexing with brackets copies single elements, which
+        # takes ten times as long.
         x = self.x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
         return as_floats(x) if x.dtype == torch.uint8 else x
 
@@ -69,10 +78,15 @@ class Examples:
 
 @dataclass(frozen=True)
 class Stream:
-    """Examples grouped by class, as `Examples` has them, but read piece by piece.
+    """Examples grouped by class, as in `Examples`, but read piece by piece.
 
-    `read(first, last)` returns those in rows first, ..., last - 1, shape (last - first, *), all of one type and shape.
-    `digest()` returns a text that changes when the examples do.
+    Attributes:
+        read: `read(first, last)` returns the rows first, ..., last - 1, shape (last - first, *).
+            All rows have the same type and shape.
+        counts: number of examples of each class.
+        names: name of each class.
+        title: name of the data in error messages.
+        digest: `digest()` returns a string that changes when the examples change.
     """
 
     read: Callable[[int, int], Tensor]
@@ -82,16 +96,17 @@ class Stream:
     digest: Callable[[], str]
 
     def examples(self) -> Examples:
-        """Read all examples, and hold them."""
+        """Read all examples into memory."""
         return Examples(self.read(0, sum(self.counts)), self.counts, self.names, self.title)
 
 
 def as_bytes(x: Tensor) -> memoryview:
-    """Return the values of a tensor on the CPU as they lie in memory, one after another in the order of its dimensions."""
+    """Return the values of a CPU tensor as bytes in C order."""
     return x.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def as_floats(x: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 in [0, 1], the same on every device."""
-    # By a tensor: a GPU multiplies by the reciprocal of a number, which rounds otherwise than a CPU divides.
+    """Return uint8 pixels as float32 in [0, 1], with the same values on every device."""
+    # The divisor is a tensor: divided by a number, a GPU multiplies by the reciprocal instead,
+    # which rounds differently from the CPU's division.
     return x.float().div_(torch.full((), 255.0, device=x.device))

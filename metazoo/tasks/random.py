@@ -1,29 +1,35 @@
-"""Random numbers that are a pure function of (seed, i), and choices made from them, many tasks at a time.
+"""Random words and choices that are pure functions of (seed, i), computed by numpy on the CPU.
 
-Random numbers come as raw 64-bit words from Philox (Salmon et al. 2011), keyed by (seed, i), and are turned into choices here:
-the words are fixed by the algorithm's definition, whereas numpy's higher functions may change between releases.
+The words come from Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"),
+whose definition fixes them. They are turned into choices here, because numpy's higher-level
+functions may change between releases.
+
+`random_on_gpu` makes the same choices with torch on a GPU; the CPU keeps this version because numpy
+chooses several times faster there (docs/performance.md).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Up to so many times as many numbers as are chosen, laying them all out is quicker than sorting out which ones matter.
-LAID_OUT = 4
+# Up to this many candidates for each number chosen, storing all candidates is faster than storing
+# only the places that change.
+FULL_SHUFFLE_RATIO = 4
 
 
 def random_words(seed: int, i: int, count: int) -> np.ndarray:
-    """Return `count` uniform 64-bit words, a pure function of (seed, i)."""
-    return random_rows(seed, i, 1, count)[0]
+    """Return `count` uniform 64-bit words, uint64 (count,), a pure function of (seed, i)."""
+    return random_words_batch(seed, i, 1, count)[0]
 
 
-def random_rows(seed: int, first: int, rows: int, count: int) -> np.ndarray:
-    """Return the words of (seed, i) for `rows` successive i, uint64 (rows, count)."""
+def random_words_batch(seed: int, first: int, rows: int, count: int) -> np.ndarray:
+    """Return the words of `rows` successive numbers i, uint64 (rows, count)."""
     philox = np.random.Philox(key=np.array([seed, first], dtype=np.uint64))
     state = philox.state
     words = np.empty((rows, count), np.uint64)
     for row in range(rows):
-        # A new key in an old generator: a new generator costs several times as much.
+        # One generator gets a new key for each row: creating a new generator costs several times as
+        # much.
         state["state"]["key"][1] = first + row
         philox.state = state
         words[row] = philox.random_raw(count)
@@ -31,41 +37,65 @@ def random_rows(seed: int, first: int, rows: int, count: int) -> np.ndarray:
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """Return uniform doubles in [0, 1) with 53 bits, one a word."""
+    """Return one uniform double in [0, 1) with 53 random bits for each word."""
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-def distinct(words: np.ndarray, n: int | np.ndarray) -> np.ndarray:
-    """Return for every row of words (R, k) k different numbers of range(n), in random order, as int64 (R, k).
+def choose_distinct(words: np.ndarray, n: int | np.ndarray) -> np.ndarray:
+    """Return k distinct numbers of range(n) in random order for each row of words (R, k).
 
-    `n` may be a number a row, (R,). A Fisher-Yates shuffle of the first k places that, where n is large, keeps only what they
-    and the places they are exchanged with hold, so that the cost does not grow with n. The bias of `word % n` is below
+    The algorithm is a Fisher-Yates shuffle that stops after k steps. For large n it stores only the
+    places that change, so that its cost does not grow with n. The bias of `word % n` is below
     n / 2**64.
+
+    Args:
+        words: uniform words, uint64 (R, k).
+        n: number of candidates, the same for all rows or one for each row, (R,).
+
+    Returns:
+        int64 (R, k).
     """
     rows, k = words.shape
     n = np.broadcast_to(np.asarray(n), (rows,))
     steps = np.arange(k)
     left = n[:, None] - steps  # (R, k)
-    taken = steps + (words % left.astype(np.uint64)).astype(
-        np.int64
-    )  # (R, k): the place that step j exchanges with j
+    # Step j swaps place j with place partner[:, j].
+    partner = steps + (words % left.astype(np.uint64)).astype(np.int64)  # (R, k)
     largest = int(n.max(initial=0))
-    if largest <= LAID_OUT * k:
-        held, where = np.tile(np.arange(largest), (rows, 1)), taken
-    else:
-        # A place beyond the first k is held where the first step that takes it left it.
-        order = taken.argsort(1, kind="stable")
-        ordered = np.take_along_axis(taken, order, 1)
-        new = np.ones((rows, k), bool)
-        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        earliest = np.maximum.accumulate(np.where(new, steps, 0), 1)
-        first = np.empty_like(taken)
-        np.put_along_axis(first, order, np.take_along_axis(order, earliest, 1), 1)
-        held = np.concatenate([np.broadcast_to(steps, (rows, k)), taken], 1)  # (R, 2k)
-        where = np.where(taken < k, taken, k + first)
-    starts, values = held.shape[1] * np.arange(rows), held.reshape(-1)
+    if largest <= FULL_SHUFFLE_RATIO * k:
+        return _swap(np.tile(np.arange(largest), (rows, 1)), partner)
+    return _swap(*_touched_places(partner))
+
+
+def _touched_places(partner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the contents of the places that a shuffle touches, and each partner's column in them.
+
+    The contents have shape (R, 2k). The first k columns are the places 0, ..., k - 1. Column k + j
+    is the partner of step j if that lies beyond them and no earlier step has the same partner. The
+    columns of the partners have shape (R, k).
+    """
+    rows, k = partner.shape
+    steps = np.arange(k)
+    order = partner.argsort(1, kind="stable")
+    ordered = np.take_along_axis(partner, order, 1)
+    is_new = np.ones((rows, k), bool)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    earliest = np.maximum.accumulate(np.where(is_new, steps, 0), 1)
+    first_step = np.empty_like(partner)
+    np.put_along_axis(first_step, order, np.take_along_axis(order, earliest, 1), 1)
+    contents = np.concatenate([np.broadcast_to(steps, (rows, k)), partner], 1)
+    return contents, np.where(partner < k, partner, k + first_step)
+
+
+def _swap(contents: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """Swap column j of each row with column partner[:, j], for each j in turn.
+
+    Returns what the first k columns hold in the end, int64 (R, k).
+    """
+    rows, k = partner.shape
+    starts, values = contents.shape[1] * np.arange(rows), contents.reshape(-1)
     chosen = np.empty((k, rows), np.int64)
-    for j, places in enumerate(np.ascontiguousarray(where.T) + starts):
+    for j, places in enumerate(np.ascontiguousarray(partner.T) + starts):
         chosen[j] = values[places]
         values[places] = values[starts + j]
     return chosen.T

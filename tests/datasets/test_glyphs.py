@@ -25,7 +25,7 @@ def accuracy(model: ProtoNet, examples: metazoo.Examples, episodes: int) -> floa
         z = torch.cat(
             [model.embed(examples.take(rows)) for rows in torch.arange(len(examples.x)).split(400)]
         )
-        task = EpisodeSampler(examples.over(z), ways=5, shots=1, queries=15, seed=7).draw(
+        task = EpisodeSampler(examples.with_values(z), ways=5, shots=1, queries=15, seed=7).draw(
             0, episodes
         )
         right = (

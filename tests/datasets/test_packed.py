@@ -88,7 +88,7 @@ def test_moving_loads_nothing(packed_glyphs: Path) -> None:
     data.move("meta")
     assert data.split("train") is before
     assert before.to("cpu") is before
-    assert type(before.over(torch.zeros(len(before.x), 3))) is Examples
+    assert type(before.with_values(torch.zeros(len(before.x), 3))) is Examples
     assert before.to("meta").x.device.type == "meta"
 
 

@@ -1,4 +1,4 @@
-"""Task i is a pure function of (seed, i), and a task is what it says."""
+"""Tasks and batches are pure functions of (seed, i) and have the promised contents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metazoo.tasks.sampler import BatchSampler, EpisodeSampler
 
 
 def numbered(*counts: int) -> Examples:
-    """Example number n holds n."""
+    """Return examples whose value is their row number."""
     x = torch.arange(sum(counts), dtype=torch.float32).unsqueeze(1)
     return Examples(x, counts, tuple(f"class{c}" for c in range(len(counts))), "numbers")
 
@@ -32,7 +32,7 @@ def sampler(seed: int = 0) -> EpisodeSampler:
 
 
 def chosen(tasks: EpisodeSampler, i: int) -> tuple[list[int], list[list[int]]]:
-    """The classes and rows of one task."""
+    """Return the classes and rows of one task."""
     classes, rows = tasks.choose(i, 1)
     return classes[0].tolist(), rows[0].tolist()
 
@@ -47,7 +47,7 @@ def assert_same(ours: Episode, theirs: Episode) -> None:
 
 
 def draw_tasks(numbers: list[int]) -> list[list[list[float]]]:
-    """What a worker process does; plain lists, because they travel between processes."""
+    """Draw tasks in a worker process; plain lists, because they are sent between processes."""
     return [
         [value.flatten().tolist() for value in vars(sampler(3).draw(i, 1)).values()]
         for i in numbers
@@ -71,7 +71,7 @@ def draw_tasks(numbers: list[int]) -> list[list[list[float]]]:
         ),
     ],
 )
-def test_no_release_changes_the_tasks(
+def test_tasks_are_the_same_in_every_release(
     seed: int, i: int, classes: list[int], rows: list[list[int]]
 ) -> None:
     tasks = EpisodeSampler(numbered(*[10] * 10), ways=5, shots=1, queries=2, seed=seed)
@@ -81,7 +81,7 @@ def test_no_release_changes_the_tasks(
     assert episode.query_x.flatten().tolist() == [number for row in rows for number in row[1:]]
 
 
-def test_no_release_changes_the_words_batches_and_sinusoids() -> None:
+def test_words_batches_and_sinusoids_are_the_same_in_every_release() -> None:
     assert random_words(0, 0, 2).tolist() == [213000021201967259, 4455796210202625458]
     assert random_words(7, 123, 1).tolist() == [2541573211662743663]
     assert (
@@ -122,7 +122,7 @@ def test_tasks_do_not_depend_on_the_number_of_worker_processes(workers: int) -> 
     assert [drawn[i] for i in range(20)] == draw_tasks(list(range(20)))
 
 
-def test_support_and_query_never_share_an_example_and_classes_keep_their_own() -> None:
+def test_support_and_query_are_disjoint_and_examples_belong_to_their_class() -> None:
     counts = (4, 9, 5, 7, 4, 6)
     owner = np.repeat(np.arange(len(counts)), counts)
     for seed, i in itertools.product(range(60), range(10)):
@@ -172,7 +172,7 @@ def test_labels_on_a_gpu_are_read_once_until_they_change(monkeypatch: pytest.Mon
         assert ways_of(labels.clone()) == 5
 
 
-def test_every_class_gets_every_label_and_every_example_every_place_equally_often() -> None:
+def test_labels_and_places_are_uniformly_distributed() -> None:
     tasks = EpisodeSampler(numbered(*[6] * 10), ways=5, shots=1, queries=2, seed=0)
     labels, places = np.zeros((10, 5)), np.zeros((60, 3))
     count = 6000
@@ -181,14 +181,15 @@ def test_every_class_gets_every_label_and_every_example_every_place_equally_ofte
         labels[classes, np.arange(5)] += 1
         for place in range(3):
             places[[each[place] for each in rows], place] += 1
-    # Chi-squared has about as many degrees of freedom as cells; six standard deviations are never reached by chance.
+    # Chi-squared has about as many degrees of freedom as cells; chance does not reach six standard
+    # deviations.
     for counts in (labels, places):
         expected = counts.sum() / counts.size
         chi2 = ((counts - expected) ** 2 / expected).sum()
         assert chi2 < counts.size + 6 * (2 * counts.size) ** 0.5
 
 
-def test_too_few_classes_or_examples_are_named() -> None:
+def test_the_error_names_the_class_that_has_too_few_examples() -> None:
     with pytest.raises(DataError, match="numbers has 3 classes, but a task needs 4"):
         EpisodeSampler(numbered(5, 5, 5), ways=4, shots=1, queries=1)
     with pytest.raises(
@@ -200,10 +201,10 @@ def test_too_few_classes_or_examples_are_named() -> None:
     EpisodeSampler(numbered(5, 5, 5), ways=3, shots=2, queries=3).draw(0, 1)
 
 
-def test_examples_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(DataError, match="do not belong together"):
+def test_examples_counts_and_names_of_different_lengths_are_refused() -> None:
+    with pytest.raises(DataError, match="the lengths do not agree"):
         Examples(torch.zeros(5, 1), (2, 2), ("a", "b"))
-    with pytest.raises(DataError, match="do not belong together"):
+    with pytest.raises(DataError, match="the lengths do not agree"):
         Examples(torch.zeros(4, 1), (2, 2), ("a",))
 
 
@@ -262,12 +263,12 @@ def test_batches_are_a_pure_function_of_seed_and_number() -> None:
         assert torch.equal(shared.draw(i, 1).x, one_by_one[i])
 
 
-def test_a_batch_is_no_larger_than_the_data() -> None:
+def test_a_batch_is_at_most_as_large_as_the_data() -> None:
     batch = BatchSampler(numbered(3, 2), 100).draw(4, 1)
     assert sorted(batch.x.flatten().tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_sinusoids_are_those_of_the_paper() -> None:
+def test_sinusoids_have_the_distribution_of_the_paper() -> None:
     episode = Sinusoid().tasks("train", 0, 30, 20, 0).draw(0, 1000)
     x = torch.cat([episode.support_x, episode.query_x], 1).squeeze(-1).double()
     y = torch.cat([episode.support_y, episode.query_y], 1).squeeze(-1).double()
@@ -275,7 +276,8 @@ def test_sinusoids_are_those_of_the_paper() -> None:
     assert episode.query_y.shape == (1000, 20, 1)
     assert -5 <= x.min() < -4.99
     assert 4.99 < x.max() <= 5
-    # y = a sin(x - p) = c sin x + s cos x with c = a cos p and s = -a sin p: found by least squares.
+    # Least squares finds c and s in y = a sin(x - p) = c sin x + s cos x, where c = a cos p and
+    # s = -a sin p.
     basis = torch.stack([x.sin(), x.cos()], -1)
     found = torch.linalg.lstsq(basis, y.unsqueeze(-1)).solution.squeeze(-1)
     assert torch.allclose(basis @ found.unsqueeze(-1), y.unsqueeze(-1), atol=1e-5)
@@ -287,7 +289,7 @@ def test_sinusoids_are_those_of_the_paper() -> None:
     assert 3.09 < phase.max() < torch.pi + 1e-4
 
 
-def test_sinusoid_splits_share_no_task_and_batching_changes_nothing() -> None:
+def test_sinusoid_splits_are_disjoint_and_do_not_depend_on_batching() -> None:
     drawn = {split: Sinusoid().tasks(split, 0, 2, 2, 5) for split in ("train", "val", "test")}
     firsts = [
         tuple(t.draw(i, 1).support_x.flatten().tolist()) for t in drawn.values() for i in range(100)

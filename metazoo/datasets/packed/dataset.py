@@ -42,6 +42,7 @@ class Packed(ClassDataset):
     class Config(options.Config):
         root: Annotated[str, "the folder that `metazoo data pack` wrote"] = ""
 
+    config: Config
     local_options = ("root",)
 
     @functools.cached_property
@@ -89,9 +90,9 @@ class Mapped(Examples):
         return _reopened, (*self.source, self.title)
 
     def to(self, device: torch.device | str) -> Examples:
-        return self if torch.device(device).type == "cpu" else self.over(self.x.to(device))
+        return self if torch.device(device).type == "cpu" else self.with_values(self.x.to(device))
 
-    def over(self, x: Tensor) -> Examples:
+    def with_values(self, x: Tensor) -> Examples:
         return Examples(x, self.counts, self.names, self.title)
 
     def take(self, rows: Tensor) -> Tensor:
