@@ -15,7 +15,7 @@ import torch
 
 from metazoo.cli.process import keep_freed_memory
 
-from .harness import Bench, Unavailable, allow_tf32, circumstances, reason, write
+from .harness import Bench, Unavailable, circumstances, reason, write
 
 NAMES = (
     "startup",
@@ -23,8 +23,6 @@ NAMES = (
     "evaluation",
     "protonet_step",
     "maml_step",
-    "memory",
-    "to_98",
     "kernels",
     "packed",
 )
@@ -54,7 +52,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     device = torch.device(options.device)
-    allow_tf32(False)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if device.type == "cpu":
         keep_freed_memory()  # for the rivals, too: otherwise large tensors wait for cleared pages
     names = options.names or list(NAMES)

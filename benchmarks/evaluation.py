@@ -117,48 +117,35 @@ def heads(bench: Bench) -> None:
     """Fine-tune a head for each task on given features: metazoo's baselines and easyfsl's Finetune."""
     tasks, few = bench.pick(1000, 5), bench.pick(100, 2)
     model = metazoo.load("baseline.omniglot")
-    test = rivals.omniglot(rotations=True)["test"]
-    if bench.quick:
-        test = Examples(test.x[:400], test.counts[:20], test.names[:20])
-    features = rivals.features_of(model.backbone, test)
+    features = rivals.features_of(model.backbone, rivals.characters(bench.pick(423, 20), ["test"]))
     sampler = EpisodeSampler(features, WAYS, SHOTS, QUERIES)
     width = features.x.shape[1]
     spec = metazoo.TaskSpec((width,), WAYS, classes=model.spec.classes)
 
-    def ours(kind: type[Baseline], steps: int = STEPS) -> Baseline:
-        return kind(rivals.Given(width), spec, kind.Config(finetune_steps=steps))
+    def ours(kind: type[Baseline], count: int, steps: int = STEPS) -> Tensor:
+        head = kind(rivals.Given(width), spec, kind.Config(finetune_steps=steps))
+        return evaluate(head, sampler, count)
 
-    def accuracy(kind: type[Baseline], steps: int = STEPS) -> float:
-        return evaluate(ours(kind, steps), sampler, few).mean().item()
-
-    def said(value: float) -> str:
-        return f"{100 * value:.1f} % on the first {few} tasks"
-
-    cosine, linear = ours(BaselinePlusPlus), ours(Baseline)
+    kinds = {OURS: BaselinePlusPlus, f"{OURS} baseline": Baseline}
     ways = {
-        OURS: Way(
-            lambda: evaluate(cosine, sampler, tasks),
-            f"baseline++, {said(accuracy(BaselinePlusPlus))}",
-        ),
-        f"{OURS} baseline": Way(lambda: evaluate(linear, sampler, tasks), said(accuracy(Baseline))),
+        name: Way(
+            lambda kind=kind: ours(kind, tasks),
+            f"{kind.__name__}, {ours(kind, few).mean():.1%} on the first {few} tasks",
+        )
+        for name, kind in kinds.items()
     }
     with bench.rival("easyfsl Finetune"):
-        library = rivals.easyfsl()
-        same = rivals.Tasks(sampler, 0, few)
+        library, same = rivals.easyfsl(), rivals.Tasks(sampler, 0, few)
 
-        def theirs(steps: int) -> nn.Module:
+        def theirs(steps: int, tasks: rivals.Tasks | None = None) -> float:
             options = {"fine_tuning_lr": RATE, "temperature": TEMPERATURE}
-            return library.methods.Finetune(fine_tuning_steps=steps, **options)
+            head = library.methods.Finetune(fine_tuning_steps=steps, **options)
+            return easyfsl(library, head, features, few, tasks)
 
-        untrained = easyfsl(library, theirs(0), features, few, same)
-        off = abs(untrained - accuracy(BaselinePlusPlus, 0))
+        off = abs(theirs(0, same) - ours(BaselinePlusPlus, few, 0).mean().item())
         bench.check("easyfsl Finetune: the mean accuracy before any step", off, 1e-3)
-        trained = easyfsl(library, theirs(STEPS), features, few, same)
-        ways["easyfsl Finetune"] = Way(
-            lambda: easyfsl(library, theirs(STEPS), features, few),
-            f"{said(trained)}, measured on {few} tasks",
-            few / tasks,
-        )
+        note = f"{theirs(STEPS, same):.1%} on the first {few} tasks, and timed on {few}"
+        ways["easyfsl Finetune"] = Way(lambda: theirs(STEPS), note, few / tasks)
     bench.race(ways, unit="s", rounds=3)
 
 

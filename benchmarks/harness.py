@@ -294,55 +294,6 @@ def distance(values: Sequence[Tensor], references: Sequence[Tensor]) -> float:
     return torch.stack(errors).max().item()
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Let float32 products and convolutions use TF32, or not."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
-
-
-def in_tf32(call: Call) -> Call:
-    """Return the call with TF32 allowed while it runs."""
-
-    def run() -> Any:
-        allow_tf32(True)
-        try:
-            return call()
-        finally:
-            allow_tf32(False)
-
-    return run
-
-
-def graphed(call: Call) -> Call:
-    """Return a call that replays a CUDA graph of another, captured when it is first called.
-
-    Name such ways last: a capture that fails can leave the allocator in disorder.
-    """
-    kept: list[Any] = []
-
-    def replay() -> Any:
-        if not kept:
-            kept.extend(_capture(call))
-        kept[0].replay()
-        return kept[1]
-
-    return replay
-
-
-def _capture(call: Call) -> tuple[torch.cuda.CUDAGraph, Any]:
-    torch.cuda.empty_cache()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # creates handles, workspaces and plans, which a capture cannot
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        result = call()
-    return graph, result
-
-
 def fresh(*command: str, **environment: str) -> Any:
     """Return the last line that a new Python process prints, read as JSON."""
     done = subprocess.run(

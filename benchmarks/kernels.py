@@ -13,7 +13,7 @@ from metazoo import ops
 from metazoo.backbones.conv4 import Conv4
 from metazoo.kernels.loading import status
 
-from .harness import OURS, Bench, Call, Way, distance, graphed, short
+from .harness import OURS, Bench, Call, Way, distance, short
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 
@@ -203,9 +203,6 @@ def inner_loop(bench: Bench, tasks: int, steps: int) -> None:
             flat, slopes, lambda p, g: torch.addcmul(p, gather(g), rates, value=-1)
         ),
     }
-    if bench.cuda:
-        names = (OURS, "foreach", "flat, sub")
-        calls.update({f"CUDA graph of {name}": graphed(calls[name]) for name in names})
     expected = flat.double() - LR * sum(grads.double() for grads in flat_slopes)
 
     def off(params: Any) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +26,11 @@ from metazoo.datasets.glyphs import Glyphs
 from metazoo.nn import batch_norm
 
 from . import rivals
-from .harness import OURS, Bench, Call, Unavailable, Way, distance, fresh, graphed, in_tf32
+from .harness import OURS, Bench, Call, Way, distance, fresh
 from .rivals import gradient, in_float64
 
 WAYS, WIDTH = 5, 64
 INNER_LR = torch.tensor(0.4).item()  # as metazoo holds it, for the comparison in float64
-STATUS = Path("/proc/self/status")
 Loss = Callable[[nn.Module, Episode], Tensor]
 
 
@@ -158,9 +157,6 @@ def compare(bench: Bench, model: MAML, tasks: Episode, steps: int) -> None:
             off = distance([exact(networks[order], loss, few)], [expected])
             bench.check(f"{name}: the gradient in float64", off, 1e-6)
             ways[name] = Way(call, order + ", BatchNorm written out" * written_out)
-    if bench.cuda:
-        ways[f"{OURS}, TF32"] = Way(in_tf32(ours))
-        ways[f"CUDA graph of {OURS}"] = Way(graphed(ours))
     bench.race(ways, launches=True)
 
 
@@ -171,40 +167,27 @@ def exact(network: nn.Module, loss: Loss, tasks: Episode) -> Tensor:
 
 
 def norms(bench: Bench, model: MAML, tasks: Episode) -> None:
-    """Race the hand-derived double backward of BatchNorm with PyTorch's own and a plain formula."""
-
-    def written_out(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        axes = [0, *range(2, x.dim())]
-        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-        by_channel = (1, -1, *[1] * (x.dim() - 2))
-        return (x - mean) * (variance + eps).rsqrt() * weight.view(by_channel) + bias.view(
-            by_channel
-        )
+    """Race the hand-derived double backward of BatchNorm with PyTorch's own."""
 
     def stock(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
 
     def step(norm: Any) -> Call:
         own = copy.deepcopy(model)
-        loss = rivals.adam(own, lambda: own.loss(tasks))
+        take = rivals.adam(own, lambda: own.loss(tasks))
 
         def call() -> None:
             with replaced(norm):
-                loss()
+                take()
 
         return call
 
-    formulas = {OURS: batch_norm.batch_norm, "F.batch_norm": stock, "written out": written_out}
-    double, wide = copy.deepcopy(model).double(), in_float64(tasks)
-    found = {}
-    for name, norm in formulas.items():
-        with replaced(norm):
-            found[name] = gradient(double, lambda: double.loss(wide))
-    for name in ("F.batch_norm", "written out"):
-        bench.check(
-            f"{name}: the gradient in float64", distance([found[name]], [found[OURS]]), 1e-6
-        )
-    bench.race({name: Way(step(norm)) for name, norm in formulas.items()}, rounds=15)
+    expected = exact(model, lambda model, tasks: model.loss(tasks), wide := in_float64(tasks))
+    with replaced(stock):
+        found = exact(model, lambda model, tasks: model.loss(tasks), wide)
+    bench.check("F.batch_norm: the gradient in float64", distance([found], [expected]), 1e-6)
+    both = {OURS: batch_norm.batch_norm, "F.batch_norm": stock}
+    bench.race({name: Way(step(norm)) for name, norm in both.items()}, rounds=15)
 
 
 @contextmanager
@@ -219,41 +202,31 @@ def replaced(norm: Any) -> Iterator[None]:
 
 def memory(bench: Bench) -> None:
     """Compare `--checkpoint-inner` with keeping the inner steps, each in processes of its own."""
-    if not STATUS.exists():
-        raise Unavailable("only Linux tells how much memory a process has held")
     words = {f"{OURS} --checkpoint-inner": "1", f"{OURS}, inner steps kept": "0"}
     held: dict[str, list[float]] = {name: [] for name in words}
     seconds, losses = copy.deepcopy(held), {}
     for _ in range(bench.pick(5, 1)):
         for name, again in words.items():
-            size = bench.pick("8", "1")
-            losses[name], most, took = fresh("-m", "benchmarks.maml_step", again, size)
-            held[name].append(most)
-            seconds[name].append(took)
+            found = fresh("-m", "benchmarks.maml_step", again, bench.pick("8", "1"))
+            losses[name] = found["loss"]
+            held[name].append(found["MiB"])
+            seconds[name].append(found["s"])
     first, second = losses.values()
     bench.check("the loss", abs(first / second - 1), 1e-5)
     bench.add(held, unit="MiB")
     bench.add(seconds, unit="s")
 
 
-def most_held() -> float:
-    """Return the most memory that this process has held so far, in MiB."""
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 1024
-
-
 def main(again: bool, count: int) -> None:
-    """Print the loss, what the first step adds to the memory held, and the seconds of the second."""
+    """Take two steps; print the loss, the memory that the first one adds, and the second's time."""
     keep_freed_memory()
     model, tasks = new_model(Conv4, 5, checkpoint_inner=again), draw(count, 5, 5)
-    before, found = most_held(), []
-    for _ in range(2):
-        began = time.perf_counter()
-        loss = model.loss(tasks)
-        loss.backward()
-        found.append((loss.item(), most_held() - before, time.perf_counter() - began))
-        model.zero_grad()
-    print(json.dumps([found[0][0], found[0][1], found[1][2]]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (loss := model.loss(tasks)).backward()
+    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    began = time.perf_counter()
+    model.loss(tasks).backward()
+    print(json.dumps({"loss": loss.item(), "MiB": added, "s": time.perf_counter() - began}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from metazoo.datasets.glyphs import Glyphs
 from metazoo.training.loop import make_optimizer, outer_step
 
 from . import rivals
-from .harness import OURS, Bench, Call, Way, distance, fresh, graphed, in_tf32
+from .harness import OURS, Bench, Call, Way, distance, fresh
 from .rivals import gradient, in_float64, only_task, plain_loss
 
 SETTLING, STEPS = 2, 6  # steps of a process that returns freed memory to the kernel
@@ -57,8 +57,6 @@ def run(bench: Bench) -> None:
     plain = rivals.plain_network(model.backbone.blocks).train()
     with bench.part("step with Adam"):
         steps(bench, model, plain, episode)
-    with bench.part("gradient"):
-        gradients(bench, model, plain, episode)
 
 
 def steps(bench: Bench, model: ProtoNet, plain: nn.Module, episode: metazoo.Episode) -> None:
@@ -80,7 +78,7 @@ def steps(bench: Bench, model: ProtoNet, plain: nn.Module, episode: metazoo.Epis
         ways[f"plain loop, {order}"] = Way(rivals.adam(network, loss))
         with bench.rival(f"easyfsl, {order}"):
             ways[f"easyfsl, {order}"] = easyfsl(bench, model, rivals.ordered(plain, order), episode)
-    bench.race(ways)
+    bench.race(ways, launches=True)
     if not bench.cuda:
         times = fresh("-m", "benchmarks.protonet_step", str(len(only_task(episode)[0])))
         bench.add({f"{OURS}, freed memory returned to the kernel": times}, unit="ms")
@@ -103,57 +101,6 @@ def easyfsl(bench: Bench, model: ProtoNet, network: nn.Module, episode: metazoo.
         return nn.functional.cross_entropy(classifier(query_x), query_y)
 
     return Way(rivals.adam(classifier, loss), "embeds support and queries apart, no squares")
-
-
-def gradients(bench: Bench, model: ProtoNet, plain: nn.Module, episode: metazoo.Episode) -> None:
-    """Race the gradients, beside the convolutions only and, on a GPU, as CUDA graphs."""
-    wide, exact = copy.deepcopy(model).double(), in_float64(episode)
-    expected = gradient(wide, lambda: wide.loss(exact))
-    low = copy.deepcopy(model)
-    low.backbone.low_precision = torch.bfloat16
-    calls: dict[str, Call] = {
-        OURS: lambda: gradient(model, lambda: model.loss(episode)),
-        f"{OURS}, bf16": lambda: gradient(low, lambda: low.loss(episode)),
-    }
-    for order in rivals.ORDERS:
-        network = rivals.ordered(plain, order)
-        calls[f"plain loop, {order}"] = lambda network=network: gradient(
-            network, lambda: plain_loss(network, only_task(episode))
-        )
-        calls[f"convolutions only, {order}"] = convolutions(network, episode)
-    if bench.cuda:
-        calls[f"{OURS}, TF32"] = in_tf32(calls[OURS])
-        for name in (OURS, f"{OURS}, bf16", "convolutions only, channels_last"):
-            calls[f"CUDA graph of {name}"] = graphed(calls[name])
-
-    def off(found: Tensor | None) -> float:
-        return 0.0 if found is None else distance([found], [expected])
-
-    ways = {
-        name: Way(call, limit=1.0 if "bf16" in name or "TF32" in name else None)
-        for name, call in calls.items()
-    }
-    bench.race(ways, error=off, limit=0.1, launches=True)
-
-
-def convolutions(network: nn.Module, episode: metazoo.Episode) -> Call:
-    """Return only a network's convolutions, forward and backward, on inputs of the right sizes."""
-    x = torch.cat([episode.support_x[0], episode.query_x[0]])
-    work = []
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            y = layer(x).detach()
-            # The step does not differentiate by the images.
-            work.append(
-                (layer, x, [*layer.parameters(), *([x] if work else [])], torch.randn_like(y))
-            )
-            x = torch.max_pool2d(y, 2).relu().requires_grad_()
-
-    def call() -> None:
-        for layer, given, by, slope in work:
-            torch.autograd.grad(layer(given), by, slope)
-
-    return call
 
 
 if __name__ == "__main__":

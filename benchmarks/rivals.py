@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import importlib.util
 import os
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from metazoo import Backbone, Episode, EpisodeSampler, Examples
 from metazoo.datasets.omniglot import Omniglot
@@ -29,17 +24,10 @@ from metazoo.datasets.omniglot import Omniglot
 from .harness import Call, Unavailable
 
 # easyfsl imports these and does not use them in what is measured here.
-UNUSED = (
-    "torchvision",
-    "torchvision.datasets",
-    "torchvision.models",
-    "torchvision.models.resnet",
-    "torchvision.transforms",
-    "pandas",
-)
+UNUSED = ["pandas", "torchvision"]
+UNUSED += [f"torchvision.{n}" for n in ("datasets", "models", "models.resnet", "transforms")]
 # Which memory format is faster for an ordinary network depends on the processor.
 ORDERS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-IMAGES_AT_ONCE = 256
 
 
 class _StandIn(ModuleType):
@@ -100,55 +88,15 @@ def data_folder() -> Path:
     return folder
 
 
-def omniglot(rotations: bool = False) -> dict[str, Examples]:
-    """Return Omniglot in Vinyals' split, or raise Unavailable."""
+def characters(count: int = 1623, parts: Sequence[str] = ("train", "val", "test")) -> Examples:
+    """Return the first characters of Omniglot's splits (Vinyals'), without rotations."""
     data_folder()
-    return Omniglot(Omniglot.Config(split="vinyals", rotations=rotations)).splits
-
-
-def characters(count: int = 1623) -> Examples:
-    """Return the first of Omniglot's 1,623 characters, without rotations."""
-    splits = omniglot()
-    merged = splits["train"].merge(splits["val"], "Omniglot").merge(splits["test"], "Omniglot")
-    rows = sum(merged.counts[:count])
-    return Examples(
-        merged.x[:rows].contiguous(), merged.counts[:count], merged.names[:count], "Omniglot"
+    splits = Omniglot(Omniglot.Config(split="vinyals", rotations=False)).splits
+    x = torch.cat([splits[part].x for part in parts])
+    counts, names = (
+        [v for p in parts for v in getattr(splits[p], key)][:count] for key in ("counts", "names")
     )
-
-
-@contextlib.contextmanager
-def unzipped(names: Sequence[str]) -> Iterator[Path]:
-    """Unzip the images of some classes, as the tutorials want them, into a temporary folder."""
-    wanted = {"/".join(name.split("/")[:2]) for name in names}
-    with TemporaryDirectory(prefix="metazoo-bench-") as folder:
-        for name in ("images_background", "images_evaluation"):
-            with zipfile.ZipFile(data_folder() / f"{name}.zip") as archive:
-                inside = [n for n in archive.namelist() if "/".join(n.split("/")[1:3]) in wanted]
-                archive.extractall(folder, inside)
-        yield Path(folder)
-
-
-class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """The data set of the tutorials: files and labels; an image is opened when it is asked for.
-
-    Takes the names of metazoo's classes ("Greek/character03/rot090"); item i is the example in row i.
-    """
-
-    def __init__(self, root: Path, names: Sequence[str]):
-        self.items: list[tuple[Path, int, int]] = []
-        for label, name in enumerate(names):
-            alphabet, character, turned = (*name.split("/"), "rot000")[:3]
-            folder = next(root.glob(f"images_*/{alphabet}/{character}"))
-            self.items += [(path, int(turned[3:]), label) for path in sorted(folder.glob("*.png"))]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        path, degrees, label = self.items[i]
-        image = Image.open(path).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
-        image = image.rotate(degrees) if degrees else image
-        return torch.from_numpy(255 - np.asarray(image)).unsqueeze(0).float().div_(255), label
+    return Examples(x[: sum(counts)], tuple(counts), tuple(names), "Omniglot")
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):
@@ -182,28 +130,6 @@ class Tasks:
             yield self.sampler.rows(i, 1).flatten().tolist()
 
 
-class Collate:
-    """Stacks a task's items as the tutorials do: support images and labels, query images and labels."""
-
-    def __init__(self, ways: int, shots: int):
-        self.ways, self.shots = ways, shots
-
-    def __call__(self, items: list[tuple[Tensor, int]]) -> list[Tensor]:
-        x = torch.stack([image for image, _ in items]).unflatten(0, (self.ways, -1))
-        y = torch.arange(self.ways).repeat_interleave(x.shape[1]).view(self.ways, -1)
-        parts = (x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
-        return [part.flatten(0, 1) for part in parts]
-
-
-def tutorial_loader(
-    files: ImageFiles, sampler: EpisodeSampler, first: int, count: int, workers: int
-) -> DataLoader[Any]:
-    """Return the loader of the tutorials, over the same tasks as metazoo's."""
-    collate = Collate(sampler.ways, sampler.shots)
-    tasks = Tasks(sampler, first, count)
-    return DataLoader(files, batch_sampler=tasks, num_workers=workers, collate_fn=collate)
-
-
 def labels_of(examples: Examples) -> list[int]:
     """Return the class of every example."""
     return [label for label, count in enumerate(examples.counts) for _ in range(count)]
@@ -223,7 +149,7 @@ class Given(Backbone):
 @torch.no_grad()
 def features_of(network: nn.Module, examples: Examples) -> Examples:
     """Return the examples as features of a network."""
-    parts = torch.arange(len(examples.x)).split(IMAGES_AT_ONCE)
+    parts = torch.arange(len(examples.x)).split(256)
     return examples.with_values(torch.cat([network(examples.take(part)) for part in parts]))
 
 
