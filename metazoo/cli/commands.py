@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 import click
 
 from metazoo.errors import PluginError, UnknownNameError, did_you_mean
-from metazoo.plugins.entry_points import COMMANDS, entry_points, import_problem, owner
+from metazoo.plugins.entry_points import COMMANDS, entry_points, load, owner
 
 BUILT_IN = {
     "list": "metazoo.cli.listing:list_",
@@ -34,7 +34,7 @@ class Commands(click.Group):
             module, _, attribute = BUILT_IN[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
         if found := plugin_commands().get(name):
-            return load(found)
+            return resolve(found)
         if ctx.resilient_parsing:  # a shell completes words
             return None
         hint = did_you_mean(name, self.list_commands(ctx)) + "`metazoo --help` shows every command"
@@ -62,10 +62,13 @@ def plugin_commands() -> dict[str, list[EntryPoint]]:
     return found
 
 
-def load(found: list[EntryPoint]) -> click.Command:
-    """Return the command of a name, or raise PluginError if it cannot be used."""
+def resolve(found: list[EntryPoint]) -> click.Command:
+    """Return the command that entry points of one name declare, or raise PluginError.
+
+    The last line of the error's message says why the command cannot be used.
+    """
     entry_point = found[0]
-    name, distribution = entry_point.name, owner(entry_point)[0]
+    name, (distribution, version) = entry_point.name, owner(entry_point)
     if name in BUILT_IN:
         raise PluginError(f"metazoo has its own command '{name}'", "its author must rename it")
     if len(found) > 1:
@@ -75,14 +78,13 @@ def load(found: list[EntryPoint]) -> click.Command:
             f"`pip uninstall {owner(found[-1])[0]}`, or ask its author for another name",
         )
     try:
-        command = entry_point.load()
-    except (Exception, SystemExit) as error:  # an import may raise anything
-        problem, hint = import_problem(entry_point, error)
-    else:
-        if isinstance(command, click.Command):
-            return command
-        problem, hint = f"{entry_point.value} is not a click command", None
-    raise PluginError(
-        f"command '{name}' is unavailable: {distribution} failed to load\n  {problem}",
-        f"{f'{hint}, or ' if hint else ''}`pip uninstall {distribution}`",
-    )
+        command = load(entry_point)
+        if not isinstance(command, click.Command):
+            raise PluginError(f"{entry_point.value} is not a click command")
+    except PluginError as error:
+        raise PluginError(
+            f"command '{name}' is unavailable: plugin {distribution} {version} failed to load\n"
+            f"  {error.message}",
+            f"{f'{error.hint}, or ' if error.hint else ''}`pip uninstall {distribution}`",
+        ) from error
+    return command

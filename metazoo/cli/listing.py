@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metazoo.cli import echo_json
-from metazoo.cli.commands import load, plugin_commands
+from metazoo.cli.commands import plugin_commands, resolve
 from metazoo.cli.tables import mode_text, table, task_text, value_text
 from metazoo.errors import MetazooError
 from metazoo.plugins.entry_points import owner
@@ -50,15 +50,15 @@ def plugins(as_json: bool) -> None:
     from metazoo.plugins import registry
 
     commands = _command_plugins()
+    found = [*registry().plugins, *commands]
     clashes = [
         {"kind": kind, "name": name, "claimed by": [plugin.owner for plugin in owners]}
-        for kind, name, owners in registry().clashes()
+        for kind, name, owners in [*registry().clashes(), *_clashes(commands)]
     ]
     if as_json:
-        listed = [_facts(plugin) for plugin in [*registry().plugins, *commands]]
-        echo_json({"plugins": listed, "clashes": clashes})
+        echo_json({"plugins": [_facts(plugin) for plugin in found], "clashes": clashes})
         return
-    rows = [_row(plugin) for plugin in [*registry().plugins, *commands]]
+    rows = [_row(plugin) for plugin in found]
     click.echo(table(("plugin", "from", "state", "provides, or what is wrong"), rows))
     for clash in clashes:
         owners = " and ".join(clash["claimed by"])
@@ -113,12 +113,20 @@ def _command_plugins() -> list[Plugin]:
         for entry_point in entry_points:
             plugin = Plugin(entry_point.name, entry_point.value, *owner(entry_point))
             try:
-                load(entry_points)
+                resolve(entry_points)
                 plugin.provides = {"commands": [entry_point.name]}
             except MetazooError as error:
                 plugin.fail(error.message.rpartition("\n")[2], error.hint)
             found.append(plugin)
     return found
+
+
+def _clashes(commands: list[Plugin]) -> list[tuple[str, str, list[Plugin]]]:
+    """Return the commands that several plugins claim, as `Registry.clashes` does for other kinds."""
+    named: dict[str, list[Plugin]] = {}
+    for plugin in commands:
+        named.setdefault(plugin.name, []).append(plugin)
+    return [("command", name, owners) for name, owners in named.items() if len(owners) > 1]
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:

@@ -117,9 +117,9 @@ def train(
 
 
 def _names_anything(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments name an algorithm, a data set or a backbone, or may do so."""
+    """Return whether the arguments may name an algorithm, a data set or a backbone, or set its options."""
     return any(
-        not argument.startswith("-") or argument.startswith(("--dataset", "--backbone"))
+        not argument.startswith("-") or argument.startswith(("--data", "--backbone"))
         for argument in arguments
     )
 

@@ -1,12 +1,13 @@
-"""Read entry points of installed packages."""
+"""Find and load the entry points of installed packages."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
 from importlib.metadata import EntryPoint
 
-from metazoo.errors import first_line
+from metazoo.errors import PluginError, first_line
 
 PLUGINS = "metazoo"
 COMMANDS = "metazoo.commands"
@@ -28,7 +29,21 @@ def owner(entry_point: EntryPoint) -> tuple[str, str]:
     return entry_point.dist.metadata["Name"], entry_point.dist.version
 
 
-def import_problem(entry_point: EntryPoint, error: BaseException) -> tuple[str, str | None]:
+def load(entry_point: EntryPoint) -> object:
+    """Return the object that an entry point names, or raise PluginError with the cause."""
+    if not entry_point.pattern.match(entry_point.value):
+        raise PluginError(
+            f"its entry point '{entry_point.value}' is not of the form MODULE or MODULE:NAME"
+        )
+    try:
+        # stdout is for data, so what a plugin prints while it loads goes to stderr.
+        with contextlib.redirect_stdout(sys.stderr):
+            return entry_point.load()
+    except (Exception, SystemExit) as error:  # an import may raise anything
+        raise PluginError(*_import_problem(entry_point, error)) from error
+
+
+def _import_problem(entry_point: EntryPoint, error: BaseException) -> tuple[str, str | None]:
     """Return why an entry point failed to load, and a hint."""
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     # After a failed import the module is not in sys.modules; if it is there, it lacks the attribute.

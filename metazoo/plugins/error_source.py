@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import traceback
 from dataclasses import dataclass
 
+from metazoo.plugins.entry_points import COMMANDS, entry_points, owner
 from metazoo.plugins.registry import Plugin, registry
 
 
@@ -33,10 +35,9 @@ def _plugin_of(module: str) -> Plugin | None:
     """
     words = module.split(".")
     found: list[tuple[tuple[int, bool], Plugin]] = []
-    for plugin in registry().plugins:
-        target = plugin.target.partition(":")[0].split(".")
-        # A plugin that failed to load runs nothing, and its entry point may name any module.
-        if target[0] == "metazoo" or (plugin.problem and not plugin.provides):
+    for plugin in _loaded():
+        target = _module(plugin).split(".")
+        if target[0] == "metazoo":
             continue
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(words, target))
         if common := sum(1 for _ in same):
@@ -44,3 +45,17 @@ def _plugin_of(module: str) -> Plugin | None:
     nearest = max((nearness for nearness, _ in found), default=None)
     owners = [plugin for nearness, plugin in found if nearness == nearest]
     return owners[0] if len({plugin.distribution for plugin in owners}) == 1 else None
+
+
+def _loaded() -> list[Plugin]:
+    """Return the plugins and commands that were imported.
+
+    The others run nothing, and their entry points may name any module.
+    """
+    plugins = [plugin for plugin in registry().plugins if plugin.provides or not plugin.problem]
+    commands = [Plugin(each.name, each.value, *owner(each)) for each in entry_points(COMMANDS)]
+    return plugins + [command for command in commands if _module(command) in sys.modules]
+
+
+def _module(plugin: Plugin) -> str:
+    return plugin.target.partition(":")[0]

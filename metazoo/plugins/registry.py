@@ -24,7 +24,7 @@ from metazoo.base.backbone import Backbone
 from metazoo.base.dataset import Dataset
 from metazoo.errors import MetazooError, PluginError, UnknownNameError, did_you_mean, first_line
 from metazoo.plugins import checks, hookspecs
-from metazoo.plugins.entry_points import PLUGINS, entry_points, import_problem, owner
+from metazoo.plugins.entry_points import PLUGINS, entry_points, load, owner
 from metazoo.plugins.marker import PROJECT
 
 HOOKS = {
@@ -138,16 +138,10 @@ class Registry:
 
     def _load(self, plugin: Plugin, entry_point: EntryPoint) -> object | None:
         """Import a plugin's module; on failure record the problem and return None."""
-        if not entry_point.pattern.match(entry_point.value):
-            plugin.fail(
-                f"its entry point '{entry_point.value}' is not of the form MODULE or MODULE:NAME"
-            )
-            return None
         try:
-            with _stdout_to_stderr():
-                module: object = entry_point.load()
-        except (Exception, SystemExit) as error:  # an import may raise anything
-            plugin.fail(*import_problem(entry_point, error))
+            module = load(entry_point)
+        except PluginError as error:
+            plugin.fail(error.message, error.hint)
             return None
         if isinstance(module, type):
             plugin.fail(
@@ -228,17 +222,12 @@ def registry() -> Registry:
     return Registry()
 
 
-def _stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    # stdout is for data; whatever a plugin prints while it loads goes to stderr.
-    return contextlib.redirect_stdout(sys.stderr)
-
-
 def _call(plugin: Plugin, manager: pluggy.PluginManager, hook: str) -> list[Any]:
     caller = getattr(manager.hook, hook)
     if not caller.get_hookimpls():
         return []
     try:
-        with _stdout_to_stderr():
+        with contextlib.redirect_stdout(sys.stderr):
             return caller() or [None]  # pluggy drops results that are None
     except (Exception, SystemExit) as error:  # a hook may raise anything
         plugin.fail(f"its hook {hook} raised {type(error).__name__}: {first_line(error)}")
