@@ -20,7 +20,7 @@ from metazoo.datasets.packed.writer import pack
 from metazoo.evaluation.protocol import Protocol
 from metazoo.training.loop import Watcher, train
 from metazoo.training.plan import plan
-from metazoo.zoo import find, run_folder
+from metazoo.zoo import export, run_folder
 
 # The tests' networks are so small that threads cost more than they bring; subprocesses inherit the variable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -96,7 +96,7 @@ def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the card and the weights of `protonet.tiny_3w1s`."""
     out = tmp_path_factory.mktemp("exported")
-    find.export(
+    export(
         protonet_run,
         "protonet.tiny_3w1s",
         "a tiny one",

@@ -23,10 +23,9 @@ from metazoo.zoo.blueprint import Blueprint
 
 KEY = "metazoo"
 LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
-# A network may create tensors of this many numbers while it is built, however small its weights are.
+# How many numbers a network may create while it is built: this many, and each weight four times.
 ALWAYS_ALLOWED = 2**20
-# These functions write to all the memory that they allocate, the others allocate first.
-FILLED = (torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+CREATORS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
@@ -149,34 +148,40 @@ def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: An
 
 
 class _SizeLimit(TorchFunctionMode):
-    """Refuses to create a tensor that is larger than all weights of a file together.
+    """Refuses to build a network that needs far more memory than the weights of its file.
 
-    The options in a file may ask for any width. They must not take memory that its weights could
-    not fill.
+    The options in a file may ask for any width.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         super().__init__()
         self.numbers = sum(tensor.numel() for tensor in tensors.values())
+        self.created = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in FILLED:
-            size = kwargs.get("size", args[0] if args and isinstance(args[0], Sequence) else args)
-            self._check(math.prod(size))
+        if func in CREATORS:
+            self.created += _product(kwargs.get("size", args))
+        elif func == torch.Tensor.repeat:
+            self.created += args[0].numel() * _product(kwargs.get("repeats", args[1:]))
+        self._check(self.created)
         result = func(*args, **kwargs)
-        # torch.empty takes no memory until it is written to, which comes after this check.
         if isinstance(result, Tensor):
             self._check(result.numel())
         return result
 
     def _check(self, numbers: int) -> None:
-        if numbers > max(ALWAYS_ALLOWED, self.numbers):
+        if numbers > ALWAYS_ALLOWED + 4 * self.numbers:
             raise RuntimeError(
-                f"they have {self.numbers} numbers in all, but the options ask for a tensor of {numbers}"
+                f"they have {self.numbers} numbers in all, but the options ask for {numbers} or more"
             )
+
+
+def _product(size: Sequence[Any]) -> int:
+    """Return the product of a size that is given as numbers or as one sequence, before other arguments."""
+    return math.prod(size[0] if size and isinstance(size[0], Sequence) else size)
 
 
 def _check_fit(model: Algorithm, tensors: Mapping[str, Tensor]) -> None:

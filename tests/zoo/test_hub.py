@@ -389,7 +389,7 @@ def test_a_push_that_may_not_be(there: Any, python: Any, exported: Path) -> None
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="is missing") as caught:
+    with pytest.raises(CheckpointError, match="is not installed") as caught:
         zoo.load(f"hf://us/zoo/{NAME}")
     assert caught.value.hint == '`pip install "metazoo[hub]"`'
 
@@ -417,5 +417,5 @@ def test_addresses_that_are_none() -> None:
         "hf://us/zoo@1@2",
         "hf://us/zoo?x",
     ):
-        with pytest.raises(UnknownNameError, match="no address on the Hub"):
+        with pytest.raises(UnknownNameError, match="not a valid address on the Hub"):
             hub.parse(address)

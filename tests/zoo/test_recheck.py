@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from metazoo import zoo
 from metazoo.cli import run
 from metazoo.evaluation.protocol import Protocol
 from metazoo.plugins.registry import registry
-from metazoo.zoo import find
 from metazoo.zoo.recheck import Recheck, recheck
 
 NAME = "maml.tiny"
@@ -25,7 +25,7 @@ def folder(maml_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model of glyphs with results in two variants."""
     out = tmp_path_factory.mktemp("zoo")
     protocols = [Protocol("test", 3, shots, 3, 0, 12) for shots in (1, 2)]
-    find.export(
+    zoo.export(
         maml_run,
         NAME,
         "",
@@ -124,7 +124,7 @@ def test_other_classes_are_found(card: Path) -> None:
     change(card, split_sha256="0" * 64)
     found = list(recheck(NAME))
     assert [one.agrees for one in found] == [None] * 4
-    assert "its classes are not those" in (found[0].problem or "")
+    assert "the classes of the data are not those" in (found[0].problem or "")
 
 
 def test_a_model_that_cannot_be_read_does_not_stop_the_others(
@@ -169,7 +169,7 @@ def test_a_card_that_is_none_does_not_stop_the_others(
 def test_all_is_all(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([NAME], ["--shots", "5"], ["-o", "x=1"], ["--split", "val"]):
         assert run(["eval", "--all", *words]) == 2
-        assert "--all takes every model as its card has it" in capsys.readouterr().err
+        assert "--all evaluates every model as its card says" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from metazoo.errors import CheckpointError, MetazooError, OptionError, UnknownNameError
-from metazoo.io.files import read_json, write_json
+from metazoo.io.files import read_json, write_atomically, write_json
 from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.weights import (
@@ -29,7 +29,6 @@ from metazoo.zoo.weights import (
     load_tensors,
     save_model,
     save_tensors,
-    write_atomically,
 )
 
 
@@ -110,7 +109,7 @@ def test_a_file_says_nothing_of_this_machine(maml_run: Path, tmp_path: Path) -> 
     assert b"private" not in (tmp_path / "x.safetensors").read_bytes()
     kept = load_tensors(tmp_path / "x.safetensors")[1]
     assert kept["dataset_options"] == {"size": 32}
-    assert "device" not in kept["recipe"]
+    assert kept["recipe"]["device"] == "auto"  # the run's was "cpu"
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 0.5, 0.99, -1])
@@ -118,7 +117,7 @@ def test_a_truncated_file_is_refused(model_file: Path, keep: float) -> None:
     data = model_file.read_bytes()
     model_file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
     with pytest.raises(
-        CheckpointError, match=r"model\.safetensors is damaged or no checkpoint of metazoo"
+        CheckpointError, match=r"model\.safetensors is damaged, or not a metazoo checkpoint"
     ):
         load_model(model_file)
 
@@ -142,7 +141,7 @@ def test_a_header_with_a_flipped_bit_is_read_right_or_refused(model_file: Path) 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no .*nothing\.safetensors"):
         load_tensors(tmp_path / "nothing.safetensors")
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+    with pytest.raises(CheckpointError, match="damaged, or not a metazoo checkpoint"):
         load_tensors(tmp_path)
 
 
@@ -153,7 +152,7 @@ def test_tensors_of_somebody_else_are_no_model(
     path = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(2)}, path, metadata)
     with pytest.raises(
-        CheckpointError, match=r"theirs\.safetensors is damaged or no checkpoint of metazoo"
+        CheckpointError, match=r"theirs\.safetensors is damaged, or not a metazoo checkpoint"
     ):
         load_model(path)
 
@@ -163,7 +162,7 @@ def test_a_file_of_another_sort_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "data.bin"
     path.touch()
     os.truncate(path, 2**40)
-    with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"):
+    with pytest.raises(CheckpointError, match=r"data\.bin is damaged, or not a metazoo checkpoint"):
         load_model(path)
 
 
@@ -192,7 +191,7 @@ def test_a_file_that_begins_as_ours_is_not_read_beyond_what_its_header_promises(
     path = tmp_path / "data.bin"
     safetensors_file(path, {"__metadata__": {KEY: "{}"}, **tensors}, 2**40)
     with pytest.raises(
-        CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"
+        CheckpointError, match=r"data\.bin is damaged, or not a metazoo checkpoint"
     ) as caught:
         load_model(path)
     assert caught.value.hint == "give another file; if this was a model, train or fetch it again"
@@ -212,25 +211,25 @@ def test_a_file_with_one_byte_like_ours_is_not_read_whole(tmp_path: Path, start:
     path.write_bytes(start)
     os.truncate(path, 2**40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match=r"data\.bin is damaged or no checkpoint of metazoo"):
+    with pytest.raises(CheckpointError, match=r"data\.bin is damaged, or not a metazoo checkpoint"):
         load_model(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
-def test_a_shape_beyond_numbers_in_a_header_is_damage(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
+def test_a_shape_beyond_numbers_in_a_header_is_damage(model_file: Path) -> None:
+    metadata = load_tensors(model_file)[1]
     safetensors_file(
-        path,
+        model_file,
         {
-            "__metadata__": {KEY: "{}"},
+            "__metadata__": {KEY: json.dumps(metadata)},
             "a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]},
         },
     )
     with pytest.raises(
         CheckpointError,
-        match=r"x\.safetensors is damaged or no checkpoint of metazoo: Stride calculation",
+        match=r"model\.safetensors is damaged, or not a metazoo checkpoint: Stride calculation",
     ):
-        load_model(path)
+        load_model(model_file)
 
 
 class Malice:
@@ -265,10 +264,34 @@ def test_no_module_of_ours_imports_pickle_or_loads_by_torch() -> None:
 
 
 def test_a_file_of_a_later_format_says_so(model_file: Path) -> None:
-    rewrite(model_file, lambda m: m.update(format=2))
-    with pytest.raises(CheckpointError, match=r"has format 2, this metazoo reads 1") as caught:
+    rewrite(model_file, lambda m: m.update(format=3))
+    with pytest.raises(
+        CheckpointError, match=r"has format 3; this metazoo reads formats 1 and 2"
+    ) as caught:
         load_model(model_file)
     assert "pip install -U metazoo" in (caught.value.hint or "")
+
+
+def test_a_file_of_the_first_format_answers_as_it_did(model_file: Path) -> None:
+    """Format 1 called tta `views`, had another schedule, and left the device out."""
+
+    def as_format_1(metadata: dict[str, Any]) -> None:
+        del metadata["algorithm_options"]["tta"], metadata["recipe"]["device"]
+        metadata["algorithm_options"]["views"] = "shifted"
+        metadata["recipe"]["halve_every"] = 10
+        metadata["format"] = 1
+
+    today, _ = load_model(model_file, tta="shifted")
+    plain, _ = load_model(model_file)
+    rewrite(model_file, as_format_1)
+    model, blueprint = load_model(model_file)
+    task = torch.rand(1, 4, 1, 28, 28), torch.tensor([[0, 1, 2, 2]]), torch.rand(1, 5, 1, 28, 28)
+    assert torch.equal(model(*task), today(*task))
+    assert not torch.equal(model(*task), plain(*task))
+    assert blueprint.algorithm_options["tta"] == "shifted"
+    assert Blueprint.from_dict(blueprint.as_dict(), "here") == blueprint
+    rewrite(model_file, lambda m: m["algorithm_options"].update(views="one"))
+    assert load_model(model_file)[1].algorithm_options["tta"] == "none"
 
 
 def test_a_file_that_needs_a_missing_plugin_names_what_is_missing(model_file: Path) -> None:
@@ -353,8 +376,12 @@ HUGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a gigabyte": lambda m: m["backbone_options"].update(width=3000),
     "a head for everyone": lambda m: m["spec"].update(outputs=10**10),
     "a shape beyond numbers": lambda m: m["spec"].update(input_shape=[10**15, 28, 28]),
-    "more steps than numbers": lambda m: m["algorithm_options"].update(inner_steps=10**30),
-    "more steps than memory": lambda m: m["algorithm_options"].update(inner_steps=2**62),
+    "more steps than numbers": lambda m: m["algorithm_options"].update(
+        inner_steps=10**30, learned_rates="per-step"
+    ),
+    "more steps than memory": lambda m: m["algorithm_options"].update(
+        inner_steps=2**62, learned_rates="per-step"
+    ),
     "endless depth": lambda m: m.update(backbone="mlp", backbone_options={"depth": 10**9}),
 }
 
@@ -372,13 +399,43 @@ def test_a_file_that_asks_for_the_whole_machine_does_not_get_it(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
+WIDE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "conv4 width": lambda m: m["backbone_options"].update(width=10**7),
+    "conv4 growth": lambda m: m["backbone_options"].update(width=400, growth=4.0),
+    "mlp width": lambda m: m.update(backbone="mlp", backbone_options={"width": 10**5}),
+    "mlp depth": lambda m: m.update(backbone="mlp", backbone_options={"width": 1000, "depth": 999}),
+    "maml rates": lambda m: m["algorithm_options"].update(
+        learned_rates="per-step", inner_steps=10**8
+    ),
+    "maml offsets": lambda m: m["algorithm_options"].update(per_step_norm=True, inner_steps=10**8),
+}
+
+
+@pytest.mark.parametrize("option", WIDE)
+def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(
+    maml_run: Path, tmp_path: Path, option: str
+) -> None:
+    path = tmp_path / "wide.safetensors"
+    path.write_bytes((maml_run / run_folder.BEST).read_bytes())
+    rewrite(path, WIDE[option])
+    numbers = sum(tensor.numel() for tensor in load_tensors(path)[0].values())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        CheckpointError,
+        match=rf"do not fit algorithm 'maml': they have {numbers} numbers in all, "
+        r"but the options ask for \d{7,} or more",
+    ):
+        load_model(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "file.json"
     write_atomically(path, b"old")
     # A process that may write no file of more than 4096 bytes: a full disk, as far as the writer sees.
     script = (
         "import pathlib, resource, signal, sys\n"
-        "from metazoo.files import write_atomically\n"
+        "from metazoo.io.files import write_atomically\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -18,14 +19,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import metazoo
 from metazoo import zoo
+from metazoo.backbones.conv4 import Conv4
 from metazoo.cli import run
 from metazoo.errors import CheckpointError, UnknownNameError
 from metazoo.evaluation.protocol import Protocol
 from metazoo.plugins.registry import registry
-from metazoo.zoo import find, run_folder
+from metazoo.zoo import run_folder, weights
+from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.card import read_card
+from metazoo.zoo.export import command
 from metazoo.zoo.weights import load_tensors, save_tensors
 
 NAME = "protonet.tiny_3w1s"
@@ -133,7 +139,7 @@ def test_the_command_of_a_card_makes_the_same_run(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     blueprint = run_folder.read_blueprint(request.getfixturevalue(name))
-    words = shlex.split(find.command(blueprint))
+    words = shlex.split(command(blueprint))
     assert words[:2] == ["metazoo", "train"]
     assert run([*words[1:], "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
     assert run_folder.read_blueprint(tmp_path / "again") == blueprint
@@ -149,15 +155,15 @@ def test_the_command_of_a_card_names_no_place_of_this_machine(protonet_run: Path
         ),
         ("mnist", {"root": "/somewhere/private", "url": "https://mirror.private/"}),
     ):
-        recipe = {**blueprint.recipe, "clip_grad": None, "device": "cuda:3"}
+        recipe = dataclasses.replace(blueprint.recipe, clip_grad=None, device="cuda:3")
         moved = dataclasses.replace(
             blueprint, dataset=dataset, dataset_options=values, recipe=recipe
         )
-        command = find.command(moved)
-        assert f"--dataset {dataset}" in command
-        assert "private" not in command
-        assert "cuda" not in command
-    assert "--data-split vinyals" in find.command(
+        said = command(moved)
+        assert f"--dataset {dataset}" in said
+        assert "private" not in said
+        assert "cuda" not in said
+    assert "--data-split vinyals" in command(
         dataclasses.replace(blueprint, dataset="omniglot", dataset_options={"split": "vinyals"})
     )
 
@@ -166,12 +172,12 @@ def test_an_option_that_was_switched_off_is_switched_off_in_the_command(maml_run
     blueprint = run_folder.read_blueprint(maml_run)
     off = dataclasses.replace(
         blueprint,
-        recipe={**blueprint.recipe, "clip_grad": None},
+        recipe=dataclasses.replace(blueprint.recipe, clip_grad=None),
         algorithm_options={**blueprint.algorithm_options, "first_order": True},
     )
-    assert "--clip-grad none" in find.command(off)
-    assert "--first-order" in find.command(off)
-    assert "--clip-grad" not in find.command(blueprint)
+    assert "--clip-grad none" in command(off)
+    assert "--first-order" in command(off)
+    assert "--clip-grad" not in command(blueprint)
 
 
 def test_a_model_of_an_installed_distribution_is_found_by_name(
@@ -229,6 +235,54 @@ def test_the_list_shows_the_model_with_its_number_and_owner(
         "summary": f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %  glyphs, 3-way 1-shot, inductive",
         "from": "strangers-zoo 1.2",
     }
+
+
+@pytest.mark.parametrize("form", ["run", "file", "card", "name"])
+def test_a_file_is_parsed_once_and_a_network_built_once(
+    form: str, protonet_run: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def count(*words: Any, **more: Any) -> Any:
+            calls.append(name)
+            return original(*words, **more)
+
+        monkeypatch.setattr(owner, name, count)
+
+    counted(Blueprint, "model")
+    counted(weights, "tensors_of")
+    counted(Conv4, "__init__")
+    metazoo.load(
+        {
+            "run": protonet_run,
+            "file": protonet_run / run_folder.BEST,
+            "card": installed / f"{NAME}.json",
+            "name": NAME,
+        }[form]
+    )
+    assert sorted(calls) == ["__init__", "model", "tensors_of"]
+
+
+def test_a_shipped_model_of_the_first_format_loads() -> None:
+    source = zoo.find("protonet.omniglot_large")
+    stored = weights.metadata_of(source.contents, "")
+    assert stored["format"] == 1
+    assert stored["algorithm_options"]["views"] == "shifted"
+    assert "halve_every" in stored["recipe"]
+    assert source.blueprint.algorithm_options["tta"] == "shifted"
+    model, plain = source.model(), source.model(tta="none")
+    images = torch.rand(5, 1, 28, 28)
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    moved = [
+        torch.roll(padded, shift, (2, 3))[..., 1:-1, 1:-1]
+        for shift in ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+    ]
+    with torch.no_grad():
+        mean = torch.stack([plain.embed(image) for image in moved]).mean(0)
+        torch.testing.assert_close(model.features(images), mean)
 
 
 @pytest.mark.parametrize(
@@ -304,9 +358,10 @@ def test_weights_are_read_once(
 
     undisturbed = outcome(tmp_path / "undisturbed")
     assert undisturbed[0] == 0
+    finding = importlib.import_module("metazoo.zoo.find")
     with monkeypatch.context() as patched:
         for reader in ("read_weights", "read_verified"):
-            patched.setattr(find, reader, partial(and_then_replaced, getattr(find, reader)))
+            patched.setattr(finding, reader, partial(and_then_replaced, getattr(finding, reader)))
         assert outcome(tmp_path / "replaced") == undisturbed
     assert weights.read_bytes() == others.read_bytes()
     assert outcome(tmp_path / "others") != undisturbed
@@ -317,9 +372,7 @@ def test_weights_that_were_tampered_with_are_not_read(installed: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(
-        CheckpointError, match=rf"weights of '{NAME}' are not those that its card describes"
-    ):
+    with pytest.raises(CheckpointError, match=rf"weights of '{NAME}' are not those of its card"):
         zoo.load(NAME)
 
 
@@ -432,7 +485,7 @@ def test_every_shipped_card_is_true_of_its_weights(name: str) -> None:
     assert card["name"] == name
     assert name.startswith(card["algorithm"] + ".")
     assert card["parameters"] == sum(p.numel() for p in source.model().parameters())
-    assert card["training"]["command"] == find.command(source.blueprint)
+    assert card["training"]["command"] == command(source.blueprint)
     assert card["training"]["commit"]
     assert not card["training"]["commit"].endswith("-dirty")
     assert bool(card["training"]["init_sha256"]) == bool(source.blueprint.recipe.init)
