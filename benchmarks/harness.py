@@ -48,13 +48,12 @@ class Different(AssertionError):
 class Way:
     """One way to do the work of a part.
 
-    A call does `amount` times the work that is reported. `limit` replaces the part's own limit.
+    A call does `amount` times the work that is reported.
     """
 
     call: Call
     note: str = ""
     amount: float = 1.0
-    limit: float | None = None
 
 
 @dataclass
@@ -142,32 +141,24 @@ class Bench:
         `error` measures how far an answer is off. Above `limit` nothing is timed and Different is
         raised. A rival that raises is left out with the reason; metazoo must not raise.
         """
-        more = {name: found for name, way in ways.items() if (found := self._try(name, way, error))}
-        for name, found in more.items():
-            allowed = limit if ways[name].limit is None else ways[name].limit
-            if error and not found["error"] <= allowed:
-                raise Different(f"{name} is off by {found['error']:.1e}, allowed {allowed:.1e}")
-            if launches and self.cuda:
-                found.update(self._launches(ways[name].call))
-        calls = {
-            name: max(1, min(100, int(2e-3 / max(self._time(ways[name].call), 1e-6))))
-            for name in more
-        }
+        more: dict[str, dict[str, Any]] = {}
+        for name, way in ways.items():
+            if (found := self._answer(name, way, error)) is None:
+                continue
+            if not found.get("error", 0) <= limit:
+                raise Different(f"{name} is off by {found['error']:.1e}, allowed {limit:.1e}")
+            more[name] = found | (self._launches(way.call) if launches and self.cuda else {})
+        calls = {name: self._calls(ways[name].call) for name in more}
         times: dict[str, list[float]] = {name: [] for name in more}
         for i in range(self.pick(rounds, 1)):
             for name in list(more)[:: -1 if i % 2 else 1]:
                 taken = self._time(ways[name].call, calls[name])
                 times[name].append(taken / ways[name].amount)
-        self.add(times, unit=unit, notes={name: way.note for name, way in ways.items()}, more=more)
+        self.add(times, unit=unit)
+        for row, (name, found) in zip(self.rows[len(self.rows) - len(more) :], more.items()):
+            row.note, row.more = ways[name].note, found
 
-    def add(
-        self,
-        values: Mapping[str, Sequence[float]],
-        *,
-        unit: str,
-        notes: Mapping[str, str] | None = None,
-        more: Mapping[str, dict[str, Any]] | None = None,
-    ) -> None:
+    def add(self, values: Mapping[str, Sequence[float]], *, unit: str) -> None:
         """Add a row for each way from its value in every round; the first way is the reference."""
         first = next(iter(values), None)
         for name, taken in values.items():
@@ -175,9 +166,7 @@ class Bench:
             if name != first:
                 ratio = short(statistics.median(a / b for a, b in zip(taken, values[first])))
             figures = [short(SCALE[unit] * f(taken)) for f in (statistics.median, min, max)]
-            note = (notes or {}).get(name, "")
-            extra = dict((more or {}).get(name, {}))
-            self.rows.append(Row(self.current, name, unit, *figures, ratio, note, extra))
+            self.rows.append(Row(self.current, name, unit, *figures, ratio))
 
     def quickest(self, ways: Mapping[str, Call]) -> tuple[str, Call]:
         """Return the setting in which a rival is quickest, and the rival in that setting."""
@@ -187,18 +176,22 @@ class Bench:
         best = min(times, key=lambda name: times[name])
         return best, ways[best]
 
-    def _try(self, name: str, way: Way, error: Callable[[Any], float] | None) -> dict[str, Any]:
-        """Call a way once. Return its error, or nothing for a rival that raises."""
+    def _answer(
+        self, name: str, way: Way, error: Callable[[Any], float] | None
+    ) -> dict[str, Any] | None:
+        """Call a way once and return its error, or None for a rival that raises."""
         try:
             answer = way.call()
-            return {"error": short(error(answer))} if error else {"called": 1}
+            return {"error": short(error(answer))} if error else {}
         except Exception as problem:
             if name.startswith(OURS) and not out_of_memory(problem):
                 raise
             self.left_out[f"{self.current}: {name}"] = reason(problem)
-            if self.cuda:
-                torch.cuda.empty_cache()
-            return {}
+            return None
+
+    def _calls(self, call: Call) -> int:
+        """Return how many calls to time together: about 2 ms, at most 100."""
+        return max(1, min(100, int(2e-3 / max(self._time(call), 1e-6))))
 
     def _time(self, call: Call, calls: int = 1) -> float:
         """Return the seconds of one of some calls; on a GPU from device events, the host included."""
@@ -246,7 +239,7 @@ class Bench:
             "low to high": [f"{number(row.low)} to {number(row.high)}" for row in self.rows],
             "ratio": ["" if row.ratio is None else f"{row.ratio:.3g}x" for row in self.rows],
         }
-        for key in dict.fromkeys(key for row in self.rows for key in row.more if key != "called"):
+        for key in dict.fromkeys(key for row in self.rows for key in row.more):
             columns[key] = [number(row.more.get(key, "")) for row in self.rows]
         columns["note"] = [row.note for row in self.rows]
         kept = [name for name, cells in columns.items() if any(cells)]
@@ -294,16 +287,10 @@ def distance(values: Sequence[Tensor], references: Sequence[Tensor]) -> float:
     return torch.stack(errors).max().item()
 
 
-def fresh(*command: str, **environment: str) -> Any:
+def fresh(*command: str) -> Any:
     """Return the last line that a new Python process prints, read as JSON."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        text=True,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    words = [sys.executable, *command]
+    done = subprocess.run(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from metazoo.kernels.loading import status
 from .harness import OURS, Bench, Call, Way, distance, short
 
 Formula = Callable[[Tensor, Tensor], Tensor]
+Shape = tuple[int, int, int, int]
 
 # (B, Q, N, D): tasks, queries, classes, features.
 SHAPES = [
@@ -27,7 +29,7 @@ SHAPES = [
     (64, 300, 60, 1600),
 ]
 QUICK = [(1, 15, 5, 64)]
-# A CPU leaves out direct differences with more numbers than this.
+# A CPU leaves out the broadcast if it handles more numbers than this.
 CPU_LIMIT = 2e9
 LR = 0.01
 
@@ -119,52 +121,61 @@ def penalty(formula: Formula, x: Tensor, y: Tensor) -> Any:
     return torch.autograd.grad(sum(g.square().sum() for g in slopes(formula, x, y, True)), (x, y))
 
 
-def distances(bench: Bench, shape: tuple[int, int, int, int], mode: str) -> None:
+def distances(bench: Bench, shape: Shape, mode: str) -> None:
     """Race squared distances, their gradient, or the gradient of a gradient penalty."""
     x, y = points(bench, shape)
     do = {"forward": lambda f, x, y: [f(x, y)], "gradient": slopes, "penalty": penalty}[mode]
-    formulas = {OURS: ops.pairwise_sqdist, **STOCK}
-    if not bench.cuda and torch.Size(shape).numel() * (3 if mode == "forward" else 20) > CPU_LIMIT:
-        del formulas["broadcast"]
+    formulas = {OURS: ops.pairwise_sqdist, **stock(bench, shape, mode)}
     if mode == "forward" and not bench.quick:
         torch._dynamo.reset()
         formulas["broadcast, Inductor"] = torch.compile(broadcast, fullgraph=True, dynamic=False)
     wide = [t.detach().double().requires_grad_() for t in (x, y)]
     with torch.set_grad_enabled(mode != "forward"):
         expected = [directly(x, y)] if mode == "forward" else do(expansion, *wide)
-        ways = {name: Way(lambda f=f: do(f, x, y)) for name, f in formulas.items()}
-        bench.race(ways, unit="us", rounds=5, launches=True, error=lambda a: distance(a, expected))
+        race(bench, {name: partial(do, f, x, y) for name, f in formulas.items()}, expected)
     if mode == "forward":
         hard = close_points(bench, shape)
-        expected_hard = directly(*hard)
-        for row in bench.rows:
-            if row.part == bench.current:
-                found = formulas[row.way](*hard)
-                off = (found.double() - expected_hard).abs() / expected_hard
-                row.more["error, close points"] = short(off.max().item())
+        true = directly(*hard)
+        for row in (row for row in bench.rows if row.part == bench.current):
+            off = (formulas[row.way](*hard).double() - true).abs() / true
+            row.more["error, close points"] = short(off.max().item())
 
 
-def losses(bench: Bench, shape: tuple[int, int, int, int], mode: str) -> None:
+def losses(bench: Bench, shape: Shape, mode: str) -> None:
     """Race the loss of Prototypical Networks, or its gradient."""
-    b, q, n, d = shape
-    x, y = points(bench, shape, d**-0.5)  # small distances, so that the softmax is not a step
-    target = torch.randint(n, (b, q), device=bench.device)
+    x, y = points(bench, shape, shape[3] ** -0.5)  # small distances: the softmax is not a step
+    target = torch.randint(shape[2], shape[:2], device=bench.device)
 
-    def stock(formula: Formula) -> Any:
-        return lambda x, y: F.cross_entropy(-formula(x, y).flatten(0, 1), target.flatten())
-
-    def do(loss: Any, x: Tensor, y: Tensor) -> Any:
+    def do(formula: Formula | None, x: Tensor, y: Tensor) -> Any:
         with torch.set_grad_enabled(mode != "forward"):
-            value = loss(x, y)
+            if formula is None:
+                value = ops.prototypical_nll(x, y, target)
+            else:
+                value = F.cross_entropy(-formula(x, y).flatten(0, 1), target.flatten())
             return [value] if mode == "forward" else torch.autograd.grad(value, (x, y))
 
-    formulas: dict[str, Any] = {OURS: lambda x, y: ops.prototypical_nll(x, y, target)}
-    formulas.update({name: stock(formula) for name, formula in STOCK.items()})
-    if not bench.cuda and torch.Size(shape).numel() * 20 > CPU_LIMIT:
-        del formulas["broadcast"]
-    expected = do(stock(expansion), *(t.detach().double().requires_grad_() for t in (x, y)))
-    ways = {name: Way(lambda f=f: do(f, x, y)) for name, f in formulas.items()}
-    bench.race(ways, unit="us", rounds=5, launches=True, error=lambda a: distance(a, expected))
+    formulas = {OURS: None, **stock(bench, shape, mode)}
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    calls = {name: partial(do, formula, x, y) for name, formula in formulas.items()}
+    race(bench, calls, do(expansion, *wide))
+
+
+def stock(bench: Bench, shape: Shape, mode: str) -> dict[str, Formula]:
+    """Return the stock formulas; on a CPU without the broadcast where it takes too long."""
+    numbers = torch.Size(shape).numel() * (3 if mode == "forward" else 20)
+    skipped = "broadcast" if not bench.cuda and numbers > CPU_LIMIT else ""
+    return {name: formula for name, formula in STOCK.items() if name != skipped}
+
+
+def race(bench: Bench, calls: dict[str, Call], expected: Sequence[Tensor]) -> None:
+    """Race calls that return tensors, or tensors of parameters for each task."""
+
+    def error(found: Any) -> float:
+        flat = len(found) != len(expected) or found[0].shape != expected[0].shape
+        return distance([gather(found)] if flat else found, expected)
+
+    ways = {name: Way(call) for name, call in calls.items()}
+    bench.race(ways, unit="us", rounds=5, launches=True, error=error)
 
 
 def gather(tensors: Sequence[Tensor]) -> Tensor:
@@ -186,7 +197,7 @@ def inner_loop(bench: Bench, tasks: int, steps: int) -> None:
             params = start
             for grads in slopes:
                 params = step(params, grads)
-            return params
+            return [params] if isinstance(params, Tensor) else params
 
         return call
 
@@ -205,8 +216,4 @@ def inner_loop(bench: Bench, tasks: int, steps: int) -> None:
     }
     expected = flat.double() - LR * sum(grads.double() for grads in flat_slopes)
 
-    def off(params: Any) -> float:
-        return distance([params if isinstance(params, Tensor) else gather(params)], [expected])
-
-    ways = {name: Way(call) for name, call in calls.items()}
-    bench.race(ways, unit="us", launches=True, error=off)
+    race(bench, calls, [expected])
