@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shared_steps
 import torch
+from commands import output
 from safetensors.torch import load_file
 
 from metazoo import distributed
 
+ROOT = Path(__file__).parents[1]
 DATA = ["--dataset", "glyphs", "--data-alphabets", "6", "--backbone-width", "8"]
 TASKS = [
     "--train-ways",
@@ -38,29 +41,41 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def torchrun(*words: Any, processes: int = 2, options: tuple[str, ...] = ()) -> list[str]:
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        *options,
-    ]
-    return [*launch, "-m", "metazoo", *map(str, words)]
+def launch(*words: Any, options: tuple[str, ...] = ()) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, "--nproc-per-node", "2", *options, *map(str, words)]
+
+
+def torchrun(*words: Any, options: tuple[str, ...] = ()) -> list[str]:
+    return launch("-m", "metazoo", *words, options=options)
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
 
 
-def metazoo(*words: Any) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-m", "metazoo", *map(str, words)])
-
-
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "last.safetensors")
+
+
+def weights(folder: Path) -> torch.Tensor:
+    """Return every weight and bias in one vector."""
+    found = tensors(folder)
+    names = [n for n in found if n.startswith("model.") and n.endswith(("weight", "bias"))]
+    return torch.cat([found[name].flatten() for name in names])
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "shared.safetensors"
+    done = run(launch(ROOT / "tests" / "shared_steps.py", file))
+    assert done.returncode == 0, done.stderr
+    two = load_file(file)
+    one = {key: value for case in shared_steps.CASES for key, value in shared_steps.steps(case)}
+    assert set(one) == set(two)
+    for key, value in one.items():
+        assert (two[key] - value).double().norm() <= 1e-9 * value.double().norm() + 1e-12, key
+    assert any(not torch.equal(one[key], value) for key, value in two.items())  # they did share
 
 
 @pytest.mark.slow
@@ -68,48 +83,40 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     "algorithm",
     ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"],
 )
-def test_two_processes_reach_the_weights_of_one(algorithm: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Three tasks a step: shares of two and one. Augmentation draws random numbers.
-    words = [
-        "train",
-        *DATA,
-        *TASKS,
-        *PLAIN,
-        "--augment",
-        "drawing",
-        "--steps",
-        3,
-        "--json",
-        *algorithm.split(),
-    ]
-    alone = metazoo(*words, "--out", tmp_path / "one")
-    both = run(torchrun(*words, "--out", tmp_path / "two"))
-    assert alone.returncode == both.returncode == 0, both.stderr
-    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
-    assert set(one) == set(two)
-    for name, value in one.items():
-        torch.testing.assert_close(
-            two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
-        )
-    assert any(
-        not torch.equal(one[name], value) for name, value in tensors(tmp_path / "two").items()
-    )  # they did share
+    words = ["train", *DATA, *TASKS, *PLAIN, "--augment", "drawing", "--json", *algorithm.split()]
+    result, _ = output(capsys, *words, "--steps", "3", "--out", str(tmp_path / "one"))
+    output(capsys, *words, "--steps", "1", "--lr", "1e-12", "--out", str(tmp_path / "start"))
+    both = run(torchrun(*words, "--steps", 3, "--out", tmp_path / "two"))
+    assert both.returncode == 0, both.stderr
+    start, one, two = (weights(tmp_path / name) for name in ("start", "one", "two"))
+    # In float32 rounding may take a value across the corner of a ReLU: compare with how far they went.
+    assert (two - one).norm() <= 0.02 * (one - start).norm()
     # One of them writes and speaks: the result stands once on stdout.
-    results = [json.loads(done.stdout) for done in (alone, both)]
-    assert abs(results[0]["mean"] - results[1]["mean"]) < 0.02
+    results = [json.loads(text) for text in (result, both.stdout)]
+    assert abs(results[0]["mean"] - results[1]["mean"]) < 0.05
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["protonet.omniglot", "maml.omniglot_5w1s", "maml.sinusoid"])
-def test_evaluation_is_shared_out_with_the_same_result(model: str) -> None:
+def test_evaluation_is_shared_out_with_the_same_result(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["eval", model, "--episodes", "70", "--json"]
     if "omniglot" in model:
         words += ["--dataset", "glyphs", "--data-alphabets", "6"]
-    alone, both = metazoo(*words), run(torchrun(*words))
-    assert alone.returncode == both.returncode == 0, both.stderr
-    assert json.loads(both.stdout) == json.loads(alone.stdout)
+    both = run(torchrun(*words))
+    assert both.returncode == 0, both.stderr
+    one, two = json.loads(output(capsys, *words)[0]), json.loads(both.stdout)
+    for ours, theirs in zip(one["results"], two["results"], strict=True):
+        for measured in ("mean", "interval"):
+            assert ours.pop(measured) == pytest.approx(theirs.pop(measured), rel=1e-2)
+    assert one == two
 
 
 def started(command: list[str], folder: Path, needs: str) -> subprocess.Popen[str]:
@@ -147,37 +154,55 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the folder of a run that nothing disturbs, and what it says."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = run(torchrun("train", "protonet", *DATA, *TASKS, *LONG, "--out", folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def killed(rank: int, folder: Path, *options: str) -> tuple[int, str, str]:
+    """Start a run, kill one of its processes once it has saved, and return how the job ends."""
+    words = ["train", "protonet", *DATA, *TASKS, *LONG, "--out", folder]
+    job = started(torchrun(*words, options=options), folder, "last.safetensors")
+    os.kill(workers(job)[rank], signal.SIGKILL)
+    out, err = job.communicate(timeout=180)
+    return job.returncode, out, err
+
+
+def assert_same_tensors(folder: Path, other: Path) -> None:
+    for name, value in tensors(other).items():
+        assert torch.equal(value, tensors(folder)[name]), name
+
+
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_job_or_is_started_again_and_nothing_is_lost(
-    rank: int, tmp_path: Path
+def test_a_killed_process_ends_the_job_and_nothing_is_lost(
+    rank: int, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    words = ["train", "protonet", *DATA, *TASKS, *LONG]
-    undisturbed = run(torchrun(*words, "--out", tmp_path / "undisturbed"))
-    assert undisturbed.returncode == 0, undisturbed.stderr
-
-    ended = tmp_path / "ended"
-    job = started(torchrun(*words, "--out", ended), ended, "last.safetensors")
-    os.kill(workers(job)[rank], signal.SIGKILL)
-    _, said = job.communicate(timeout=120)
-    assert job.returncode != 0
-    assert not (ended / "result.json").exists()
-    resumed = run(torchrun("train", "--resume", ended))
+    folder = tmp_path / "ended"
+    status, _, said = killed(rank, folder)
+    assert status != 0
+    assert not (folder / "result.json").exists()
+    resumed = run(torchrun("train", "--resume", folder))
     assert resumed.returncode == 0, said + resumed.stderr
+    assert_same_tensors(folder, undisturbed[0])
 
-    again = tmp_path / "again"
-    job = started(
-        torchrun(*words, "--out", again, options=("--max-restarts", "1")), again, "last.safetensors"
-    )
-    os.kill(workers(job)[rank], signal.SIGKILL)
-    out, said = job.communicate(timeout=180)
-    assert job.returncode == 0, said
-    assert out == undisturbed.stdout.replace("undisturbed", "again")
 
-    for folder in (ended, again):
-        for name, value in tensors(tmp_path / "undisturbed").items():
-            assert torch.equal(value, tensors(folder)[name]), name
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_started_again_and_nothing_is_lost(
+    rank: int, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "again"
+    status, out, said = killed(rank, folder, "--max-restarts", "1")
+    assert status == 0, said
+    assert out == undisturbed[1].replace(str(undisturbed[0]), str(folder))
+    assert_same_tensors(folder, undisturbed[0])
 
 
 @pytest.mark.slow
@@ -221,9 +246,11 @@ def test_mistakes_are_told_by_the_first_and_by_the_others_under_their_number(
 
 
 @pytest.mark.slow
-def test_a_job_that_is_started_again_leaves_the_runs_of_others_alone(tmp_path: Path) -> None:
+def test_a_job_that_is_started_again_leaves_the_runs_of_others_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     older = tmp_path / "older"
-    assert metazoo("train", "protonet", *DATA, *TASKS, "--steps", 2, "--out", older).returncode == 0
+    output(capsys, "train", "protonet", *DATA, *TASKS, "--steps", "2", "--out", str(older))
     before = {path.name: path.read_bytes() for path in older.iterdir() if path.is_file()}
     words = ["train", "protonet", *DATA, *TASKS, "--steps", 3, "--out", older]
     done = run(torchrun(*words, options=("--max-restarts", "1")))
@@ -291,15 +318,7 @@ def test_work_gradients_and_statistics_are_put_together_as_one_process_has_them(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    done = run([*launch, str(tmp_path / "program.py")])
+    done = run(launch(tmp_path / "program.py"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "done"
 
