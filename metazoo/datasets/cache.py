@@ -1,4 +1,4 @@
-"""Decoded examples that need not be decoded again."""
+"""A cache of decoded examples on disk."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from torch import Tensor
 from metazoo.io.files import cache_directory, write_atomically
 from metazoo.tasks.examples import Examples
 
-# To be raised whenever the same key would give other examples than before: what `images.decode` gives has changed, say.
-_LAYOUT = 1
+# Increase this number when the same key gives other examples than before, for example after a
+# change of `images.decode`.
+_VERSION = 1
 
 
-def remember(folder: str, key: str, build: Callable[[], Examples]) -> Examples:
-    """Return what `build` gives, from the cache where it is there and whole; else build it and put it there.
+def load_or_build(folder: str, key: str, build: Callable[[], Examples]) -> Examples:
+    """Return examples from the cache; if they are missing or damaged, build them and store them.
 
-    `key` must change with everything that the examples depend on. A cache that cannot be written is passed over.
+    An error in writing to the cache is ignored.
+
+    Args:
+        folder: folder inside the cache.
+        key: a text that changes with everything that the examples depend on.
+        build: makes the examples.
     """
-    name = hashlib.sha256(f"{_LAYOUT}\0{key}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{_VERSION}\0{key}".encode()).hexdigest()[:32]
     path = cache_directory() / folder / f"{name}.safetensors"
     examples = _read(path)
     if examples is None:
@@ -40,6 +46,7 @@ def _checksum(x: Tensor) -> str:
 
 
 def _read(path: Path) -> Examples | None:
+    """Return the examples of a cache file, or None if it is missing or damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about, x = file.metadata(), file.get_tensor("x")
@@ -48,7 +55,7 @@ def _read(path: Path) -> Examples | None:
         return Examples(
             x, tuple(json.loads(about["counts"])), tuple(json.loads(about["names"])), about["title"]
         )
-    except Exception:  # whatever is wrong with a cache file, the cure is to build it again
+    except Exception:  # whatever is wrong with the file, building again repairs it
         return None
 
 

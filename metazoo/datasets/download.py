@@ -1,4 +1,4 @@
-"""Finding the files of a data set in a data root, or fetching them into the cache."""
+"""The files of a data set: found in a data root, or downloaded into the cache."""
 
 from __future__ import annotations
 
@@ -11,33 +11,39 @@ from metazoo.io.files import cache_directory
 
 
 def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) -> Path:
-    """Return the path of a file of a data set, or of its unpacked form (the name without its suffix).
+    """Return the path of a file of a data set, or of the folder that it was unpacked to.
 
-    It is looked for in `folder` below the root, then in the root itself. The root is `root`, else the environment
-    variable METAZOO_DATA, else the cache, into which what is missing is fetched from `url`/`name`.
-    A file in a root of the user's own is not checked against the MD5: repacked copies are legitimate.
+    The data root is `root`, else the environment variable METAZOO_DATA. A file there is not checked
+    against `md5`, because a repacked copy is legitimate. Without a data root, the file is taken
+    from the cache or downloaded into it.
 
-    Raises DataError, saying where to put the file, where it is not to be had.
+    Args:
+        root: the data root, if the user names one.
+        folder: folder of the data set below the root; files may also lie in the root itself.
+        name: name of the file. A folder of that name without its suffix counts as unpacked.
+        url: address of the folder to download from.
+        md5: checksum of a downloaded file.
+
+    Raises DataError if the file is not in the data root or cannot be downloaded.
     """
-    chosen = root or os.environ.get("METAZOO_DATA")
-    base = Path(chosen).expanduser() if chosen else cache_directory()
-    stem = Path(name).stem
-    for path in (base / folder / name, base / folder / stem, base / name, base / stem):
+    data_root = root or os.environ.get("METAZOO_DATA")
+    base = Path(data_root).expanduser() if data_root else cache_directory()
+    unpacked = Path(name).stem
+    for path in (base / folder / name, base / folder / unpacked, base / name, base / unpacked):
         if path.exists():
             return path
-    if chosen:
+    if data_root:
         raise DataError(
             f"{name} is not in the data root {base}"
-            + ("" if base.is_dir() else ", which is no directory"),
-            f"put it into {base / folder}, or leave out --data-root (and METAZOO_DATA) to have it downloaded from {url}",
+            + ("" if base.is_dir() else ", which is not a directory"),
+            f"put it into {base / folder}, or leave out --data-root and unset METAZOO_DATA to "
+            f"download it from {url}",
         )
     destination = base / folder / name
-    by_hand = f"put {name} (MD5 {md5}) into {destination.parent} by hand, or give a folder that has it with --data-root"
-    fetch(
-        f"{url.rstrip('/')}/{name}",
-        destination,
-        "md5",
-        md5,
-        DownloadMessages(DataError, by_hand, "try another --data-url"),
+    by_hand = (
+        f"put {name} (MD5 {md5}) into {destination.parent} by hand, or name a folder that has it "
+        "with --data-root"
     )
+    messages = DownloadMessages(DataError, by_hand, "try another --data-url")
+    fetch(f"{url.rstrip('/')}/{name}", destination, "md5", md5, messages)
     return destination

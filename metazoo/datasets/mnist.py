@@ -1,4 +1,4 @@
-"""MNIST: handwritten digits by LeCun, Cortes and Burges, from the four files in which they were published."""
+"""MNIST: handwritten digits by LeCun, Cortes and Burges, read from the four published files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metazoo.images import decode
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples
 
-# As torchvision checks them.
+# The checksums that torchvision checks.
 MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -30,22 +30,23 @@ MD5 = {
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
 SIDE = 28
-_LARGEST = 2**27  # bytes in an IDX file; the largest of MNIST has 47 million
+_LARGEST = 2**27  # largest accepted IDX file, in bytes; the largest of MNIST has 47 million
 _UNSIGNED_BYTES = 8  # the type code of an IDX file
 
 
 class MNIST(ClassDataset):
-    """Handwritten digits, ink 1 on 0, shape (1, size, size); a class is a digit.
+    """Handwritten digits, ink 1 on background 0, shape (1, size, size). A class is a digit.
 
-    With `digits="split"` the test split is the digits 5 to 9 of both files, on which nothing was trained; train is the digits 0
-    to 4 of the training file, and val new examples of the same digits, from the test file: ten digits leave no room for
-    three disjoint sets of five. With `digits="all"` there is only a test split, all ten digits of the test file, for models
-    that were trained on something else.
+    With `digits="split"`, train has the digits 0 to 4 of the training file, val the same digits of
+    the test file, and test the digits 5 to 9 of both files. Ten digits are too few for three
+    disjoint sets of five. With `digits="all"`, there is only a test split: all ten digits of the
+    test file, for models trained on other data.
 
-    The files hold light ink on a dark ground, and `input_format` takes images as they are there: an image of dark ink on
-    white paper must be inverted first.
+    `input_format` expects images as in the files, light ink on a dark background. Invert images of
+    dark ink on white paper first.
 
-    Raises DataError where a file is missing and cannot be fetched, truncated or no IDX file.
+    Raises DataError if a file is missing and cannot be downloaded, is truncated or is not an IDX
+    file.
     """
 
     @dataclass(frozen=True)
@@ -54,13 +55,14 @@ class MNIST(ClassDataset):
             str | None, "folder of the files  [default: $METAZOO_DATA, else download to the cache]"
         ] = None
         digits: Annotated[
-            Literal["split", "all"], "train on 0-4 and test on 5-9, or only test, on all"
+            Literal["split", "all"], "split: train on 0-4, test on 5-9; all: test on all digits"
         ] = "split"
         size: Annotated[int, "height and width in pixels", options.Range(8, 112)] = SIDE
         url: Annotated[str, "where to download from"] = (
             "https://ossci-datasets.s3.amazonaws.com/mnist/"
         )
 
+    config: Config
     local_options = ("root", "url")
     licence = "CC BY-SA 3.0 (as commonly stated)"
 
@@ -92,7 +94,8 @@ class MNIST(ClassDataset):
             or labels.max(initial=0) > 9
         ):
             raise DataError(
-                f"{paths[0]} holds {images.shape} and {paths[1]} {labels.shape}, which are not the images and labels of digits",
+                f"{paths[0]} {images.shape} and {paths[1]} {labels.shape} are not the images and "
+                "labels of digits",
                 "remove both files, and get them again",
             )
         return images, labels
@@ -119,9 +122,10 @@ class MNIST(ClassDataset):
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Return the unsigned bytes in an IDX file, gzipped or not, as an array of that many dimensions.
+    """Return the unsigned bytes of an IDX file, gzipped or not, as an array.
 
-    Raises DataError where it is truncated, longer than it should be, or something else.
+    Raises DataError if the file is truncated, too long, or not an IDX file of unsigned bytes with
+    this number of dimensions.
     """
     hint = "remove it, and get it again"
     try:
@@ -135,7 +139,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
     if len(data) - start != math.prod(shape):
         raise DataError(
-            f"{path} has {len(data) - start} bytes of data where {shape} need {math.prod(shape)}",
+            f"{path} has {len(data) - start} bytes of data, but {shape} needs {math.prod(shape)}",
             hint,
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

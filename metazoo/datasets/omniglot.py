@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
-from metazoo.datasets.cache import remember
+from metazoo.datasets.cache import load_or_build
 from metazoo.datasets.download import find_or_fetch
 from metazoo.errors import DataError
 from metazoo.images import decode
@@ -178,7 +178,7 @@ class Omniglot(ClassDataset):
     def _characters(self, archive: str) -> Examples:
         path = self._find(archive)
         read = functools.partial(_read_characters, path, ALPHABETS[archive], self.config.size)
-        return remember("omniglot", f"{digest(path)} {archive} {self.config.size}", read)
+        return load_or_build("omniglot", f"{digest(path)} {archive} {self.config.size}", read)
 
     @functools.cached_property
     def _challenge(self) -> tuple[TaskSource, int]:
@@ -216,7 +216,9 @@ class _WithinAlphabet(EpisodeSampler):
             self.seed, first, count, 1 + self.ways * (1 + self.shots + self.queries)
         )
         groups = [self._groups[word % len(self._groups)] for word in words[:, 0].tolist()]
-        chosen = choose_distinct(words[:, 1 : 1 + self.ways], np.array([len(group) for group in groups]))
+        chosen = choose_distinct(
+            words[:, 1 : 1 + self.ways], np.array([len(group) for group in groups])
+        )
         classes = np.stack([np.array(group)[c] for group, c in zip(groups, chosen)])
         return classes, self.choose_examples(words[:, 1 + self.ways :], classes)
 

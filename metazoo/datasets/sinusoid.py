@@ -1,10 +1,10 @@
-"""Sinusoids to regress on: Finn, Abbeel and Levine 2017 (arXiv:1703.03400), section 5.1."""
+"""Regression on sinusoids: Finn, Abbeel and Levine 2017 (arXiv:1703.03400), section 5.1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,11 +16,14 @@ from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.episode import Episode
 from metazoo.tasks.random import random_words, uniform
 
+SPLITS = ("train", "val", "test")
+
 
 class Sinusoid(Dataset):
-    """Tasks y = A sin(x - phase), with A in [0.1, 5], phase in [0, pi] and x in [-5, 5], all uniform.
+    """Regression tasks y = A sin(x - phase), with A in [0.1, 5], phase in [0, pi] and x in [-5, 5].
 
-    `shots` and `queries` count points; there are no ways. The splits are the same distribution, drawn with different keys.
+    All three are uniform. `shots` and `queries` count points; there are no ways. The splits have
+    the same distribution and different tasks.
     """
 
     @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Sinusoid(Dataset):
                     f"the smallest amplitude, {self.low:g}, is above the largest, {self.high:g}"
                 )
 
+    config: Config
     licence = "made, no data"
     recipe = {"backbone": "mlp", "shots": 10, "queries": 10, "meta_batch": 25}
     regression = True
@@ -44,39 +48,38 @@ class Sinusoid(Dataset):
         return SinusoidSampler(self.config, SPLITS.index(split), shots, queries, seed)
 
 
-SPLITS = ("train", "val", "test")
-
-
 class SinusoidSampler:
-    """Task i of a split: `shots` support and `queries` query points of one sinusoid, x and y of shape (B, points, 1)."""
+    """The tasks of one split: each has `shots` support and `queries` query points of one sinusoid.
 
-    def __init__(self, config: Any, stream: int, shots: int, queries: int, seed: int):
-        self.config, self.stream, self.shots, self.queries, self.seed = (
-            config,
-            stream,
-            shots,
-            queries,
-            seed,
-        )
+    x and y have shape (B, points, 1). `split` is the split's place in `SPLITS`.
+    """
+
+    def __init__(self, config: Sinusoid.Config, split: int, shots: int, queries: int, seed: int):
+        self.config = config
+        self.split = split
+        self.shots = shots
+        self.queries = queries
+        self.seed = seed
 
     def draw(self, first: int, count: int) -> Episode:
-        points = self.shots + self.queries
-        # Task numbers of the splits interleave, so that no two splits share one.
-        words = [
-            random_words(self.seed, 3 * i + self.stream, 2 + points)
-            for i in range(first, first + count)
-        ]
-        u = uniform(np.stack(words))
+        u = self._uniform(first, count)
         amplitude = self.config.low + (self.config.high - self.config.low) * u[:, :1]
         phase = np.pi * u[:, 1:2]
         x = 10 * u[:, 2:] - 5
         y = amplitude * np.sin(x - phase)
-        tx, ty = (
-            torch.from_numpy(x).float().unsqueeze(-1),
-            torch.from_numpy(y).float().unsqueeze(-1),
-        )
+        x_tensor, y_tensor = (torch.from_numpy(part).float().unsqueeze(-1) for part in (x, y))
         s = self.shots
-        return Episode(tx[:, :s], ty[:, :s], tx[:, s:], ty[:, s:])
+        return Episode(x_tensor[:, :s], y_tensor[:, :s], x_tensor[:, s:], y_tensor[:, s:])
+
+    def _uniform(self, first: int, count: int) -> np.ndarray:
+        """Return the random numbers of the tasks, (count, 2 + shots + queries)."""
+        numbers = 2 + self.shots + self.queries
+        words = [
+            # The splits take every third stream, so that no two splits share a task.
+            random_words(self.seed, len(SPLITS) * i + self.split, numbers)
+            for i in range(first, first + count)
+        ]
+        return uniform(np.stack(words))
 
 
 @hookimpl

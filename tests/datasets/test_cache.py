@@ -1,4 +1,4 @@
-"""Decoded examples that come back from the cache, and caches that are damaged or cannot be written."""
+"""The cache of decoded examples: hits, damaged files, and a cache that cannot be written."""
 
 import os
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metazoo import Examples
-from metazoo.datasets.cache import remember
+from metazoo.datasets.cache import load_or_build
 
 EXAMPLES = Examples(
     torch.arange(60, dtype=torch.uint8).view(5, 1, 3, 4), (2, 3), ("a", "ü/b"), "some data"
@@ -14,13 +14,13 @@ EXAMPLES = Examples(
 
 
 @pytest.fixture
-def recall(tmp_path, monkeypatch):
-    """Recalls EXAMPLES under a key and returns them, and whether they had to be built."""
+def load(tmp_path, monkeypatch):
+    """Loads EXAMPLES under a key; returns whether they were built."""
     monkeypatch.setenv("METAZOO_CACHE", str(tmp_path / "cache"))
 
     def call(key="key"):
         built = []
-        examples = remember("set", key, lambda: built.append(1) or EXAMPLES)
+        examples = load_or_build("set", key, lambda: built.append(1) or EXAMPLES)
         assert torch.equal(examples.x, EXAMPLES.x)
         assert (examples.counts, examples.names, examples.title) == (
             EXAMPLES.counts,
@@ -36,11 +36,11 @@ def files(tmp_path):
     return sorted((tmp_path / "cache" / "set").iterdir())
 
 
-def test_built_once_for_each_key(recall, tmp_path):
-    assert recall()
-    assert not recall()
-    assert recall("other key")
-    assert not recall("other key")
+def test_built_once_for_each_key(load, tmp_path):
+    assert load()
+    assert not load()
+    assert load("other key")
+    assert not load("other key")
     assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 2
 
 
@@ -54,17 +54,17 @@ def test_built_once_for_each_key(recall, tmp_path):
     ],
     ids=["empty", "truncated", "one bit", "garbage"],
 )
-def test_a_damaged_file_is_built_again(recall, tmp_path, damage):
-    recall()
+def test_a_damaged_file_is_built_again(load, tmp_path, damage):
+    load()
     (path,) = files(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
-    assert recall()
-    assert not recall()
+    assert load()
+    assert not load()
     assert files(tmp_path) == [path]
 
 
-def test_a_cache_that_cannot_be_written_is_passed_over(recall, tmp_path):
+def test_a_cache_that_cannot_be_written_is_ignored(load, tmp_path):
     (tmp_path / "cache").write_text("a file where a folder should be")
-    assert recall()
-    assert recall()
+    assert load()
+    assert load()
     assert os.listdir(tmp_path) == ["cache"]

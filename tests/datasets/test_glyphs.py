@@ -1,4 +1,4 @@
-"""The data set that needs no file: reproducible, disjoint, hard for an untrained network and learnable."""
+"""Glyphs are reproducible, disjoint, learnable, and hard for an untrained network."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_does_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def test_is_what_it_was() -> None:
-    """Models trained on glyphs are of use only while glyphs stay what they are; machines may round differently."""
+def test_the_drawings_are_the_same_in_every_release() -> None:
+    """Models trained on glyphs need the same glyphs later; machines may round differently."""
     x = draw_alphabet(0, 0).double()
     assert x.mean().item() == pytest.approx(101.500, abs=0.01)
     assert x[123].std().item() == pytest.approx(49.39, abs=0.1)
@@ -91,7 +91,7 @@ def test_alphabets_do_not_depend_on_how_many_there_are(dataset: Glyphs) -> None:
     assert torch.equal(few["train"].x, dataset.split("train").x[: len(few["train"].x)])
 
 
-def test_every_drawing_is_another(dataset: Glyphs) -> None:
+def test_no_two_drawings_are_equal(dataset: Glyphs) -> None:
     x = torch.cat([examples.x for examples in dataset.splits.values()]).flatten(1)
     assert len(torch.unique(x, dim=0)) == len(x)
 

@@ -1,4 +1,4 @@
-"""MNIST: small made-up IDX files, and the real ones where METAZOO_DATA has them."""
+"""MNIST: small made-up IDX files, and the real ones if METAZOO_DATA has them."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ def made_up(count, seed):
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 10
     images = rng.integers(0, 256, (count, 28, 28))
-    images[:, 0, 0] = labels  # says what it is
+    images[:, 0, 0] = labels  # the first pixel tells the label
     return images, labels
 
 
@@ -46,7 +46,7 @@ def load(root, **config):
     return MNIST(MNIST.Config(root=str(root), **config)).splits
 
 
-def test_split_by_digit(root):
+def test_splits_have_the_digits_they_should(root):
     splits = load(root)
     assert {name: (s.names, s.counts) for name, s in splits.items()} == {
         "train": (tuple("01234"), (6,) * 5),
@@ -64,7 +64,7 @@ def test_no_example_is_in_two_splits(root):
     assert len(set(seen)) == len(seen) == 30 + 20 + 50
 
 
-def test_all_digits_are_only_for_test(root):
+def test_with_all_digits_there_is_only_a_test_split(root):
     data = MNIST(MNIST.Config(root=str(root), digits="all"))
     assert list(data.splits) == ["test"]
     assert data.split("test").counts == (4,) * 10
@@ -99,12 +99,12 @@ GOOD = idx(np.zeros((3, 4)))
         (GOOD[:9], "not an IDX file"),
         (b"\x01" + GOOD[1:], "not an IDX file"),
         (idx(np.zeros(3)), "not an IDX file of bytes in 2 dimensions"),
-        (GOOD[:-1], r"11 bytes of data where \(3, 4\) need 12"),
-        (GOOD + b"x", r"13 bytes of data where \(3, 4\) need 12"),
+        (GOOD[:-1], r"11 bytes of data, but \(3, 4\) needs 12"),
+        (GOOD + b"x", r"13 bytes of data, but \(3, 4\) needs 12"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_what_is_no_idx_file_is_named(tmp_path, data, message, suffix):
+def test_a_file_that_is_not_idx_is_named(tmp_path, data, message, suffix):
     path = tmp_path / f"file-idx2-ubyte{suffix}"
     path.write_bytes(gzip.compress(data) if suffix else data)
     with pytest.raises(DataError, match=f"{path.name}.*{message}"):
@@ -130,7 +130,7 @@ def test_a_damaged_gzip_is_named(tmp_path, damage):
     assert caught.value.hint
 
 
-def test_labels_that_are_not_those_of_the_images(root):
+def test_labels_that_do_not_fit_the_images_are_refused(root):
     (root / "mnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(39))))
     with pytest.raises(DataError, match=r"t10k-labels.*not the images and labels"):
         load(root)
@@ -142,7 +142,7 @@ def test_a_missing_file_is_named(root):
         load(root)
 
 
-def test_the_real_set():
+def test_the_published_files():
     folder = Path(os.environ.get("METAZOO_DATA", ""), "mnist")
     if "METAZOO_DATA" not in os.environ or not folder.is_dir():
         pytest.skip("METAZOO_DATA names no data root with MNIST")

@@ -198,7 +198,7 @@ def test_a_root_without_the_file_says_where_to_put_it(tmp_path, folder):
     root = tmp_path / folder
     with pytest.raises(DataError, match=r"file\.zip is not in the data root") as caught:
         find(root)
-    assert ("no directory" in caught.value.message) == (folder == "gone")
+    assert ("not a directory" in caught.value.message) == (folder == "gone")
     assert str(root / "set") in caught.value.hint
 
 
