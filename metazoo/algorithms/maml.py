@@ -1,14 +1,18 @@
-"""MAML: Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (arXiv:1703.03400).
+"""MAML: Finn, Abbeel and Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+Networks" (arXiv:1703.03400).
 
-With its descendants' options: learned rates per parameter (Meta-SGD: Li et al. 2017, arXiv:1707.09835), adaptation of the
-head alone (ANIL: Raghu et al. 2020, arXiv:1909.09157), and learned rates per tensor and step, the multi-step loss, BatchNorm
-weights per step and a first-order beginning (MAML++: Antoniou et al. 2019, arXiv:1810.09502; its cosine schedule is
-metazoo's default).
+Its options include
+
+- Meta-SGD, a learned rate for each parameter: Li et al. 2017 (arXiv:1707.09835);
+- ANIL, adaptation of the head only: Raghu et al. 2020 (arXiv:1909.09157);
+- MAML++, learned rates per tensor and step, the multi-step loss, BatchNorm weights per step and
+  first-order steps at the start: Antoniou et al. 2019 (arXiv:1810.09502). Its cosine schedule is
+  metazoo's default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,75 +21,74 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, vmap
 
 import metazoo
 from metazoo import Range, ops
 
+Parameters = tuple[Tensor, ...]
+
 
 class MAML(metazoo.Algorithm):
-    """Learns an initialisation from which a few gradient steps on the support set solve the task.
+    """Learns an initialisation from which a few gradient steps on the support set solve a task.
 
-    The inner loss is the cross-entropy summed over ways and averaged over shots, as in the authors' code, so that the
-    paper's rates (0.4 for 5 ways, 0.1 for 20) mean the same here; of a mean over all examples they would be `ways` times as
-    large. In regression it is the mean squared error. The head has the ways of training; tasks with fewer use its first
-    outputs, and tasks with more raise OptionError.
+    The inner loss is the cross-entropy summed over ways and averaged over shots, as in the authors'
+    code, so the paper's inner rates apply (0.4 for 5 ways, 0.1 for 20). In regression it is the
+    mean squared error. The head has one output for each way of a training task. Tasks with fewer
+    ways use its first outputs; tasks with more raise OptionError.
     """
 
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         inner_lr: Annotated[
-            float | None, "inner step size  [default: 0.4, in regression 0.01]", Range(0)
+            float | None, "inner learning rate  [default: 0.4, in regression 0.01]", Range(0)
         ] = None
         head_lr: Annotated[
-            float | None, "inner step size of the head  [default: inner_lr]", Range(0)
+            float | None, "inner learning rate of the head  [default: inner_lr]", Range(0)
         ] = None
         inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
         eval_inner_steps: Annotated[
-            int | None, "inner steps at evaluation  [default: as in training]", Range(0)
+            int | None, "inner steps at evaluation  [default: inner_steps]", Range(0)
         ] = None
-        first_order: Annotated[bool, "leave out second derivatives"] = False
+        first_order: Annotated[bool, "ignore second derivatives"] = False
         first_order_steps: Annotated[
-            int,
-            "outer steps at the beginning that leave them out, as in MAML++ (derivative-order annealing)",
-            Range(0),
+            int, "outer steps at the start that ignore second derivatives (MAML++)", Range(0)
         ] = 0
-        adapt: Annotated[Literal["all", "head"], "what inner steps change; head is ANIL"] = "all"
+        adapt: Annotated[
+            Literal["all", "head"], "parameters that inner steps change; head is ANIL"
+        ] = "all"
         learned_rates: Annotated[
             Literal["none", "per-parameter", "per-step"],
-            "learn inner rates: per-parameter is Meta-SGD, per-step MAML++",
+            "learn the inner rates: per-parameter (Meta-SGD), or per tensor and step (MAML++)",
         ] = "none"
         multi_step_loss: Annotated[
             int,
-            "outer steps over which the loss moves from all inner steps to the last, as in MAML++; 0: last alone",
+            "outer steps over which the loss moves from all inner steps to the last; 0: last only (MAML++)",
             Range(0),
         ] = 0
         batch_norm: Annotated[
             Literal["batch", "support"],
-            "statistics for queries: their own (the paper's, transductive) or the support's",
+            "normalise queries by their own statistics (as the paper, transductive) or by those of the support set",
         ] = "batch"
-        zero_head: Annotated[bool, "start the head at zero, which favours no output"] = False
-        center: Annotated[
-            bool,
-            "subtract from features the mean over their batch: a new linear head then starts far better",
-        ] = False
+        zero_head: Annotated[bool, "initialise the head to zero"] = False
+        center: Annotated[bool, "subtract the batch mean from the features"] = False
         per_step_norm: Annotated[
-            bool,
-            "BatchNorm weights and biases for every inner step, learned outside and not adapted, as in MAML++",
+            bool, "learn BatchNorm weights and biases for each inner step (MAML++)"
         ] = False
         tasks: Annotated[
             Literal["auto", "loop", "vmap"],
-            "run tasks one by one (on a CPU in threads), or all together",
+            "how to run the tasks of a meta-batch: one by one (on a CPU in threads), or in one batch with vmap",
         ] = "auto"
         checkpoint_inner: Annotated[
-            bool, "compute inner steps again instead of keeping them: less memory, more time"
+            bool, "recompute inner steps in the backward pass: less memory, more time"
         ] = False
-        views: Annotated[
-            Literal["one", "shifted"],
-            "embed a query image as it is, or, but in training steps, as the mean of it and itself moved by a pixel each way",
-        ] = "one"
+        tta: Annotated[
+            Literal["none", "shifted"],
+            "test-time augmentation; shifted averages the embeddings of a query image and of four one-pixel shifts",
+        ] = "none"
 
-    regresses = True
+    config: Config
+    supports_regression = True
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
 
     def __init__(
@@ -97,43 +100,29 @@ class MAML(metazoo.Algorithm):
         super().__init__(backbone, spec, config)
         if self.config.per_step_norm and self.config.adapt == "head":
             raise metazoo.OptionError(
-                "per_step_norm gives the backbone something to change in every inner step, but adapt=head never runs it again",
-                "leave out one of them",
+                "per_step_norm has no effect with adapt=head, whose inner steps do not run the backbone",
+                "leave out one of the two options",
             )
-        self.views = metazoo.Views(self.config.views, spec.input_shape)
+        self.tta = metazoo.TestTimeAugmentation(self.config.tta, spec.input_shape)
         self.norms = metazoo.use_batch_statistics(backbone)
         steps = self.config.inner_steps if self.config.per_step_norm else 0
-        # What each step adds to the weight and the bias of each norm, so that they start from those of the backbone.
+        # Added to weight and bias, so that every step starts from the BatchNorm of the backbone.
         self.norm_offsets = nn.ParameterList(
-            nn.Parameter(torch.zeros(steps, 2, n.features)) for n in self.norms if steps
+            nn.Parameter(torch.zeros(steps, 2, norm.features)) for norm in self.norms if steps
         )
         self.head = nn.Linear(backbone.out_features, spec.outputs)
         if self.config.zero_head:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-        lr = self.config.inner_lr
-        if lr is None:
-            lr = 0.01 if spec.regression else 0.4
-        head_lr = lr if self.config.head_lr is None else self.config.head_lr
+        self.adapted_names = self._adapted_names()
+        sizes = torch.tensor([p.numel() for p in self._initial_parameters()])
         self.sizes: Tensor
-        self.register_buffer(
-            "sizes", torch.tensor([p.numel() for p in self._start().values()]), persistent=False
-        )
-        each = [
-            head_lr if name.startswith("head.") else lr for name in self._start()
-        ]  # tensor's rate
-        rates = {
-            "none": torch.tensor(lr) if head_lr == lr else torch.tensor([each]),
-            "per-parameter": torch.cat(
-                [torch.full((p.numel(),), r) for p, r in zip(self._start().values(), each)]
-            ),
-            "per-step": torch.tensor([each] * self.config.inner_steps),
-        }[self.config.learned_rates]
+        self.register_buffer("sizes", sizes, persistent=False)
         self.rates: Tensor
         if self.config.learned_rates == "none":
-            self.register_buffer("rates", rates)
+            self.register_buffer("rates", self._initial_rates())
         else:
-            self.rates = nn.Parameter(rates)
+            self.rates = nn.Parameter(self._initial_rates())
         self.outer_steps: Tensor
         self.register_buffer("outer_steps", torch.tensor(0))
 
@@ -146,236 +135,273 @@ class MAML(metazoo.Algorithm):
         return self.config.adapt == "all" and not self.config.first_order
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        evaluated = None if self.training else self.config.eval_inner_steps
-        steps = self.config.inner_steps if evaluated is None else evaluated
+        steps = self.config.inner_steps
+        if not self.training and self.config.eval_inner_steps is not None:
+            steps = self.config.eval_inner_steps
 
-        def solve(own: MAML, tasks: slice) -> Tensor:
-            return own._solve(support_x[tasks], support_y[tasks], query_x[tasks], steps, [steps])[
-                :, -1
-            ]
+        def predict(model: MAML, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+            return model._adapt_and_predict(x, y, queries, steps, [steps])[0]
 
-        if self._together(support_x):
-            return solve(self, slice(None))
+        def predict_one(model: MAML, i: int) -> Tensor:
+            task = slice(i, i + 1)
+            return predict(model, support_x[task], support_y[task], query_x[task])[0]
+
+        if self._uses_vmap(support_x):
+            return predict(self, support_x, support_y, query_x)
         if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False), torch.no_grad():  # an inner step differentiates
+            # Inner steps differentiate, which inference mode forbids.
+            with torch.inference_mode(False), torch.no_grad():
                 return self(support_x.clone(), support_y.clone(), query_x.clone())
         if torch.is_grad_enabled():
-            return torch.cat([solve(self, slice(i, i + 1)) for i in range(len(support_x))])
-        return metazoo.for_each_task(
-            self, lambda own, i: solve(own, slice(i, i + 1))[0], len(support_x)
-        )
+            return torch.stack([predict_one(self, i) for i in range(len(support_x))])
+        return metazoo.for_each_task(self, predict_one, len(support_x))
 
-    def loss(self, task: metazoo.Episode | metazoo.Batch) -> Tensor:
-        assert isinstance(task, metazoo.Episode)
-        if self._together(task.support_x):
-            loss = self._loss(task)
-        elif (
-            task.support_x.requires_grad or task.query_x.requires_grad
-        ):  # derivatives by more than the weights are wanted
-            loss = torch.stack([self._loss(task[i : i + 1]) for i in range(len(task))]).mean()
+    def loss(self, task: metazoo.Episode) -> Tensor:
+        """Return the loss of the adapted networks on the queries (equation 1)."""
+
+        def loss_of_one(model: MAML, i: int) -> Tensor:
+            return model._outer_loss(task[i : i + 1])
+
+        if self._uses_vmap(task.support_x):
+            loss = self._outer_loss(task)
+        elif task.support_x.requires_grad or task.query_x.requires_grad:
+            # mean_over_tasks gives no gradient of the examples.
+            loss = torch.stack([loss_of_one(self, i) for i in range(len(task))]).mean()
         else:
-            loss = metazoo.mean_over_tasks(
-                self, lambda own, i: own._loss(task[i : i + 1]), len(task)
-            )
+            loss = metazoo.mean_over_tasks(self, loss_of_one, len(task))
         if self.training:
             self.outer_steps += 1
         return loss
 
-    def _loss(self, task: metazoo.Episode) -> Tensor:
-        weights = self._step_weights(self.config.inner_steps)
-        judged = [step for step, weight in enumerate(weights, 1) if weight > 0]
-        predictions = self._solve(
-            task.support_x, task.support_y, task.query_x, len(weights), judged
-        )  # (B, judged, Q, out)
-        losses = [metazoo.task_loss(predictions[:, i], task.query_y) for i in range(len(judged))]
-        return torch.stack([weights[step - 1] * loss for step, loss in zip(judged, losses)]).sum()
+    def _uses_vmap(self, support_x: Tensor) -> bool:
+        if self.config.tasks != "auto":
+            return self.config.tasks == "vmap"
+        # Under vmap, convolutions with different weights per task become grouped convolutions. They
+        # are slow on a CPU, and for a single task on a GPU (docs/performance.md).
+        if support_x.device.type == "cpu":
+            return not any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
+        return len(support_x) > 1
 
-    def _together(self, support_x: Tensor) -> bool:
-        """Return whether tasks run under vmap."""
-        if self.config.tasks == "auto":
-            # Under vmap per-task weights become grouped convolutions: slow on a CPU, and on a GPU slower than a single task's
-            # plain ones (docs/performance.md).
-            if support_x.device.type == "cpu":
-                return not any(isinstance(m, nn.Conv2d) for m in self.backbone.modules())
-            return len(support_x) > 1
-        return self.config.tasks == "vmap"
-
-    def _step_weights(self, steps: int) -> list[float]:
-        """Return the weight of the query loss after each inner step (MAML++, section 4, "Multi-Step Loss Optimization")."""
-        progress = (
-            int(self.outer_steps) / self.config.multi_step_loss
-            if self.config.multi_step_loss
-            else 1.0
+    def _outer_loss(self, task: metazoo.Episode) -> Tensor:
+        weights = {step: w for step, w in enumerate(self._step_weights(), 1) if w > 0}
+        predictions = self._adapt_and_predict(
+            task.support_x, task.support_y, task.query_x, self.config.inner_steps, weights
         )
+        losses = [
+            weight * metazoo.task_loss(prediction, task.query_y)
+            for weight, prediction in zip(weights.values(), predictions)
+        ]
+        return torch.stack(losses).sum()
+
+    def _step_weights(self) -> list[float]:
+        """Return the weight of the query loss after each inner step (MAML++, section 4)."""
+        steps, annealing = self.config.inner_steps, self.config.multi_step_loss
+        progress = int(self.outer_steps) / annealing if annealing else 1.0
         early = (1 - progress) / steps if progress < 1 else 0.0
         return [early] * (steps - 1) + [1 - early * (steps - 1)]
 
-    def _solve(
-        self, support_x: Tensor, support_y: Tensor, query_x: Tensor, steps: int, judged: list[int]
+    def _adapt_and_predict(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        query_x: Tensor,
+        steps: int,
+        predict_after: Collection[int],
+    ) -> list[Tensor]:
+        """Take inner steps on every task.
+
+        Returns the predictions (B, Q, outputs) for the queries after each step in `predict_after`.
+        """
+        outputs = self._count_outputs(support_y)
+        use_vmap = self._uses_vmap(support_x)
+        per_task = _map_tasks if use_vmap else _apply_to_single_task
+        for norm in self.norms:
+            norm.fused = not use_vmap
+        if self.config.adapt == "head":
+            support_x, query_x = per_task(self._embed, (), support_x, query_x)
+        inner_loss = partial(self._inner_loss, outputs)
+        predict = partial(self._predict, outputs)
+        gradient = (
+            grad(inner_loss) if use_vmap else metazoo.gradient_of(inner_loss, create_graph=True)
+        )
+        first_order, differentiable = self._is_first_order(), torch.is_grad_enabled()
+        # With adapt=head, inner steps use features that have a graph; checkpoints do not allow it.
+        keeps_graph = differentiable and not first_order and self.config.adapt == "all"
+        recompute = self.config.checkpoint_inner and keeps_graph
+
+        def inner_step(theta: Tensor, step: int) -> Tensor:
+            """Return theta - rate * gradient (section 2.2) of every task, (B, P)."""
+            with self._norms_of(step):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+                    gradients = per_task(gradient, self._split(theta), support_x, support_y)
+                update = ops.sgd_update if differentiable or step == 0 else ops.sgd_update_
+                return update(theta.expand(len(support_x), -1), gradients, self._rates_of(step))
+
+        theta = _concatenate(self._initial_parameters()).unsqueeze(0)  # (1, P), shared by all tasks
+        predictions: list[Tensor] = []
+        for step in range(steps + 1):
+            if step in predict_after:
+                with self._norms_of(step - 1):
+                    predictions += per_task(predict, self._split(theta), support_x, query_x)
+            # Not the last step: it would be recomputed at once, and save no memory.
+            if recompute and step < steps - 1:
+                theta = metazoo.checkpoint_activations(self, partial(inner_step, step=step), theta)
+            elif step < steps:
+                theta = inner_step(theta, step)
+        return predictions
+
+    def _inner_loss(self, outputs: int, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of one task's support examples, or of their features with adapt=head."""
+        backbone, head = self._by_name(parameters)
+        z = x if self.config.adapt == "head" else self._features(backbone, x)
+        loss = metazoo.task_loss(F.linear(z, *head)[:, :outputs], y)
+        return loss if self.spec.regression else loss * outputs
+
+    def _predict(
+        self, outputs: int, parameters: Parameters, support_x: Tensor, query_x: Tensor
+    ) -> tuple[Tensor]:
+        backbone, head = self._by_name(parameters)
+        z = query_x
+        if self.config.adapt == "all":
+            z = self._query_features(backbone, support_x, query_x)
+        return (F.linear(z, *head)[:, :outputs],)
+
+    def _embed(self, _: Parameters, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return one task's features, which the inner steps of ANIL do not change."""
+        if self.config.batch_norm == "support":
+            z = self._joint_features({}, support_x, query_x)
+            return z[: len(support_x)], z[len(support_x) :]
+        return self._features({}, support_x), self._query_features({}, support_x, query_x)
+
+    def _query_features(
+        self, backbone: dict[str, Tensor], support_x: Tensor, query_x: Tensor
     ) -> Tensor:
-        """Return predictions (B, len(judged), Q, out) for the queries after each of the judged inner steps of every task."""
+        if self.config.batch_norm == "support":
+            return self._joint_features(backbone, support_x, query_x)[len(support_x) :]
+        return self.tta.mean(lambda x: self._features(backbone, x), query_x)
+
+    def _joint_features(
+        self, backbone: dict[str, Tensor], support_x: Tensor, query_x: Tensor
+    ) -> Tensor:
+        """Return the features (S + Q, D), normalised by the statistics of the support set."""
+        support = len(support_x)
+        return self.tta.mean(
+            lambda x: self._features(backbone, torch.cat([support_x, x]), support), query_x
+        )
+
+    def _features(
+        self, backbone: dict[str, Tensor], x: Tensor, support: int | None = None
+    ) -> Tensor:
+        """Return features (N, D), normalised by the statistics of the first `support` examples or of all."""
+        for norm in self.norms:
+            norm.support = support
+        z = functional_call(self.backbone, backbone, x)
+        return z - z[:support].mean(0) if self.config.center else z
+
+    def _count_outputs(self, support_y: Tensor) -> int:
         outputs = self.spec.outputs if self.spec.regression else metazoo.ways_of(support_y)
         if outputs > self.spec.outputs:
             raise metazoo.OptionError(
                 f"this model's head has {self.spec.outputs} outputs, but the task has {outputs} classes",
-                f"train one with --ways {outputs} or more, or use protonet, which takes any number of classes",
+                f"train a model with --ways {outputs} or more, or use protonet, which takes any number of classes",
             )
-        together = self._together(support_x)
-        for norm in self.norms:
-            norm.fused = not together
-        each = metazoo.all_at_once if together else metazoo.alone
-        if self.config.adapt == "head":
-            support_x, query_x = each(
-                lambda fast, sx, qx: self._embed(sx, qx), (), support_x, query_x
-            )
+        return outputs
 
-        def inner_loss(fast: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
-            own, head = self._parts(fast)
-            z = self._features(own, x, None) if self.config.adapt == "all" else x
-            loss = metazoo.task_loss(F.linear(z, *head)[:, :outputs], y)
-            return loss if self.spec.regression else loss * outputs
-
-        def answer(fast: tuple[Tensor, ...], sx: Tensor, qx: Tensor) -> tuple[Tensor, ...]:
-            own, head = self._parts(fast)
-            z = self._query_features(own, sx, qx) if self.config.adapt == "all" else qx
-            return (F.linear(z, *head)[:, :outputs],)
-
-        flat = _flat(self._start().values()).unsqueeze(
-            0
-        )  # (1, P): a row that all tasks start from, then one for each
-        first_order = self.config.first_order or (
-            self.training and 0 < self.config.first_order_steps > int(self.outer_steps)
-        )
-        slope = (
-            grad(inner_loss)
-            if together
-            else metazoo.gradient_of(inner_loss, create_graph=not first_order)
-        )
-        in_place = not torch.is_grad_enabled()
-        again = (
-            self.config.checkpoint_inner
-            and self.config.adapt == "all"
-            and not (first_order or in_place)
-        )
-
-        def advance(flat: Tensor, step: int) -> Tensor:
-            with self._norms_of(step):
-                if first_order:
-                    fast, x = self._pieces(flat.detach()), support_x.detach()
-                    gradient = tuple(g.detach() for g in each(slope, fast, x, support_y))
-                else:
-                    gradient = each(slope, self._pieces(flat), support_x, support_y)
-                take = ops.sgd_update_ if in_place and step > 0 else ops.sgd_update
-                return take(
-                    flat.expand(len(support_x), -1), gradient, self._rate(step, flat.shape[1])
-                )  # (B, P)
-
-        predictions = []
-        for step in range(steps + 1):
-            if step in judged:
-                with self._norms_of(step - 1):
-                    predictions.append(each(answer, self._pieces(flat), support_x, query_x)[0])
-            # Not the last step: what it keeps would be the first to be computed again.
-            if again and step < steps - 1:
-                flat = metazoo.recomputed(self, partial(advance, step=step), flat)
-            elif step < steps:
-                flat = advance(flat, step)
-        return torch.stack(predictions, 1)
-
-    def _rate(self, step: int, size: int) -> Tensor:
-        """Return the rates of an inner step: one for all, or one for each of `size` parameters."""
-        if self.rates.dim() == 1:
-            start = self._start().values()
-            return _flat(
-                r.view_as(p) for r, p in zip(self.rates.split([p.numel() for p in start]), start)
-            )
-        if self.rates.dim() == 0:
-            return self.rates
-        # Steps beyond those of training go on with the last step's rates.
-        return self.rates[min(step, len(self.rates) - 1)].repeat_interleave(
-            self.sizes, output_size=size
-        )
+    def _is_first_order(self) -> bool:
+        if not self.training or not self.config.first_order_steps:
+            return self.config.first_order
+        return self.config.first_order or int(self.outer_steps) < self.config.first_order_steps
 
     @contextmanager
     def _norms_of(self, step: int) -> Iterator[None]:
-        """While it lasts, every norm has its offsets of an inner step; steps beyond those of training have the last one's."""
+        """Use the BatchNorm offsets of an inner step; steps beyond training use the last ones."""
         for norm, offsets in zip(self.norms, self.norm_offsets):
             norm.offset = offsets[min(max(step, 0), len(offsets) - 1)]
         try:
             yield
         finally:
             for norm in self.norms:
-                norm.offset = (
-                    None  # it is part of a graph, which a copy of the model must not carry along
-                )
+                norm.offset = None  # has a graph, and tensors with a graph cannot be copied
 
-    def _start(self) -> dict[str, Tensor]:
-        """Return the parameters that inner steps change, as they are before the first."""
-        modules = (
-            {"head": self.head}
-            if self.config.adapt == "head"
-            else {"backbone": self.backbone, "head": self.head}
-        )
-        fixed = (
-            {id(p) for norm in self.norms for p in norm.parameters()}
-            if self.config.per_step_norm
-            else set()
-        )
-        named = {
-            f"{key}.{name}": p
-            for key, module in modules.items()
-            for name, p in module.named_parameters()
-        }
-        return {name: p for name, p in named.items() if id(p) not in fixed}
+    def _adapted_names(self) -> list[str]:
+        """Return the names of the parameters that inner steps change."""
+        prefixes = ("head.",) if self.config.adapt == "head" else ("backbone.", "head.")
+        fixed = {id(p) for norm in self.norms for p in norm.parameters()}
+        return [
+            name
+            for name, p in self.named_parameters()
+            if name.startswith(prefixes) and not (self.config.per_step_norm and id(p) in fixed)
+        ]
 
-    def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Return parameters (B, P), each (B, *), with a convolution's weights as they lie."""
-        shapes = [_channels_last(p).shape for p in self._start().values()]
-        pieces = flat.split([shape.numel() for shape in shapes], 1)
-        return tuple(piece.reshape(len(flat), *shape) for piece, shape in zip(pieces, shapes))
+    def _initial_parameters(self) -> list[Tensor]:
+        parameters = dict(self.named_parameters())
+        return [parameters[name] for name in self.adapted_names]
 
-    def _parts(self, fast: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Return a task's parameters: the backbone's by name, and the weight and bias of the head."""
-        named = dict(
-            zip(self._start(), (p.permute(0, 3, 1, 2) if p.dim() == 4 else p for p in fast))
-        )
+    def _initial_rates(self) -> Tensor:
+        """Return one rate for all, or one per parameter (P,), or one per step and tensor."""
+        lr = self.config.inner_lr
+        if lr is None:
+            lr = 0.01 if self.spec.regression else 0.4
+        head_lr = lr if self.config.head_lr is None else self.config.head_lr
+        rates = torch.tensor([head_lr if n.startswith("head.") else lr for n in self.adapted_names])
+        if self.config.learned_rates == "per-parameter":
+            return rates.repeat_interleave(self.sizes)
+        if self.config.learned_rates == "per-step":
+            return rates.repeat(self.config.inner_steps, 1)
+        return torch.tensor(lr) if head_lr == lr else rates.unsqueeze(0)
+
+    def _rates_of(self, step: int) -> Tensor:
+        """Return the rates of an inner step: one for all, or (P,)."""
+        if self.rates.dim() == 0:
+            return self.rates
+        initial = self._initial_parameters()
+        sizes = [p.numel() for p in initial]
+        if self.config.learned_rates == "per-parameter":
+            return _concatenate(r.view_as(p) for r, p in zip(self.rates.split(sizes), initial))
+        rates = self.rates[min(step, len(self.rates) - 1)]  # beyond training, the last step's
+        return rates.repeat_interleave(self.sizes, output_size=sum(sizes))
+
+    def _split(self, theta: Tensor) -> Parameters:
+        """Return the parameters (B, *) that theta (B, P) concatenates, convolutions channels last."""
+        shapes = [_channels_last(p).shape for p in self._initial_parameters()]
+        pieces = theta.split([shape.numel() for shape in shapes], 1)
+        return tuple(piece.reshape(len(theta), *shape) for piece, shape in zip(pieces, shapes))
+
+    def _by_name(self, parameters: Parameters) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return one task's parameters of the backbone by name, and its head's weight and bias."""
+        natural = (p.permute(0, 3, 1, 2) if p.dim() == 4 else p for p in parameters)
+        named = dict(zip(self.adapted_names, natural))
         head = named.pop("head.weight"), named.pop("head.bias")
         return {name.removeprefix("backbone."): p for name, p in named.items()}, head
 
-    def _features(self, own: dict[str, Tensor], x: Tensor, support: int | None) -> Tensor:
-        """Return the features (N, D) of examples, by the statistics of all or of the first `support` of them."""
-        for norm in self.norms:
-            norm.support = support
-        z = functional_call(self.backbone, own, x)
-        return z - z[:support].mean(0) if self.config.center else z
 
-    def _query_features(self, own: dict[str, Tensor], support_x: Tensor, query_x: Tensor) -> Tensor:
-        """Return the features (Q, D) of a task's queries, by their own statistics or the support's."""
-        if self.config.batch_norm == "support":
-            return self._both_features(own, support_x, query_x)[len(support_x) :]
-        return self.views.mean(lambda x: self._features(own, x, None), query_x)
+def _map_tasks(
+    function: Callable[..., Parameters], parameters: Parameters, *data: Tensor
+) -> Parameters:
+    """Apply a function of one task to all tasks; parameters are (B, *), or (1, *) if shared."""
+    shared = bool(parameters) and len(parameters[0]) == 1
+    if shared:
+        # Without a task dimension, convolutions stay ordinary ones.
+        parameters = tuple(p.squeeze(0) for p in parameters)
+    dims = (None if shared else 0, *[0] * len(data))
+    return vmap(function, dims, randomness="different")(parameters, *data)
 
-    def _both_features(self, own: dict[str, Tensor], support_x: Tensor, query_x: Tensor) -> Tensor:
-        """Return the features (S + Q, D) of a task's support and queries, by the support's statistics."""
-        return self.views.mean(
-            lambda x: self._features(own, torch.cat([support_x, x]), len(support_x)), query_x
-        )
 
-    def _embed(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of a task's support and queries, which ANIL's inner steps do not change."""
-        if self.config.batch_norm == "support":
-            z = self._both_features({}, support_x, query_x)
-            return z[: len(support_x)], z[len(support_x) :]
-        return self._features({}, support_x, None), self._query_features({}, support_x, query_x)
+def _apply_to_single_task(
+    function: Callable[..., Parameters], parameters: Parameters, *data: Tensor
+) -> Parameters:
+    """Do the same as `_map_tasks` for B = 1, without vmap."""
+    results = function(tuple(p.squeeze(0) for p in parameters), *(x.squeeze(0) for x in data))
+    return tuple(result.unsqueeze(0) for result in results)
+
+
+def _concatenate(parameters: Iterable[Tensor]) -> Tensor:
+    return torch.cat([_channels_last(p).flatten() for p in parameters])
 
 
 def _channels_last(p: Tensor) -> Tensor:
-    """Return a convolution's weights with their channels last: so they lie among the flat parameters, as a CPU likes them."""
+    """Return the weights of a convolution in the memory order that is fastest on a CPU."""
     return p.permute(0, 2, 3, 1) if p.dim() == 4 else p
-
-
-def _flat(parameters: Iterable[Tensor]) -> Tensor:
-    return torch.cat([_channels_last(p).flatten() for p in parameters])
 
 
 @metazoo.hookimpl

@@ -190,9 +190,9 @@ def test_meta_gradient_equals_the_naive_one(
 
 def test_tasks_run_together_where_that_is_quicker() -> None:
     elsewhere = [torch.empty(count, 6, 1, 16, 16, device="meta") for count in (1, 2)]  # as on a GPU
-    assert [image_model()._together(x) for x in elsewhere] == [False, True]
-    assert not image_model()._together(images().support_x)
-    assert line_model()._together(sinusoids().support_x)
+    assert [image_model()._uses_vmap(x) for x in elsewhere] == [False, True]
+    assert not image_model()._uses_vmap(images().support_x)
+    assert line_model()._uses_vmap(sinusoids().support_x)
 
 
 @pytest.mark.parametrize("tasks", ["loop", "vmap"])
@@ -226,7 +226,7 @@ def test_steps_that_are_computed_again_are_not_kept() -> None:
             return saved
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
-            loss = image_model(inner_steps=5, **options)._loss(images(tasks=1))
+            loss = image_model(inner_steps=5, **options)._outer_loss(images(tasks=1))
         assert loss.requires_grad
         return sum(saved.value.numel() for saved in alive)
 
@@ -294,7 +294,7 @@ def test_a_model_can_be_copied_after_training_and_answers_the_same_twice() -> No
     task = (episode.support_x, episode.support_y, episode.query_x)
     assert torch.equal(copy.deepcopy(model).eval()(*task), model.eval()(*task))
     assert torch.equal(model(*task), model(*task))
-    with pytest.raises(metazoo.OptionError, match="adapt=head never runs it again"):
+    with pytest.raises(metazoo.OptionError, match="no effect with adapt=head"):
         image_model(per_step_norm=True, adapt="head")
 
 
@@ -335,7 +335,7 @@ def test_multi_step_loss_weighs_every_step() -> None:
     compare(model, images(), step_weights=[0.125, 0.125, 0.125, 0.625])
     assert int(model.outer_steps) == 6
     model.outer_steps += 4
-    assert model._step_weights(4) == [0.0, 0.0, 0.0, 1.0]
+    assert model._step_weights() == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_second_order_differs_from_first_order() -> None:
@@ -462,11 +462,11 @@ def test_support_statistics_make_it_inductive(adapt: str, tasks: str, center: bo
 @pytest.mark.parametrize(
     ("adapt", "tasks"), [*itertools.product(["all", "head"], ["loop", "vmap"])]
 )
-def test_an_answer_is_the_mean_over_views_but_in_training(
+def test_an_answer_is_the_mean_over_shifts_except_in_training(
     adapt: str, tasks: str, batch_norm: str
 ) -> None:
     options = {"adapt": adapt, "tasks": tasks, "batch_norm": batch_norm, "center": True}
-    one, several = image_model(**options), image_model(**options, views="shifted")
+    one, several = image_model(**options), image_model(**options, tta="shifted")
     sx, sy, qx, _ = vars(images()).values()
     torch.testing.assert_close(several(sx, sy, qx), one(sx, sy, qx))
     one.eval()
