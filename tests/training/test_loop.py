@@ -377,7 +377,9 @@ def test_train_ways_fit_the_data_unless_they_are_asked_for(
 
 def test_a_classifier_is_not_given_regression() -> None:
     for algorithm in ("protonet", "matching", "baseline"):
-        with pytest.raises(OptionError, match="classifies, but") as error:
+        with pytest.raises(
+            OptionError, match=r"has regression tasks, and algorithm .* only classifies"
+        ) as error:
             plan(algorithm, "sinusoid")
         assert "maml" in str(error.value.hint)
 
@@ -393,18 +395,17 @@ def test_a_head_too_small_for_the_test_is_found_before_training() -> None:
         ("protonet", {"batch_size": 8}),
         ("baseline", {"train_ways": 5}),
         ("baseline", {"train_queries": 5}),
-        ("protonet", {"halve_every": 10}),
     ],
 )
 def test_an_option_that_nothing_would_read_is_refused(
     algorithm: str, recipe: dict[str, Any]
 ) -> None:
-    with pytest.raises(OptionError, match="is not read"):
+    with pytest.raises(OptionError, match="does not read --"):
         plan(algorithm, "glyphs", {}, GLYPHS, {"width": 4}, recipe)
 
 
 def test_a_network_too_large_is_refused() -> None:
-    with pytest.raises(OptionError, match="the network cannot be made"):
+    with pytest.raises(OptionError, match="the network cannot be built"):
         plan("protonet", "glyphs", {}, GLYPHS, {"width": 10**7})
 
 
@@ -418,15 +419,12 @@ def test_a_validation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    def rates(schedule: Any, steps: int = 4, **more: Any) -> list[float]:
-        return [
-            learning_rate(Recipe(schedule=schedule, steps=steps, lr=2.0, **more), step)
-            for step in range(steps)
-        ]
+    def rates(schedule: Any) -> list[float]:
+        recipe = Recipe(schedule=schedule, steps=4, lr=2.0)
+        return [learning_rate(recipe, step) for step in range(4)]
 
     assert rates("constant") == [2.0] * 4
     assert rates("linear") == [2.0, 1.5, 1.0, 0.5]
-    assert rates("halving", halve_every=2) == [2.0, 2.0, 1.0, 1.0]
     assert rates("cosine") == pytest.approx([1 + math.cos(math.pi * step / 4) for step in range(4)])
 
 
@@ -512,12 +510,12 @@ def test_a_backbone_that_does_not_fit_is_refused(protonet_run: Path, maml_run: P
     wide = plan("protonet", "glyphs", {}, GLYPHS, {"width": 8}, TINY)[0].model()
     with pytest.raises(
         OptionError,
-        match=r"does not fit: 'blocks\.0\.weight' must be \(8, 1, 3, 3\), it has \(4, 1, 3, 3\)",
+        match=r"does not fit: 'blocks\.0\.weight' must have shape \(8, 1, 3, 3\), but has shape \(4, 1, 3, 3\)",
     ):
         start_from(find(protonet_run), wide)
     # MAML keeps no running statistics, which a ProtoNet needs.
     with pytest.raises(
-        OptionError, match=r"'blocks\.1\.running_mean' must be \(4,\), which it has not"
+        OptionError, match=r"'blocks\.1\.running_mean' must have shape \(4,\), but is missing"
     ):
         start_from(find(maml_run), tiny("protonet")[0].model())
 
@@ -539,9 +537,7 @@ def test_augmentation_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
 
 
 def test_only_images_are_augmented() -> None:
-    with pytest.raises(
-        OptionError, match="the examples of data set 'sinusoid' are no images to augment"
-    ):
+    with pytest.raises(OptionError, match="the examples of data set 'sinusoid' are not images"):
         plan("maml", "sinusoid", {}, {}, {}, {**TINY, "augment": "photo"})
 
 
@@ -557,7 +553,7 @@ def test_a_result_names_the_commit_of_its_code(
             command, cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    file = tmp_path / "metazoo" / "runs.py"
+    file = tmp_path / "metazoo" / "provenance.py"
     file.parent.mkdir()
     file.write_text("first")
     monkeypatch.setattr(provenance, "__file__", str(file))
