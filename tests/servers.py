@@ -93,9 +93,12 @@ class Server(ThreadingHTTPServer):
     """Has `files`, by path; `asked` and `ranges` say what was asked of it, request by request."""
 
     def __init__(
-        self, files: Mapping[str, bytes] = {}, handler: type[Handler] = FileHandler, context: ssl.SSLContext | None = None,
+        self,
+        files: Mapping[str, bytes] = {},
+        handler: type[Handler] = FileHandler,
+        context: ssl.SSLContext | None = None,
         host: str = "127.0.0.1",
-    ):  # fmt: skip
+    ):
         super().__init__(("127.0.0.1", 0), handler)
         if context:
             self.socket = context.wrap_socket(self.socket, server_side=True)

@@ -70,9 +70,18 @@ def test_every_form_of_example_gives_the_same_answer(
     read_only = x.numpy().copy()
     read_only.flags.writeable = False
     forms: list[Any] = [
-        images, paths, [str(p) for p in paths], tuple(paths), iter(paths), x.numpy(), x.float() / 255, x.double() / 255,
-        (x.float() / 255).numpy(), x.numpy()[::-1].copy()[::-1], read_only,
-    ]  # fmt: skip
+        images,
+        paths,
+        [str(p) for p in paths],
+        tuple(paths),
+        iter(paths),
+        x.numpy(),
+        x.float() / 255,
+        x.double() / 255,
+        (x.float() / 255).numpy(),
+        x.numpy()[::-1].copy()[::-1],
+        read_only,
+    ]
     for form in forms:
         kind = type(form).__name__
         assert np.allclose(classifier.predict_proba(form), wanted, atol=1e-5), kind

@@ -80,9 +80,14 @@ def naive_forward(weights: list[Tensor], x: Tensor, center: bool = False) -> Ten
 
 
 def naive_loss(
-    weights: list[Tensor], rates: list[list[Tensor]], episode: metazoo.Episode, second_order: bool, step_weights: list[float],
-    adapted: list[bool], center: bool = False,
-) -> Tensor:  # fmt: skip
+    weights: list[Tensor],
+    rates: list[list[Tensor]],
+    episode: metazoo.Episode,
+    second_order: bool,
+    step_weights: list[float],
+    adapted: list[bool],
+    center: bool = False,
+) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for sx, sy, qx, qy in zip(
         episode.support_x, episode.support_y, episode.query_x, episode.query_y

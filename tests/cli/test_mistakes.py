@@ -154,8 +154,11 @@ def damaged(protonet_run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 9}', "\x00"])
 def test_a_damaged_config_is_told(capsys: Capture, damaged: Path, text: str) -> None:
     (damaged / run_folder.CONFIG).write_text(text)
-    for words in (["train", "--resume", str(damaged)], ["eval", str(damaged)], ["export", str(damaged), "--name", "protonet.x",
-                  "--out", str(damaged / "x")]):  # fmt: skip
+    for words in (
+        ["train", "--resume", str(damaged)],
+        ["eval", str(damaged)],
+        ["export", str(damaged), "--name", "protonet.x", "--out", str(damaged / "x")],
+    ):
         error, hint = failure(capsys, 1, *words)
         assert run_folder.CONFIG in error
         assert hint
@@ -192,9 +195,15 @@ def test_a_damaged_result_is_told(
 def test_a_config_of_wrong_values_is_told(capsys: Capture, damaged: Path) -> None:
     config = json.loads((damaged / run_folder.CONFIG).read_text())
     changes: list[dict[str, Any]] = [
-        {"recipe": {"ways": "x"}}, {"dataset_options": []}, {"dataset_options": {"alphabets": "x"}}, {"spec": None},
-        {"algorithm": "nothing"}, {"recipe": None}, {"backbone": None}, {"dataset": "nothing"},
-    ]  # fmt: skip
+        {"recipe": {"ways": "x"}},
+        {"dataset_options": []},
+        {"dataset_options": {"alphabets": "x"}},
+        {"spec": None},
+        {"algorithm": "nothing"},
+        {"recipe": None},
+        {"backbone": None},
+        {"dataset": "nothing"},
+    ]
     for change in changes:
         (damaged / run_folder.CONFIG).write_text(json.dumps({**config, **change}))
         for words in (

@@ -155,8 +155,14 @@ def test_a_transductive_model_says_so(
     assert "is transductive: it judges the 3 images together" in err
 
 
-def test_mistakes_are_told(support: Path, query: Path, protonet_run: Path, sinusoid_run: Path, tmp_path: Path,
-                           capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_mistakes_are_told(
+    support: Path,
+    query: Path,
+    protonet_run: Path,
+    sinusoid_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "one" / "bar").mkdir(parents=True)

@@ -31,7 +31,7 @@ def failure(capsys: Capture, *words: str) -> str:
 @pytest.mark.parametrize("form", ["path", "url"])
 def test_the_line_that_push_prints_loads_the_model(
     form: str, exported: Path, tmp_path: Path, capsys: Capture, protonet_run: Path
-) -> None:  # fmt: skip
+) -> None:
     folder = tmp_path / "a new folder"
     assert (
         run(["push", str(exported / CARD), str(folder) if form == "path" else folder.as_uri()]) == 0

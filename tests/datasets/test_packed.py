@@ -161,8 +161,14 @@ def sparse(out: Path, size: int, classes: int, side: int) -> Path:
     """Make packed data of zeros that take no room: so many bytes of images (1, side, side)."""
     pack(Vectors(), "vectors", out)
     examples = size // side**2
-    split = {"dtype": "uint8", "shape": [1, side, side], "names": list(map(str, range(classes))), "shard": examples,
-             "counts": [examples // classes] * classes, "sha256": ["0"]}  # fmt: skip
+    split = {
+        "dtype": "uint8",
+        "shape": [1, side, side],
+        "names": list(map(str, range(classes))),
+        "shard": examples,
+        "counts": [examples // classes] * classes,
+        "sha256": ["0"],
+    }
     index = {**json.loads((out / "index.json").read_text()), "splits": {"train": split}}
     (out / "index.json").write_text(json.dumps(index))
     os.truncate(out / "train.bin", 0)

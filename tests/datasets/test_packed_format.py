@@ -71,16 +71,26 @@ def test_an_index_that_lies(packed_vectors: Path, change: dict[str, Any], match:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", "7", '"x"', "[" * 100_000, "\x00", '{"format": 1}', '{"format": 1, "licence": "", "splits": 1}',
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        "[" * 100_000,
+        "\x00",
+        '{"format": 1}',
+        '{"format": 1, "licence": "", "splits": 1}',
         '{"format": 1, "licence": "", "splits": {"../../etc/passwd": {}}, "input_format": {}}',
         '{"format": 1, "licence": "", "splits": {"train": {}}, "input_format": {}}',
         '{"format": 1, "licence": "", "splits": {"train": []}, "input_format": {}}',
         '{"format": 1, "licence": "", "splits": {}, "input_format": {"size": "28", "channels": 1, "invert": true}}',
         '{"format": 1, "licence": "", "splits": {}, "input_format": {"size": 99999999, "channels": 1, "invert": true}}',
-        '{"format": 1, "licence": "", "splits": {}, "input_format": [1]}', '{"format": 1, "licence": 1, "splits": {}}',
+        '{"format": 1, "licence": "", "splits": {}, "input_format": [1]}',
+        '{"format": 1, "licence": 1, "splits": {}}',
         '{"format": 99}',
     ],
-)  # fmt: skip
+)
 def test_an_index_that_is_none(packed_vectors: Path, text: str, capsys: Capture) -> None:
     (packed_vectors / "index.json").write_text(text)
     refused(

@@ -384,8 +384,13 @@ MISTAKES = {
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_has_the_status_of_its_kind(
-    line: str, tree: Path, packed_glyphs: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    line: str,
+    tree: Path,
+    packed_glyphs: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     for name in ("train/a", "val/b"):

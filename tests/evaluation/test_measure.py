@@ -198,9 +198,15 @@ def test_a_result_says_how_it_was_measured() -> None:
     assert torch.equal(values, evaluate(model("protonet"), tasks(), 40))
     assert told[-1] == (40, 40)
     assert result == {
-        "metric": "accuracy", **Score.of(values).as_dict(), "split": "test", "ways": 4, "shots": 2, "queries": 3, "seed": 5,
+        "metric": "accuracy",
+        **Score.of(values).as_dict(),
+        "split": "test",
+        "ways": 4,
+        "shots": 2,
+        "queries": 3,
+        "seed": 5,
         "transductive": False,
-    }  # fmt: skip
+    }
     assert (
         measure(model("maml"), Squares(), Protocol("test", 4, 1, 1, count=2))[0]["transductive"]
         is True

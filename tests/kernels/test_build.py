@@ -84,8 +84,11 @@ def test_what_is_built_is_kept_until_something_that_it_depends_on_changes(
     assert is_of(first, csrc)
     found = subprocess.run(
         [sys.executable, "-c", "import torch, _emulated; print(_emulated.__file__)"],
-        cwd=first.parent, check=False, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=first.parent,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert found.stdout.strip() == str(first), found.stderr
     monkeypatch.setenv("CXX", "/bin/false")
     assert build("emulated", csrc=csrc, folder=tmp_path / "out") == first

@@ -151,7 +151,7 @@ def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 )
 def test_a_bug_of_a_plugin_is_traced_and_its_own(
     bug: str, cause: str, function: str, met: dict[str, Call], installed: Path
-) -> None:  # fmt: skip
+) -> None:
     status, out, err = met[bug]
     *traced, error, place, hint = err.splitlines()
     assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
@@ -178,7 +178,7 @@ def place_of(installed: Path, mark: str) -> str:
 @pytest.mark.parametrize("case", UNMADE)
 def test_a_network_that_cannot_be_made_is_the_users_to_mend_or_the_plugins(
     case: str, met: dict[str, Call], installed: Path
-) -> None:  # fmt: skip
+) -> None:
     _, cause, mark = UNMADE[case]
     status, out, err = met[case]
     error, *place, hint = err.splitlines()

@@ -484,8 +484,11 @@ def test_a_good_plugin_adds_an_algorithm_a_backbone_a_data_set_and_a_command(
             i for i in found[kind] if i["name"] == name
         ).items()
     assert plugin_named(plugins, "good")["provides"] == {
-        "algorithms": ["good"], "backbones": ["flat"], "datasets": ["dots"], "commands": ["greet"],
-    }  # fmt: skip
+        "algorithms": ["good"],
+        "backbones": ["flat"],
+        "datasets": ["dots"],
+        "commands": ["greet"],
+    }
     # What it prints on import is talk: it must not stand among the data.
     assert "hello from a plugin" in listed.err
     assert (greeting.status, greeting.out) == (0, "hello you\n")

@@ -119,8 +119,9 @@ class HubHandler(Handler):
             )
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
-                {**o, "actions": {"upload": {"href": f"{hub.url}/cdn/{o['oid']}"}}} for o in json.loads(body)["objects"]
-            ]  # fmt: skip
+                {**o, "actions": {"upload": {"href": f"{hub.url}/cdn/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
             return self.answer({"transfer": "basic", "objects": objects})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
             revisions = hub.repos[found[1]]["revisions"]
@@ -196,8 +197,15 @@ def python(there: Any, tmp_path: Path) -> Any:
     """Runs a program whose Hub is the one of the tests."""
 
     def start(program: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = {"HF_ENDPOINT": there.url, "HF_HOME": str(tmp_path / "hf"), "METAZOO_CACHE": str(tmp_path / "cache"),
-                     "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "*", **environment}  # fmt: skip
+        variables = {
+            "HF_ENDPOINT": there.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "METAZOO_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "no_proxy": "*",
+            **environment,
+        }
         return subprocess.run(
             [sys.executable, "-c", program, *words],
             env={**os.environ, **variables},
@@ -357,8 +365,11 @@ def test_a_model_is_pushed_and_loaded_again(
     assert done.returncode == 0, done.stderr
     address = f"hf://us/new/{NAME}{pin_of(files[WEIGHTS])}"
     assert json.loads(done.stdout) == {
-        "name": NAME, "where": f"{there.url}/us/new", "address": address, "sha256": address.rpartition("=")[2],
-    }  # fmt: skip
+        "name": NAME,
+        "where": f"{there.url}/us/new",
+        "address": address,
+        "sha256": address.rpartition("=")[2],
+    }
     repo = there.repos["us/new"]
     assert repo["private"]
     assert sum("/commit/" in line for line in there.asked) == 1

@@ -181,7 +181,7 @@ def test_what_is_truncated_for_good(server: Any, pin: str, path: str, unparsed: 
 
 def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(
     server: Any, pin: str, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.4)
     server.answers = {WEIGHTS: slow}
     zoo.load(server.card + pin)
@@ -199,7 +199,7 @@ def test_nobody_listens(server: Any, pin: str) -> None:
 
 def test_a_redirect_to_another_host_is_followed_and_checked(
     offer: Callable[..., Any], server: Any, pin: str, cache: Path
-) -> None:  # fmt: skip
+) -> None:
     other = offer(host="localhost")
     server.answers = {CARD: redirected(other.card), WEIGHTS: redirected(other.url + WEIGHTS)}
     zoo.load(server.card + pin)
@@ -214,7 +214,7 @@ def test_a_redirect_to_another_host_is_followed_and_checked(
 @pytest.mark.parametrize("path", [CARD, WEIGHTS])
 def test_a_redirect_elsewhere_is_not_followed(
     server: Any, pin: str, exported: Path, path: str, target: str, unparsed: None
-) -> None:  # fmt: skip
+) -> None:
     """What it leads to would fit: it is the redirect itself that is refused."""
     server.answers[path] = redirected(target.format(folder=exported, path=path))
     refused(server.card + pin, "status 302.*(not allowed|not followed)")
@@ -243,12 +243,35 @@ def test_no_more_is_read_of_a_card_than_a_card_has(server: Any, pin: str) -> Non
 @pytest.mark.parametrize(
     "change",
     [
-        *({"weights": value} for value in ("../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors",
-          "https://elsewhere/x.safetensors", "x.pt", ".safetensors", "x.safetensors?y", 5)),
-        *({"name": value} for value in ("../../protonet.x", "protonet", "protonet.x/y", "protonet.", ".x", "a.b.c", None)),
+        *(
+            {"weights": value}
+            for value in (
+                "../x.safetensors",
+                "/etc/x.safetensors",
+                "a/b.safetensors",
+                "..\\x.safetensors",
+                "https://elsewhere/x.safetensors",
+                "x.pt",
+                ".safetensors",
+                "x.safetensors?y",
+                5,
+            )
+        ),
+        *(
+            {"name": value}
+            for value in (
+                "../../protonet.x",
+                "protonet",
+                "protonet.x/y",
+                "protonet.",
+                ".x",
+                "a.b.c",
+                None,
+            )
+        ),
         *({"sha256": value} for value in ("../../..", "0" * 63, "0" * 63 + "/", None)),
     ],
-)  # fmt: skip
+)
 def test_a_card_from_elsewhere_leads_nowhere_else(
     server: Any, pin: str, change: dict[str, Any], cache: Path
 ) -> None:
@@ -325,8 +348,24 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl to make a certificate with")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-             "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]  # fmt: skip
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     subprocess.run(words, check=True, capture_output=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -336,7 +375,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
 
 def test_https_needs_no_pin(
     offer: Callable[..., Any], context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     server = offer(context=context, host="localhost")
     for _ in range(2):
         zoo.load(server.card)
@@ -348,8 +387,12 @@ def test_https_needs_no_pin(
 
 
 def test_what_was_checked_is_what_is_used(
-    offer: Callable[..., Any], context: ssl.SSLContext, exported: Path, other_run: Path, tmp_path: Path
-) -> None:  # fmt: skip
+    offer: Callable[..., Any],
+    context: ssl.SSLContext,
+    exported: Path,
+    other_run: Path,
+    tmp_path: Path,
+) -> None:
     """An address without a pin may have another model the next time: a command looks once."""
     server = offer(context=context, host="localhost")
     good, other = server.files[CARD], (other_run / run_folder.BEST).read_bytes()
@@ -380,7 +423,7 @@ def test_what_was_checked_is_what_is_used(
 @pytest.mark.slow
 def test_processes_that_share_out_a_run_start_from_what_the_first_one_found(
     offer: Callable[..., Any], context: ssl.SSLContext, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     server = offer(context=context, host="localhost")
     launch = [
         sys.executable,
@@ -410,7 +453,7 @@ def test_processes_that_share_out_a_run_start_from_what_the_first_one_found(
 
 def test_what_changes_between_download_and_use_is_refused(
     server: Any, pin: str, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     def changing(url: str, destination: Path, *rest: Any) -> None:
         destination.parent.mkdir(parents=True)
         destination.write_bytes(b"another")
@@ -422,7 +465,7 @@ def test_what_changes_between_download_and_use_is_refused(
 @pytest.mark.parametrize("path", [CARD, WEIGHTS])
 def test_no_redirect_leads_from_https_to_http(
     offer: Callable[..., Any], server: Any, context: ssl.SSLContext, path: str, unparsed: None
-) -> None:  # fmt: skip
+) -> None:
     secure = offer(context=context, host="localhost")
     secure.answers[path] = redirected(server.url + path)
     refused(secure.card, "is not followed")
@@ -431,7 +474,7 @@ def test_no_redirect_leads_from_https_to_http(
 
 def test_a_redirect_from_http_to_https_is_followed(
     offer: Callable[..., Any], server: Any, context: ssl.SSLContext, pin: str
-) -> None:  # fmt: skip
+) -> None:
     secure = offer(context=context, host="localhost")
     server.answers[CARD] = redirected(secure.card)
     zoo.load(server.card + pin)
@@ -491,7 +534,7 @@ def test_a_registered_card_is_the_truth(installed: Path, server: Any, unparsed: 
 
 def test_eval_and_init_take_an_address(
     server: Any, pin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], exported: Path
-) -> None:  # fmt: skip
+) -> None:
     assert run(["eval", server.card + pin, "--episodes", "12", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     (card,) = json.loads((exported / CARD[1:]).read_text())["results"]

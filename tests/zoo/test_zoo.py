@@ -294,9 +294,14 @@ def test_a_shipped_model_of_the_first_format_loads() -> None:
     ],
 )
 def test_weights_are_read_once(
-    command: str, form: str, protonet_run: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    form: str,
+    protonet_run: Path,
+    installed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """Whatever comes to lie there while the command works: what was checked is what is used."""
     folder = tmp_path / "run"
     shutil.copytree(protonet_run, folder)
