@@ -1,4 +1,4 @@
-"""Omniglot: small made-up archives in the official layout, and the real ones where METAZOO_DATA has them."""
+"""Omniglot: small made-up archives, and the published ones if METAZOO_DATA has them."""
 
 import csv
 import dataclasses
@@ -15,8 +15,15 @@ import torch
 from PIL import Image
 
 from metazoo import DataError, cli, zoo
-from metazoo.datasets import omniglot
-from metazoo.datasets.omniglot import ALPHABETS, BACKGROUND, EVALUATION, MD5, Omniglot
+from metazoo.datasets import omniglot, omniglot_splits
+from metazoo.datasets.omniglot import ALPHABETS, MD5, Omniglot
+from metazoo.datasets.omniglot_splits import (
+    BACKGROUND,
+    EVALUATION,
+    character_names,
+    part_of,
+    random_order,
+)
 from metazoo.evaluation.protocol import Protocol
 from metazoo.images import decode
 
@@ -66,9 +73,8 @@ def pack(path, files):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A data root with a small Omniglot, whose alphabets stand in for the official ones."""
+    """A data root with a small Omniglot that replaces the official one."""
     monkeypatch.setenv("METAZOO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(omniglot, "BACKGROUND", BACK)
     monkeypatch.setattr(
         omniglot,
         "ALPHABETS",
@@ -124,7 +130,7 @@ def test_small_sets_validate_on_one_alphabet(root):
 
 
 @pytest.mark.parametrize("size", [28, 20])
-def test_every_drawing_is_in_its_place_with_ink_one(root, size):
+def test_drawings_are_in_order_with_ink_one(root, size):
     test = load(root, rotations=False, size=size)["test"]
     for row, key in ((0, ("Angelic", 1, 1)), (39, ("Angelic", 2, 20)), (40, ("ULOG", 1, 1))):
         assert torch.equal(test.x[row], decode(drawing(*key), size=size, channels=1, invert=True))
@@ -143,11 +149,14 @@ def test_rotations_are_classes_of_their_own(root):
         assert (turned.x[row].int() - first_turned.int()).abs().max() <= 8
 
 
-def test_training_classes_alone_are_mirrored(root):
+def test_only_training_classes_are_mirrored(root):
     plain, mirrored = load(root), load(root, mirrored=True)
     assert mirrored["train"].names[:4] == (
-        "Greek/character01", "Greek/character01/mirrored", "Greek/character01/rot090", "Greek/character01/rot090/mirrored",
-    )  # fmt: skip
+        "Greek/character01",
+        "Greek/character01/mirrored",
+        "Greek/character01/rot090",
+        "Greek/character01/rot090/mirrored",
+    )
     assert torch.equal(mirrored["train"].x[0:20], plain["train"].x[:20])
     assert torch.equal(mirrored["train"].x[60:80], plain["train"].x[20:40].flip(-1))
     assert (
@@ -160,7 +169,7 @@ def test_training_classes_alone_are_mirrored(root):
     ]
 
 
-def test_mirrored_characters_are_alphabets_of_their_own(root):
+def test_tasks_within_an_alphabet_are_mirrored_as_a_whole(root):
     data = Omniglot(Omniglot.Config(root=str(root), mirrored=True, within_alphabet=True))
     tasks = data.tasks("train", 3, 1, 1, 0)
     names = data.split("train").names
@@ -231,14 +240,14 @@ def drop(part):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("Angelic/character02"), r"has 19 drawings of Angelic/character02"),
+        (drop("Angelic/character02"), r"has 19 drawings of Angelic/character02 instead of 20"),
         (
             lambda f: [f.pop(n) for n in list(f) if "ULOG" in n],
             "has 0 drawings of ULOG/character01",
         ),
         (
             lambda f: f.update({"x/Klingon/character01/0001_01.png": drawing(1)}),
-            "Klingon/character01, which is no character",
+            "Klingon/character01, which is not a character",
         ),
         (
             lambda f: f.update({first(f, "ULOG"): b"damaged"}),
@@ -246,7 +255,7 @@ def drop(part):
         ),
     ],
 )
-def test_what_is_wrong_with_an_archive_is_named(root, tmp_path, change, message):
+def test_an_error_names_what_is_wrong_with_an_archive(root, tmp_path, change, message):
     changed(root, change)
     with pytest.raises(DataError, match=message) as caught:
         load(root)
@@ -283,7 +292,7 @@ def test_challenge_has_twenty_runs_with_matching_labels(root):
     assert tasks.support_x.min() == 0
     assert tasks.support_x.max() == 1
     for run in range(20):
-        # The made-up queries are their answers' training images.
+        # The made-up queries equal the training images of their answers.
         assert torch.equal(tasks.query_x[run], tasks.support_x[run][tasks.query_y[run]])
         assert tasks.support_y[run].tolist() == list(range(20))
         assert tasks.query_y[run].tolist() == [(item * 7 + run + 1) % 20 for item in range(1, 21)]
@@ -299,11 +308,11 @@ def test_challenge_has_twenty_runs_with_matching_labels(root):
         (drop("run20/class_labels"), r"no file run20/class_labels\.txt"),
         (
             lambda f: f.update({"run01/class_labels.txt": b"run01/test/item01.png"}),
-            "run01/class_labels.txt' has a line",
+            "run01/class_labels.txt' has an invalid line",
         ),
         (
             lambda f: f.update({"run01/class_labels.txt": b"run01/test/item01.png class21.png"}),
-            "class_labels.txt' has a line",
+            "class_labels.txt' has an invalid line",
         ),
         (
             lambda f: f.update({"run01/class_labels.txt": b"run01/test/item01.png class20.png"}),
@@ -317,35 +326,30 @@ def test_a_damaged_challenge_is_named(root, change, message):
         challenge(root)
 
 
-def test_the_tables_of_characters():
+def test_the_splits_have_the_published_sizes():
     assert (len(BACKGROUND), sum(BACKGROUND.values())) == (30, 964)
     assert (len(EVALUATION), sum(EVALUATION.values())) == (20, 659)
     assert [sum(ALPHABETS[f"images_background_small{i}"].values()) for i in (1, 2)] == [136, 156]
-    everyone = [
-        (alphabet, i) for alphabet, n in (BACKGROUND | EVALUATION).items() for i in range(1, n + 1)
-    ]
+    everyone = character_names(BACKGROUND | EVALUATION)
     vinyals, random = (
-        [omniglot._part(split, *character) for character in everyone]
-        for split in ("vinyals", "random")
+        [part_of(split, name) for name in everyone] for split in ("vinyals", "random")
     )
     assert Counter(vinyals) == {"train": 1028, "val": 172, "test": 423}
     assert Counter(random) == {"train": 1100, "val": 100, "test": 423}
-    # All alphabets are in training and in the test alike, and the order is the same everywhere.
+    # Training and test both have all alphabets, and the order is the same on every machine.
     for part in ("train", "test"):
-        assert (
-            len({alphabet for (alphabet, _), theirs in zip(everyone, random) if theirs == part})
-            == 50
-        )
-    assert list(omniglot._random_order())[:2] == [
+        alphabets = {name.partition("/")[0] for name, its in zip(everyone, random) if its == part}
+        assert len(alphabets) == 50
+    assert list(random_order())[:2] == [
         "Malayalam/character06",
         "Japanese_(katakana)/character22",
     ]
 
 
 def test_validation_alphabets_follow_their_rule():
-    assert list(omniglot.VALIDATION["lake"]) == sorted(BACKGROUND)[5::6]
-    assert list(omniglot.VALIDATION["small1"]) == sorted(omniglot.SMALL1)[-1:]
-    assert list(omniglot.VALIDATION["small2"]) == sorted(omniglot.SMALL2)[-1:]
+    assert list(omniglot_splits.VALIDATION["lake"]) == sorted(BACKGROUND)[5::6]
+    assert list(omniglot_splits.VALIDATION["small1"]) == sorted(omniglot_splits.SMALL1)[-1:]
+    assert list(omniglot_splits.VALIDATION["small2"]) == sorted(omniglot_splits.SMALL2)[-1:]
 
 
 @pytest.fixture(scope="module")
@@ -366,10 +370,8 @@ def test_vinyals_split_is_the_published_one(real):
         pytest.skip("the data root has no vinyals_split.csv")
     with (real / "vinyals_split.csv").open() as file:
         for row in csv.DictReader(file):
-            assert (
-                omniglot._part("vinyals", row["alphabet"], int(row["character"][-2:]))
-                == row["split"]
-            )
+            name = f"{row['alphabet']}/character{row['character'][-2:]}"
+            assert part_of("vinyals", name) == row["split"]
 
 
 def test_published_md5_of_the_unchanged_archives(real):
@@ -380,7 +382,7 @@ def test_published_md5_of_the_unchanged_archives(real):
 
 
 @pytest.mark.slow
-def test_the_real_set(real, real_cache, monkeypatch):
+def test_the_published_archives(real, real_cache, monkeypatch):
     monkeypatch.setenv("METAZOO_CACHE", str(real_cache))
     lake, vinyals = load(real), load(real, split="vinyals")
     assert {s: len(e.names) for s, e in lake.items()} == {
@@ -393,11 +395,10 @@ def test_the_real_set(real, real_cache, monkeypatch):
         "val": 4 * 172,
         "test": 4 * 423,
     }
-    monkeypatch.setattr(omniglot, "decode", lambda *_, **__: pytest.fail("it is decoded again"))
+    monkeypatch.setattr(omniglot, "decode", lambda *_, **__: pytest.fail("decoded again"))
     load(real)
-    assert (
-        0.05 < lake["train"].x.float().mean() / 255 < 0.15
-    )  # ink is one, and there is little of it
+    # Ink is 1, and most of the image is background.
+    assert 0.05 < lake["train"].x.float().mean() / 255 < 0.15
 
 
 def test_the_real_challenge_is_above_chance_by_pixels(real):
@@ -405,7 +406,7 @@ def test_the_real_challenge_is_above_chance_by_pixels(real):
     tasks = source.draw(0, count)
     nearest = torch.cdist(tasks.query_x.flatten(2), tasks.support_x.flatten(2)).argmin(-1)
     accuracy = (nearest == tasks.query_y).float().mean()
-    assert 0.15 < accuracy < 0.6  # chance is 0.05; labels that were shifted by one would give that
+    assert 0.15 < accuracy < 0.6  # chance, or labels shifted by one, would give 0.05
 
 
 def test_tasks_within_an_alphabet(root):
@@ -420,63 +421,24 @@ def test_tasks_within_an_alphabet(root):
         assert len({row for each in rows for row in each}) == 6
         (group,) = {(names[c].partition("/")[0], names[c].partition("rot")[2]) for c in classes}
         seen[group] += 1
-    # Greek, three characters in four turns, is the only training alphabet of more than one character.
+    # Greek is the only training alphabet with more than one character; it has four rotations.
     assert set(seen) == {("Greek", turn) for turn in ("", "090", "180", "270")}
     assert tasks.draw(0, 2).support_x.shape == (2, 2, 1, 28, 28)
     with pytest.raises(DataError, match=r"no alphabet of .* has 4 characters; the largest has 3"):
         data.tasks("train", 4, 1, 2, 0)
 
 
-def test_what_changes_training_alone_leaves_the_test_comparable(root, tmp_path, capsys):
-    tiny = [
-        "--ways",
-        "3",
-        "--queries",
-        "2",
-        "--steps",
-        "1",
-        "--validation-episodes",
-        "2",
-        "--test-episodes",
-        "2",
-    ]
-    for name, words in {"plain": [], "other": ["--data-mirrored", "--data-train-on-val"]}.items():
-        made = [
-            "train",
-            "protonet",
-            "--dataset",
-            "omniglot",
-            "--data-root",
-            str(root),
-            *tiny,
-            "--train-ways",
-            "3",
-        ]
-        assert (
-            cli.run(
-                [
-                    *made,
-                    "--train-queries",
-                    "1",
-                    "--backbone-width",
-                    "4",
-                    *words,
-                    "--out",
-                    str(tmp_path / name),
-                ]
-            )
-            == 0
-        )
-    both = [
-        "eval",
-        str(tmp_path / "plain"),
-        str(tmp_path / "other"),
-        "--data-root",
-        str(root),
-        "--episodes",
-        "3",
-        "--json",
-    ]
+def test_options_of_training_leave_evaluations_comparable(root, tmp_path, capsys):
+    common = (
+        f"train protonet --dataset omniglot --data-root {root} --ways 3 --queries 2 --steps 1 "
+        "--validation-episodes 2 --test-episodes 2 --train-ways 3 --train-queries 1 "
+        "--backbone-width 4"
+    ).split()
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    assert cli.run([*common, "--out", str(plain)]) == 0
+    options = ["--data-mirrored", "--data-train-on-val"]
+    assert cli.run([*common, *options, "--out", str(other)]) == 0
+    both = f"eval {plain} {other} --data-root {root} --episodes 3 --json".split()
     for split, differences in (("test", 1), ("train", 0)):
         capsys.readouterr()
         assert cli.run([*both, "--split", split]) == 0
@@ -486,14 +448,16 @@ def test_what_changes_training_alone_leaves_the_test_comparable(root, tmp_path, 
     capsys.readouterr()
     assert cli.run([*both, "--split", "val"]) == 0
     err = capsys.readouterr().err
-    # Three characters in four turns.
-    assert (
-        f"these tasks are of 12 classes, and '{tmp_path / 'other'}' was trained on 12 of the same names"
-        in err
-    )
+    # Three characters with four rotations each.
+    assert f"'{other}' was trained on classes with the names of 12 of these 12" in err
     assert err.count("was trained on") == 1
-    # What a model of another split was trained on, and the challenge: Angelic, two of three, is for training in Vinyals' split.
-    lake = zoo.find(tmp_path / "plain")
+
+
+def test_a_model_knows_which_classes_of_a_protocol_it_was_trained_on(root, tmp_path):
+    words = f"train protonet --dataset omniglot --data-root {root} --ways 3 --queries 2 --steps 1"
+    few = "--validation-episodes 2 --test-episodes 2 --backbone-width 4 --out"
+    assert cli.run([*words.split(), *few.split(), str(tmp_path / "lake")]) == 0
+    lake = zoo.find(tmp_path / "lake")
     options = {**lake.blueprint.dataset_options, "split": "vinyals"}
     vinyals = dataclasses.replace(
         lake, blueprint=dataclasses.replace(lake.blueprint, dataset_options=options)
@@ -501,6 +465,7 @@ def test_what_changes_training_alone_leaves_the_test_comparable(root, tmp_path, 
     data = Omniglot(Omniglot.Config(root=str(root)))
     behind = Protocol(name="one-shot-challenge").classes(data)
     assert len(behind) == 3
+    # Vinyals' split trains on Angelic, which has two of the three characters.
     assert vinyals.trained_on(data).intersection(behind) == {
         "Angelic/character01",
         "Angelic/character02",
