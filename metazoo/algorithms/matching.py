@@ -1,4 +1,5 @@
-"""Matching Networks: Vinyals et al. 2016, "Matching Networks for One Shot Learning" (arXiv:1606.04080)."""
+"""Matching Networks: Vinyals et al. 2016, "Matching Networks for One Shot Learning"
+(arXiv:1606.04080)."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from metazoo import Range, ops
 
 
 class MatchingNet(metazoo.FeatureLearner):
-    """Classifies a query by attention over the support: a class's probability is the attention that its examples get.
+    """Classifies a query by attention: a class's probability is the attention to its examples.
 
-    Attention is a softmax over similarities (equations 1 and 2), and the logits are the logarithms of the probabilities.
-    With `fce` each support embedding is read in the context of the others, and each query's in that of the support
-    (section 2.1.2).
+    Attention is a softmax over similarities to the support set (equations 1 and 2); the logits are
+    the logarithms of the probabilities. With `fce`, support examples are embedded in the context of
+    each other, and queries in the context of the support set (section 2.1.2).
     """
 
     @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class MatchingNet(metazoo.FeatureLearner):
         ] = "cosine"
         temperature: Annotated[
             float,
-            "of the softmax of cosines, where it is learned its start; the paper's is 1, which hardly trains",
+            "temperature of the softmax of cosines, or its start if learned; the paper's is 1, which hardly trains",
             Range(1e-4),
         ] = 0.1
-        learn_temperature: Annotated[bool, "learn it; the paper does not"] = True
+        learn_temperature: Annotated[bool, "learn the temperature; the paper does not"] = True
         fce: Annotated[bool, "full-context embeddings"] = False
-        fce_steps: Annotated[int, "times that a query reads the support, with fce", Range(1)] = 5
+        fce_steps: Annotated[
+            int, "times that a query attends to the support set, with fce", Range(1)
+        ] = 5
 
+    config: Config
     recipe = {"train_ways": 20, "train_queries": 10, "steps": 2000}
 
     def __init__(
@@ -46,15 +50,15 @@ class MatchingNet(metazoo.FeatureLearner):
     ):
         super().__init__(backbone, spec, config)
         learned = self.config.similarity == "cosine" and self.config.learn_temperature
-        self.log_scale = (
-            nn.Parameter(-torch.tensor(self.config.temperature).log()) if learned else None
-        )
+        log_scale = -torch.tensor(self.config.temperature).log()
+        self.log_scale = nn.Parameter(log_scale) if learned else None
         if self.config.fce:
             self.context = FullContext(backbone.out_features, self.config.fce_steps)
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         if self.config.fce:
-            # The support is a set, but an LSTM reads a sequence: class by class, in whatever order it was given.
+            # The LSTM reads the support set as a sequence: sort it by class, so that the order in
+            # which classes are given does not matter.
             order = support_y.argsort(dim=1, stable=True)
             support_y = support_y.gather(1, order)
             support_z = support_z.gather(1, order.unsqueeze(-1).expand_as(support_z))
@@ -62,28 +66,27 @@ class MatchingNet(metazoo.FeatureLearner):
         return class_log_attention(self.similarity(query_z, support_z), support_y)
 
     def similarity(self, query_z: Tensor, support_z: Tensor) -> Tensor:
-        """Return what attention is a softmax of: (B, Q, S) from (B, Q, D) and (B, S, D)."""
+        """Return the similarities (B, Q, S) of queries (B, Q, D) and support examples (B, S, D)."""
         if self.config.similarity == "euclidean":
             return -ops.pairwise_sqdist(query_z, support_z)
         cosines = ops.cosine_similarity(query_z, support_z)
-        return (
-            cosines / self.config.temperature
-            if self.log_scale is None
-            else self.log_scale.exp() * cosines
-        )
+        if self.log_scale is None:
+            return cosines / self.config.temperature
+        return self.log_scale.exp() * cosines
 
 
 class FullContext(nn.Module):
-    """Embeds support examples and queries in the context of the whole support set (appendix A).
+    """Embeds support examples and queries in the context of the support set (appendix A).
 
-    Takes and returns support (B, S, D) and query (B, Q, D) embeddings. Queries read the support alone, never each other.
+    Takes and returns embeddings of the support set (B, S, D) and of queries (B, Q, D). A query
+    depends on the support set, but not on other queries.
     """
 
     def __init__(self, features: int, steps: int):
         super().__init__()
         self.steps = steps
         self.support = nn.LSTM(features, features, batch_first=True, bidirectional=True)
-        # The paper's recurrent state is [h, r]: its weights for r are those of an input.
+        # The paper's recurrent state is [h, r]. Here r is part of the input, which is equivalent.
         self.query = nn.LSTMCell(2 * features, features)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,26 +98,24 @@ class FullContext(nn.Module):
             if step:
                 read = (h @ support.mT).softmax(-1) @ support
             inputs = torch.cat([query, read], -1).flatten(0, 1)
-            h, cell = (
-                t.unflatten(0, batch)
-                for t in self.query(inputs, (h.flatten(0, 1), cell.flatten(0, 1)))
-            )
+            state = self.query(inputs, (h.flatten(0, 1), cell.flatten(0, 1)))
+            h, cell = (x.unflatten(0, batch) for x in state)
             h = h + query
         return support, h
 
 
 def class_log_attention(similarity: Tensor, support_y: Tensor) -> Tensor:
-    """Return the logarithm of each class's attention, (B, Q, ways), from similarities (B, Q, S) and labels (B, S).
+    """Return the log of the attention to each class, (B, Q, ways).
 
-    The softmax is taken over all support examples together, so a class with more of them has more of the attention.
+    Takes similarities (B, Q, S) and labels (B, S). The softmax is over all support examples, so a
+    class with more examples gets more attention.
     """
     member = F.one_hot(support_y, metazoo.ways_of(support_y)).to(similarity.dtype)  # (B, S, ways)
     index = support_y.unsqueeze(1).expand_as(similarity)
-    # Each class's own maximum is taken out, so that none underflows to log 0; it cancels, and so needs no gradient.
+    # Subtracting each class's maximum avoids log 0. It cancels out, and so needs no gradient.
     fixed = similarity.detach()
-    peak = fixed.new_full((*similarity.shape[:2], member.shape[-1]), -torch.inf).scatter_reduce(
-        2, index, fixed, "amax"
-    )
+    peak = fixed.new_full((*similarity.shape[:2], member.shape[-1]), -torch.inf)
+    peak = peak.scatter_reduce(2, index, fixed, "amax")
     mass = (similarity - peak.gather(2, index)).exp() @ member
     return mass.log() + peak - similarity.logsumexp(-1, keepdim=True)
 

@@ -1,4 +1,5 @@
-"""Prototypical Networks: Snell, Swersky and Zemel 2017, "Prototypical Networks for Few-shot Learning" (arXiv:1703.05175)."""
+"""Prototypical Networks: Snell, Swersky and Zemel 2017, "Prototypical Networks for Few-shot
+Learning" (arXiv:1703.05175)."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from metazoo import ops
 
 
 class ProtoNet(metazoo.FeatureLearner):
-    """Classifies a query by its distance to each class's mean embedding.
+    """Classifies a query by its distance to each class's prototype, the mean of its embeddings.
 
-    Squared Euclidean distance is the paper's choice (section 2.3: a Bregman divergence, for which the mean is the
-    right representative); cosine is its comparison, here with a learned temperature, without which it hardly trains.
-    Training tasks have more ways than the task at hand (section 2.6).
+    The paper uses the squared Euclidean distance, for which the mean is optimal because it is a
+    Bregman divergence (section 2.3). It compares with cosine, which here has a learned temperature;
+    without one it hardly trains. Training tasks have more ways than test tasks (section 2.6).
     """
 
     @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ProtoNet(metazoo.FeatureLearner):
             Literal["euclidean", "cosine"], "squared Euclidean distance, or cosine"
         ] = "euclidean"
 
+    config: Config
     recipe = {"train_ways": 60, "train_queries": 5, "steps": 1000}
 
     def __init__(
@@ -36,24 +38,22 @@ class ProtoNet(metazoo.FeatureLearner):
         config: metazoo.Config | None = None,
     ):
         super().__init__(backbone, spec, config)
-        self.log_scale = (
-            nn.Parameter(torch.tensor(10.0).log()) if self.config.distance == "cosine" else None
-        )
+        cosine = self.config.distance == "cosine"
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log()) if cosine else None
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
-        prototypes = metazoo.class_means(support_z, support_y)  # (B, ways, D)
+        prototypes = metazoo.class_means(support_z, support_y)  # (B, ways, D), equation 1
         if self.log_scale is not None:
             return self.log_scale.exp() * ops.cosine_similarity(query_z, prototypes)
-        return -ops.pairwise_sqdist(query_z, prototypes)
+        return -ops.pairwise_sqdist(query_z, prototypes)  # equation 2
 
-    def loss(self, task: metazoo.Episode | metazoo.Batch) -> Tensor:
+    def loss(self, task: metazoo.Episode) -> Tensor:
         if self.log_scale is not None:
             return super().loss(task)
-        assert isinstance(task, metazoo.Episode)
+        # The same loss as one fused operation.
         support_z, query_z = self.embed_both(task.support_x, task.query_x)
-        return ops.prototypical_nll(
-            query_z, metazoo.class_means(support_z, task.support_y), task.query_y
-        )
+        prototypes = metazoo.class_means(support_z, task.support_y)
+        return ops.prototypical_nll(query_z, prototypes, task.query_y)
 
 
 @metazoo.hookimpl

@@ -1,4 +1,4 @@
-"""The built-in backbones. The registry finds each by its entry point."""
+"""The built-in backbones; the registry finds each by its entry point."""
 
 from metazoo.backbones.conv4 import Conv4
 from metazoo.backbones.mlp import MLP

@@ -15,16 +15,22 @@ from metazoo.plugins.marker import hookimpl
 
 
 class Conv4(Backbone):
-    """Four blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max-pooling (Vinyals et al. 2016, arXiv:1606.04080).
+    """Four blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 max-pooling.
 
-    28x28 images give `width` features, 84x84 images 25 * width. A `growth` of 2 doubles the channels from block to block, as
-    VGG does (Simonyan and Zisserman 2015, arXiv:1409.1556), and gives 8 times the features; channels are rounded.
+    From Vinyals et al. 2016 (arXiv:1606.04080). It returns `width` features for 28x28 images and
+    25 * `width` for 84x84 images. Each block has `growth` times the channels of the previous one,
+    rounded; a growth of 2, as in VGG (Simonyan and Zisserman 2015, arXiv:1409.1556), gives 8 times
+    the features.
     """
 
     @dataclass(frozen=True)
     class Config(options.Config):
         width: Annotated[int, "channels of the first block", Range(1)] = 64
-        growth: Annotated[float, "factor on the channels from block to block", Range(1, 4)] = 1.0
+        growth: Annotated[
+            float, "factor between the channels of successive blocks", Range(1, 4)
+        ] = 1.0
+
+    config: Config
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)
@@ -34,7 +40,7 @@ class Conv4(Backbone):
             wide = round(self.config.width * self.config.growth**block)
             blocks.append(nn.Conv2d(channels, wide, 3, padding=1))
             blocks.append(nn.BatchNorm2d(wide))
-            # ReLU and max commute: pooling first gives the same numbers for a quarter of the work.
+            # ReLU and max commute; pooling first leaves ReLU a quarter of the work.
             blocks.append(nn.MaxPool2d(2))
             blocks.append(nn.ReLU())
             channels = wide

@@ -16,12 +16,17 @@ from metazoo.plugins.marker import hookimpl
 
 
 class MLP(Backbone):
-    """Fully connected layers, each with ReLU: 40-40 is the sinusoid regressor of Finn et al. 2017 (arXiv:1703.03400)."""
+    """Fully connected layers with ReLU.
+
+    The default, 40-40, is the sinusoid regressor of Finn et al. 2017 (arXiv:1703.03400).
+    """
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        width: Annotated[int, "units of every hidden layer", Range(1)] = 40
-        depth: Annotated[int, "hidden layers", Range(1, 1000)] = 2
+        width: Annotated[int, "units of each hidden layer", Range(1)] = 40
+        depth: Annotated[int, "number of hidden layers", Range(1, 1000)] = 2
+
+    config: Config
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)

@@ -14,16 +14,21 @@ from metazoo.base.backbone import CONVOLUTION_FORMAT, Backbone, image_shape
 from metazoo.options import Range
 from metazoo.plugins.marker import hookimpl
 
+SLOPE = 0.1  # of the leaky ReLU
+
 
 class ResNet12(Backbone):
-    """Four residual blocks of three 3x3 convolutions, then an average over positions (Lee et al. 2019, arXiv:1904.03758).
+    """Four residual blocks of three 3x3 convolutions each, then global average pooling.
 
-    Widths (64, 160, 320, 640) times `scale`; features are the last of them. DropBlock is left out.
+    From Lee et al. 2019 (arXiv:1904.03758), without DropBlock. The blocks have 64, 160, 320 and 640
+    channels times `scale`; the last number is the number of features.
     """
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        scale: Annotated[float, "factor on the widths 64, 160, 320, 640", Range(0.02)] = 1.0
+        scale: Annotated[float, "factor on the widths 64, 160, 320 and 640", Range(0.02)] = 1.0
+
+    config: Config
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)
@@ -43,26 +48,22 @@ class ResNet12(Backbone):
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
-
-        def conv(inputs: int, size: int) -> list[nn.Module]:
-            return [
-                nn.Conv2d(inputs, width, size, padding=size // 2, bias=False),
-                nn.BatchNorm2d(width),
-            ]
-
-        slope = 0.1
         self.path = nn.Sequential(
-            *conv(channels, 3),
-            nn.LeakyReLU(slope),
-            *conv(width, 3),
-            nn.LeakyReLU(slope),
-            *conv(width, 3),
+            *_convolution(channels, width, 3),
+            nn.LeakyReLU(SLOPE),
+            *_convolution(width, width, 3),
+            nn.LeakyReLU(SLOPE),
+            *_convolution(width, width, 3),
         )
-        self.shortcut = nn.Sequential(*conv(channels, 1))
-        self.slope = slope
+        self.shortcut = nn.Sequential(*_convolution(channels, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.leaky_relu(self.path(x) + self.shortcut(x), self.slope), 2)
+        return F.max_pool2d(F.leaky_relu(self.path(x) + self.shortcut(x), SLOPE), 2)
+
+
+def _convolution(inputs: int, outputs: int, size: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs)]
 
 
 @hookimpl

@@ -148,7 +148,7 @@ def test_loss_is_cross_entropy_over_the_base_classes(head: str) -> None:
             )
             logits = model.log_scale.exp().item() * (weight @ z) / norms
         terms.append(-math.log(logits.exp()[label] / logits.exp().sum()))
-    assert model.loss(metazoo.Batch(x, y)).item() == pytest.approx(sum(terms) / 5, rel=1e-9)
+    assert model.batch_loss(metazoo.Batch(x, y)).item() == pytest.approx(sum(terms) / 5, rel=1e-9)
 
 
 def test_both_names_are_registered_with_their_heads() -> None:

@@ -1,4 +1,4 @@
-"""The contract of an algorithm and what it is written with."""
+"""The contract of algorithms and the functions that they use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nearest() -> Nearest:
         lambda x, y, q: (x, y.unsqueeze(2), q),
     ],
 )
-def test_what_are_no_tasks_is_told_by_its_shapes(
+def test_wrong_shapes_are_refused_with_the_shapes_given(
     change: Callable[..., tuple[Tensor, Tensor, Tensor]],
 ) -> None:
     given = change(images(2, 6), UNEQUAL, images(2, 4))
@@ -55,7 +55,7 @@ def test_what_are_no_tasks_is_told_by_its_shapes(
         "(B, S, 1, 16, 16), support_y (B, S) and query_x (B, Q, 1, 16, 16)" in caught.value.message
     )
     assert all(str(tuple(x.shape)) in caught.value.message for x in given)
-    assert "each of the S examples of a task has one label" in str(caught.value.hint)
+    assert "support_y one label per support example" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -63,36 +63,44 @@ def test_what_are_no_tasks_is_told_by_its_shapes(
     [
         (
             lambda x, y, q: (x, y + 1, q),
-            "leaves a class of a task without an example",
+            "support_y has a class without an example",
             "0, 1, ..., N - 1",
         ),
         (
             lambda x, y, q: (x, y - 1, q),
-            "leaves a class of a task without an example",
+            "support_y has a class without an example",
             "0, 1, ..., N - 1",
         ),
         (
             lambda x, y, q: (x, 2 * y, q),
-            "leaves a class of a task without an example",
+            "support_y has a class without an example",
             "0, 1, ..., N - 1",
         ),
         (
             lambda x, y, q: (x, y.clamp(max=torch.tensor([[2], [1]])), q),
-            "leaves a class of a task",
-            "the same in all tasks",
+            "has a class without an example",
+            "have the same N",
         ),
-        (lambda x, y, q: (x, y + 10**10, q), "leaves a class of a task", "0, 1, ..., N - 1"),
-        (lambda x, y, q: (x, y + 2**63 - 3, q), "leaves a class of a task", "0, 1, ..., N - 1"),
-        (lambda x, y, q: (x[:, :0], y[:, :0], q), "leaves a class of a task", "0, 1, ..., N - 1"),
+        (lambda x, y, q: (x, y + 10**10, q), "has a class without an example", "0, 1, ..., N - 1"),
+        (
+            lambda x, y, q: (x, y + 2**63 - 3, q),
+            "has a class without an example",
+            "0, 1, ..., N - 1",
+        ),
+        (
+            lambda x, y, q: (x[:, :0], y[:, :0], q),
+            "has a class without an example",
+            "0, 1, ..., N - 1",
+        ),
         (lambda x, y, q: (x, y.float(), q), r"support_y is torch\.float32", "int64"),
         (lambda x, y, q: (x, y.int(), q), r"support_y is torch\.int32", r"y\.long"),
-        (lambda x, y, q: ((255 * x).byte(), y, q), "support_x is of bytes", "255"),
-        (lambda x, y, q: (x, y, (255 * q).byte()), "query_x is of bytes", "255"),
-        (lambda x, y, q: (x, y.tolist(), q), "support_y is no tensor but list", "as_tensor"),
-        (lambda x, y, q: (x, y, q.numpy()), "query_x is no tensor but ndarray", "as_tensor"),
+        (lambda x, y, q: ((255 * x).byte(), y, q), "support_x is uint8", "255"),
+        (lambda x, y, q: (x, y, (255 * q).byte()), "query_x is uint8", "255"),
+        (lambda x, y, q: (x, y.tolist(), q), "support_y is a list, not a tensor", "as_tensor"),
+        (lambda x, y, q: (x, y, q.numpy()), "query_x is a ndarray, not a tensor", "as_tensor"),
     ],
 )
-def test_what_a_task_cannot_hold_is_told(
+def test_wrong_labels_and_types_are_refused(
     change: Callable[..., tuple[Any, Any, Any]], message: str, hint: str
 ) -> None:
     with pytest.raises(metazoo.DataError, match=message) as caught:
@@ -100,15 +108,15 @@ def test_what_a_task_cannot_hold_is_told(
     assert re.search(hint, str(caught.value.hint))
 
 
-def test_a_task_without_its_dimension_is_told_how_to_get_one() -> None:
+def test_the_hint_for_a_missing_task_dimension_says_how_to_add_it() -> None:
     x, y, q = images(6), UNEQUAL[0], images(4)
-    with pytest.raises(metazoo.DataError, match="one task alone is support_x"):
+    with pytest.raises(metazoo.DataError, match="for a single task pass support_x"):
         nearest()(x, y, q)
     assert nearest()(x[None], y[None], q[None]).shape == (1, 4, 3)
 
 
 class Sum(metazoo.Algorithm):
-    """What looks at no label's value: the query and the mean of the support's labels."""
+    """Returns the sum of the query and the mean of the support labels; reads no single label."""
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         return support_y.float().flatten(1).mean(1)[:, None, None] + query_x.flatten(2)
@@ -122,8 +130,8 @@ def test_a_regressor_takes_targets_of_three_dimensions() -> None:
         line(x, y[..., 0], q)
 
 
-def test_tasks_are_told_apart_where_labels_cannot_be_read() -> None:
-    """Under vmap, in a compiler's graph and on the device "meta" shapes alone are looked at."""
+def test_only_shapes_are_checked_where_labels_cannot_be_read() -> None:
+    """Under vmap, in torch.compile and on the device "meta"."""
     model = Sum(MLP((4,)), metazoo.TaskSpec([4], 3))  # type: ignore[arg-type]
     x, y, q = torch.zeros(2, 3, 4), torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.ones(2, 5, 4)
     each = torch.func.vmap(lambda x, y, q: model(x[None], y[None], q[None])[0])
@@ -228,11 +236,11 @@ def test_feature_learner_in_training_normalises_support_and_queries_together() -
 
 
 @torch.no_grad()
-def test_feature_learner_with_no_queries_answers_none() -> None:
+def test_a_feature_learner_accepts_zero_queries() -> None:
     assert nearest().eval()(images(2, 6), UNEQUAL, images(2, 0)).shape == (2, 0, 3)
 
 
-def test_config_defaults_to_the_class_own_and_is_kept() -> None:
+def test_the_default_config_is_that_of_the_class() -> None:
     class Config(metazoo.Config):
         pass
 
@@ -242,13 +250,13 @@ def test_config_defaults_to_the_class_own_and_is_kept() -> None:
     assert type(metazoo.Algorithm(backbone, spec).config) is metazoo.Algorithm.Config
 
 
-def test_an_algorithm_is_inductive_and_draws_episodes_unless_it_says_otherwise() -> None:
+def test_an_algorithm_is_inductive_and_trains_on_episodes_by_default() -> None:
     model = nearest()
     assert model.transductive is False
-    assert model.draws == "episodes"
+    assert not isinstance(model, metazoo.BatchLearner)
 
 
-def test_recipe_can_be_offered_as_options_each_with_help() -> None:
+def test_every_option_of_the_recipe_has_help() -> None:
     declared = options.read(metazoo.Recipe)
     assert [option.name for option in declared if not option.help] == []
     by_name = {option.name: option for option in declared}

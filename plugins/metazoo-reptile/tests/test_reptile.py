@@ -1,4 +1,4 @@
-"""Reptile keeps to metazoo's contract, and its outer step is the paper's."""
+"""Reptile keeps to the contract of metazoo, and its outer step is the paper's."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_inner_adam_is_adam_without_a_first_moment() -> None:
 
 
 def test_minibatches_go_through_all_examples_before_any_comes_again() -> None:
-    batches = model(inner_batch=4)._batches(6)
+    batches = model(inner_batch=4)._minibatches(6)
     drawn = [next(batches).tolist() for _ in range(3)]
     assert [len(batch) for batch in drawn] == [4, 4, 4]
     flat = [row for batch in drawn for row in batch]
