@@ -1,4 +1,4 @@
-"""Anybody's images: one folder a class."""
+"""Images of your own, with one folder for each class."""
 
 from __future__ import annotations
 
@@ -24,40 +24,45 @@ from metazoo.tasks.examples import Examples, Stream
 
 Classes = dict[str, list[Parts]]  # the images of each class
 
-_LAYOUT_HINT = "a tree is class/file, or split/class/file with splits called train, val and test"
-_SUFFIX_HINT = f"images are files that end in {', '.join(sorted(SUFFIXES))}"
+_LAYOUT_HINT = "the layout is class/file, or split/class/file with splits train, val and test"
+_SUFFIX_HINT = f"names of images end in {', '.join(sorted(SUFFIXES))}"
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+NO_SPLIT = ""  # the split of all classes in a tree without splits
 
 
 class Folder(ClassDataset):
-    """Images in a tree `split/class/file` or `class/file`, a directory or a .zip, shape (channels, size, size).
+    """Images in folders `split/class/file` or `class/file`, shape (channels, size, size).
 
-    The splits of the first kind are called train, val (or valid, or validation) and test; any may be missing, but where
-    val is, it is carved from train. The second kind is divided by class into all three. Carving and dividing go by
-    `seed` and the names of the classes alone (see `choose`). One folder around the tree does not matter. Files that
-    are no images by their suffix are left out; images are not cached, but decoded anew in every process.
+    The root may be a folder or a .zip archive, and may hold the tree inside other folders.
 
-    The default `size` lies between the 32 of tiny images and the 84 of miniImageNet.
+    In the first layout, the splits are called train, val (or valid, or validation) and test, and
+    any may be missing. If val is missing, some classes of train become val. In the second layout,
+    the classes are divided into all three splits. The choice of classes depends only on `seed` and
+    their names (see `divide`).
 
-    Raises DataError, naming the file or class, where the tree has another form, a class has no images, two classes
-    differ only in case, or an image is damaged.
+    Files without the suffix of an image are ignored. Images are not cached: every process decodes
+    them. The default `size` lies between that of tiny images (32) and that of miniImageNet (84).
+
+    Raises DataError if the layout is another one, a class has no images, two classes differ only in
+    case, or an image is damaged. The message names the file or class.
     """
 
     @dataclass(frozen=True)
     class Config(options.Config):
         root: Annotated[str, "the folder, or a .zip of it"] = ""
         size: Annotated[int, "height and width in pixels", options.Range(8, 512)] = 64
-        channels: Annotated[Literal["rgb", "grey"], "colour, or grey"] = "rgb"
-        invert: Annotated[bool, "turn dark on light into light on dark"] = False
+        channels: Annotated[Literal["rgb", "grey"], "colour or grey images"] = "rgb"
+        invert: Annotated[bool, "invert the images: dark on light becomes light on dark"] = False
         val_fraction: Annotated[
-            float, "part of the classes to validate on, if there is no val", options.Range(0, 1)
+            float, "fraction of the classes for validation, if there is no val", options.Range(0, 1)
         ] = 0.2
         test_fraction: Annotated[
-            float, "part of the classes to test on, if there are no splits", options.Range(0, 1)
+            float, "fraction of the classes for test, if there are no splits", options.Range(0, 1)
         ] = 0.2
-        seed: Annotated[int, "seed of the choice of these classes", options.Range(0)] = 0
+        seed: Annotated[int, "seed for choosing these classes", options.Range(0)] = 0
 
+    config: Config
     local_options = ("root",)
     licence = "the user's own"
 
@@ -77,7 +82,7 @@ class Folder(ClassDataset):
     def streams(self) -> Iterator[dict[str, Stream]]:
         if not self.config.root:
             raise OptionError(
-                "the data set 'folder' needs to know which folder", "give it with --data-root"
+                "the data set 'folder' needs a folder of images", "name it with --data-root"
             )
         with open_tree(Path(self.config.root).expanduser()) as tree:
             splits = self._divide(_classes_by_split(tree))
@@ -88,29 +93,24 @@ class Folder(ClassDataset):
             }
 
     def _divide(self, found: dict[str, Classes]) -> dict[str, Classes]:
-        """Return the classes of each split: as they were found, or chosen where the tree leaves that to us."""
-        pool = found.get("", found.get("train"))
+        """Return the classes of each split, after choosing those of the missing splits."""
+        pool = found.get(NO_SPLIT, found.get("train"))
         if pool is None or "val" in found:
             return found
-        c = self.config
-        val, test, train = choose(
-            pool, (c.val_fraction, c.test_fraction if "" in found else 0.0), c.seed
-        )
+        config = self.config
+        test_fraction = config.test_fraction if NO_SPLIT in found else 0.0
+        val, test, train = divide(pool, (config.val_fraction, test_fraction), config.seed)
         if not train:
-            several = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
+            classes = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
             raise DataError(
-                f"{c.root} has {len(pool)} {several} to choose from, and none is left for training",
+                f"{config.root} has only {len(pool)} {classes}, which leaves none for training",
                 "add classes, or make --data-val-fraction and --data-test-fraction smaller",
             )
-        chosen = {"train": train, "val": val, "test": test}
-        return {
-            **found,
-            **{
-                split: {name: pool[name] for name in names}
-                for split, names in chosen.items()
-                if names
-            },
-        }
+        splits = dict(found)
+        for split, names in (("train", train), ("val", val), ("test", test)):
+            if names:
+                splits[split] = {name: pool[name] for name in names}
+        return splits
 
     def _stream(self, tree: Tree, split: str, classes: Classes) -> Stream:
         files = [file for class_files in classes.values() for file in class_files]
@@ -125,62 +125,60 @@ class Folder(ClassDataset):
         def digest() -> str:
             sha = hashlib.sha256()
             for file in files:
-                sha.update(
-                    f"{'/'.join(file)}\0{tree.stamp(file)}\0".encode("utf-8", "surrogateescape")
-                )
+                line = f"{'/'.join(file)}\0{tree.stamp(file)}\0"
+                sha.update(line.encode("utf-8", "surrogateescape"))
             return sha.hexdigest()
 
-        return Stream(
-            read,
-            tuple(map(len, classes.values())),
-            tuple(classes),
-            f"{tree.path} ({split})",
-            digest,
-        )
+        counts = tuple(map(len, classes.values()))
+        return Stream(read, counts, tuple(classes), f"{tree.path} ({split})", digest)
 
 
-def choose(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[list[str]]:
-    """Return as many groups of these names as there are fractions, and then the group of those left over.
+def divide(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[list[str]]:
+    """Divide names into one group for each fraction, and a last group of those left over.
 
-    Names are ranked by the sha256 of "seed:name" and taken in that order, `fraction` of all a group, rounded, but at least one
-    unless the fraction is 0; so the choice is a pure function of names and seed. Each group is sorted.
+    Names are taken in the order of the sha256 of "seed:name", so the division depends only on the
+    names and the seed. A group has its fraction of all names, rounded, and at least one name unless
+    its fraction is 0. Each group is sorted.
     """
-    ranked = sorted(
-        names,
-        key=lambda name: hashlib.sha256(
-            f"{seed}:{name}".encode("utf-8", "surrogateescape")
-        ).digest(),
-    )
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+
+    ranked = sorted(names, key=rank)
     sizes = [max(1, round(fraction * len(ranked))) if fraction else 0 for fraction in fractions]
     ends = [0, *itertools.accumulate(sizes), len(ranked)]
     return [sorted(ranked[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def support_images(path: Path) -> list[tuple[str, list[Path]]]:
-    """Return the classes in a directory of one folder a class, and the images of each, both in sorted order.
+    """Return the classes below a folder and the images of each, in sorted order.
 
-    Raises DataError where it is no such directory, or a class has no images.
+    Raises DataError if the path is not a folder with one folder of images for each class.
     """
     if path.is_file():
-        raise DataError(f"{path} is a file", "give a folder that has one folder of images a class")
+        raise DataError(
+            f"{path} is a file", "give a folder that has one folder of images for each class"
+        )
     with open_tree(path) as tree:
         found = _classes_by_split(tree)
-    if "" not in found:
+    if NO_SPLIT not in found:
         split = next(iter(found))
         raise DataError(
             f"{path} holds the splits of a data set", f"give one of them: {path / split}"
         )
-    return [(name, [path.joinpath(*file) for file in files]) for name, files in found[""].items()]
+    return [
+        (name, [path.joinpath(*file) for file in files]) for name, files in found[NO_SPLIT].items()
+    ]
 
 
 def query_images(path: Path) -> list[Path]:
-    """Return all images below a directory, in sorted order, or the one image that the path names.
+    """Return all images below a folder in sorted order, or the one image that the path names.
 
-    Raises DataError where there is none.
+    Raises DataError if there are no images.
     """
     if path.is_file():
         if not is_image(path.name):
-            raise DataError(f"{path} is no image by its name", _SUFFIX_HINT)
+            raise DataError(f"{path} does not have the suffix of an image", _SUFFIX_HINT)
         return [path]
     with open_tree(path) as tree:
         return [path.joinpath(*file) for file in _images(tree)]
@@ -188,43 +186,32 @@ def query_images(path: Path) -> list[Path]:
 
 def _images(tree: Tree) -> list[Parts]:
     images = [parts for parts in tree.files if is_image(parts[-1])]
-    if not images:
-        what = (
-            f"none of the {len(tree.files)} files in {tree.path} is an image"
-            if tree.files
-            else f"{tree.path} is empty"
-        )
-        packed = (INDEX,) in tree.files
-        raise DataError(
-            what,
-            "it was packed by `metazoo data pack`: --dataset packed reads it"
-            if packed
-            else _SUFFIX_HINT,
-        )
-    return images
+    if images:
+        return images
+    if (INDEX,) in tree.files:
+        hint = "`metazoo data pack` wrote this folder; read it with --dataset packed"
+    else:
+        hint = _SUFFIX_HINT
+    if not tree.files:
+        raise DataError(f"{tree.path} is empty", hint)
+    raise DataError(f"none of the {len(tree.files)} files in {tree.path} is an image", hint)
 
 
 def _classes_by_split(tree: Tree) -> dict[str, Classes]:
-    """Return the images of each class of each split; where the tree has no splits, of the split called ""."""
+    """Return the images of each class of each split, or of `NO_SPLIT` if there are no splits."""
     images = _images(tree)
-    depth = 0  # of folders around the tree
-    while len({p[depth] for p in images}) == 1 and all(
-        len(p) > depth + 2 and not _is_split(p[depth]) for p in images
-    ):
-        depth += 1
+    depth = _depth_of_tree(images)
     with_splits = any(_is_split(p[depth]) and len(p) == depth + 3 for p in images)
     found: dict[str, Classes] = {}
-    spelt: dict[str, str] = {}
+    spelling: dict[str, str] = {}
     for parts in images:
         *folders, _ = parts[depth:]
         if len(folders) != 1 + with_splits or (with_splits and not _is_split(folders[0])):
+            raise DataError(f"{tree.name(parts)} is not in the folder of a class", _LAYOUT_HINT)
+        split = SPLIT_NAMES[folders[0].lower()] if with_splits else NO_SPLIT
+        if with_splits and spelling.setdefault(split, folders[0]) != folders[0]:
             raise DataError(
-                f"{tree.name(parts)} does not lie in the folder of a class", _LAYOUT_HINT
-            )
-        split = SPLIT_NAMES[folders[0].lower()] if with_splits else ""
-        if spelt.setdefault(split, folders[0]) != folders[0] and with_splits:
-            raise DataError(
-                f"{tree.path} has both '{spelt[split]}' and '{folders[0]}', which mean the same split",
+                f"'{spelling[split]}' and '{folders[0]}' in {tree.path} are the same split",
                 "merge them",
             )
         found.setdefault(split, {}).setdefault(folders[-1], []).append(parts)
@@ -233,13 +220,23 @@ def _classes_by_split(tree: Tree) -> dict[str, Classes]:
     return found
 
 
+def _depth_of_tree(images: list[Parts]) -> int:
+    """Return how many folders lie around the tree of splits or classes."""
+    depth = 0
+    while len({p[depth] for p in images}) == 1 and all(
+        len(p) > depth + 2 and not _is_split(p[depth]) for p in images
+    ):
+        depth += 1
+    return depth
+
+
 def _check_folders(tree: Tree, images: list[Parts], around: Parts, with_splits: bool) -> None:
-    """Raise DataError where a split or class is there as a folder, but has no images."""
-    bearing = {parts[:depth] for parts in images for depth in range(len(parts))}
-    for folder in sorted(tree.folders - bearing):
+    """Raise DataError if the folder of a split or class has no images."""
+    with_images = {parts[:depth] for parts in images for depth in range(len(parts))}
+    for folder in sorted(tree.folders - with_images):
         inner = folder[len(around) :]
-        is_ours = folder[: len(around)] == around and (not with_splits or _is_split(inner[0]))
-        if is_ours and len(inner) <= 1 + with_splits:
+        in_tree = folder[: len(around)] == around and (not with_splits or _is_split(inner[0]))
+        if in_tree and len(inner) <= 1 + with_splits:
             raise DataError(
                 f"{tree.name(folder)} has no images",
                 f"add some, or remove the folder; {_SUFFIX_HINT}",
@@ -247,6 +244,7 @@ def _check_folders(tree: Tree, images: list[Parts], around: Parts, with_splits: 
 
 
 def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
+    """Raise DataError if two splits share a class, or two classes differ only in case."""
     seen: dict[str, tuple[str, str]] = {}
     for split, classes in found.items():
         for name in classes:
@@ -254,7 +252,8 @@ def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
             if other_split != split:
                 raise DataError(
                     f"class '{name}' of {tree.path} is in '{other_split}' and in '{split}'",
-                    "splits have no class in common; put all images into one class/file tree, which is then divided by class",
+                    "splits must not share classes; to divide by class, put all images into "
+                    "class/file",
                 )
             if other != name:
                 raise DataError(

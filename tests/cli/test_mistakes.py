@@ -58,7 +58,7 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
         "20 examples, but a task needs 50",
         "fewer shots",
     ),
-    "train maml --dataset folder": (2, "needs to know which folder", "--data-root"),
+    "train maml --dataset folder": (2, "needs a folder of images", "--data-root"),
     "train maml --dataset folder --data-root nowhere": (1, "nowhere", "check the path"),
     "train baseline --dataset sinusoid": (2, "algorithm 'baseline'", ""),
     "train maml --dataset sinusoid --backbone conv4": (2, "backbone 'conv4' takes images", "mlp"),

@@ -1,4 +1,4 @@
-"""Folders of images in every layout that is meant, and in many that are not."""
+"""Folders of images in every supported layout, and in many that are refused."""
 
 import itertools
 import os
@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from metazoo import DataError, OptionError
-from metazoo.datasets.folder import Folder, choose, query_images, support_images
+from metazoo.datasets.folder import Folder, divide, query_images, support_images
 from metazoo.images import decode
 
 
 def make(root, *files):
-    """Put an image (or, by its suffix, a text) at each path, every image of another colour."""
+    """Write an image of a new colour to each path, or a text if the suffix is not an image's."""
     for i, file in enumerate(files):
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def test_other_names_of_val(tmp_path, name):
     assert names(tmp_path) == {"train": ["a", "b"], "val": ["c"]}
 
 
-def test_val_is_carved_from_train(tmp_path):
+def test_classes_of_train_become_val_if_val_is_missing(tmp_path):
     make(tmp_path, *classes(*TEN, split="train"), *classes("x", split="test"))
     found = names(tmp_path)
     assert {split: len(n) for split, n in found.items()} == {"train": 8, "val": 2, "test": 1}
@@ -91,15 +91,15 @@ def test_a_tree_without_splits_is_divided_by_class(tmp_path):
     }
 
 
-def test_the_choice_depends_on_names_and_seed_alone():
-    assert choose(TEN, (0.2, 0.2), 0) == choose(reversed(TEN), (0.2, 0.2), 0)
-    assert choose(TEN, (0.2, 0.3), 0) == [["f", "h"], ["d", "g", "j"], ["a", "b", "c", "e", "i"]]
-    assert [len(group) for group in choose(TEN, (0.01, 0.0), 0)] == [1, 0, 9]
+def test_the_division_depends_only_on_names_and_seed():
+    assert divide(TEN, (0.2, 0.2), 0) == divide(reversed(TEN), (0.2, 0.2), 0)
+    assert divide(TEN, (0.2, 0.3), 0) == [["f", "h"], ["d", "g", "j"], ["a", "b", "c", "e", "i"]]
+    assert [len(group) for group in divide(TEN, (0.01, 0.0), 0)] == [1, 0, 9]
 
 
 def test_too_few_classes_to_divide(tmp_path):
     make(tmp_path, *classes("a", "b"))
-    refused(tmp_path, "has 2 classes to choose from, and none is left for training")
+    refused(tmp_path, "has only 2 classes, which leaves none for training")
 
 
 def test_examples_lie_class_by_class(tmp_path):
@@ -139,7 +139,7 @@ def test_a_zip_gives_the_same_as_the_folder(tmp_path, files, around):
         assert torch.equal(loose[split].x, packed[split].x)
 
 
-def test_what_is_no_image_is_left_out(tmp_path):
+def test_other_files_are_ignored(tmp_path):
     make(
         tmp_path,
         *classes(*TEN),
@@ -158,7 +158,7 @@ def test_suffixes_in_capitals(tmp_path):
     assert folder(tmp_path).split("test").counts == (2,)
 
 
-def test_a_class_may_be_called_as_a_split(tmp_path):
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
     make(tmp_path, *classes("bus", "train", "tram", "ship", "plane"))
     assert sorted(itertools.chain(*names(tmp_path).values())) == [
         "bus",
@@ -177,12 +177,12 @@ def test_linked_classes_are_followed(tmp_path):
 
 
 def test_no_root_given():
-    with pytest.raises(OptionError, match="which folder") as caught:
+    with pytest.raises(OptionError, match="needs a folder") as caught:
         Folder().load()
     assert "--data-root" in caught.value.hint
 
 
-def test_roots_that_are_none(tmp_path):
+def test_a_root_that_is_missing_or_has_no_images_is_refused(tmp_path):
     refused(tmp_path / "gone", "no directory or zip archive .*gone")
     (tmp_path / "file").write_text("text")
     refused(tmp_path / "file", "file is not a zip archive")
@@ -193,21 +193,21 @@ def test_roots_that_are_none(tmp_path):
     )
 
 
-def test_layouts_that_are_none(tmp_path):
+def test_images_outside_of_class_folders_are_refused(tmp_path):
     refused(
         make(tmp_path / "1", *classes("a", "b"), "lost.png"),
-        r"lost\.png does not lie in the folder of a class",
+        r"lost\.png is not in the folder of a class",
     )
-    refused(make(tmp_path / "2", *classes("a", "b"), "a/deep/lost.png"), r"lost\.png does not lie")
+    refused(make(tmp_path / "2", *classes("a", "b"), "a/deep/lost.png"), r"lost\.png is not in")
     refused(
         make(tmp_path / "3", *classes("a", split="train"), *classes("b", split="other")),
-        "other/b/0.png does not lie",
+        "other/b/0.png is not in",
     )
     refused(
         make(tmp_path / "4", *classes("a", split="train"), "test/lost.png"),
-        r"test/lost\.png does not lie",
+        r"test/lost\.png is not in",
     )
-    refused(make(tmp_path / "5", "lost.png", "found.png"), "does not lie")
+    refused(make(tmp_path / "5", "lost.png", "found.png"), "is not in")
 
 
 def test_a_class_without_images_is_named(tmp_path):
@@ -238,7 +238,7 @@ def test_a_class_in_two_splits(tmp_path):
 def test_one_split_under_two_names(tmp_path):
     refused(
         make(tmp_path, *classes("a", split="val"), *classes("b", split="valid")),
-        "both 'val' and 'valid'",
+        "'val' and 'valid' in .* are the same split",
     )
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_image_in_a_zip_is_named(tmp_path):
     refused(tmp_path / "t.zip", r"t\.zip: member 'test/a/0\.png' is not an image")
 
 
-def test_making_one_reads_nothing(tmp_path):
+def test_the_constructor_reads_nothing(tmp_path):
     assert folder(tmp_path / "gone").input_format["size"] == 64
 
 
@@ -271,7 +271,7 @@ def test_support_images(tmp_path):
     ("files", "message"),
     [
         ([*classes("a"), "b/notes.txt"], "/b has no images"),
-        (["1.png", "2.png"], "does not lie in the folder of a class"),
+        (["1.png", "2.png"], "is not in the folder of a class"),
         (
             classes("a", split="train") + classes("b", split="test"),
             "holds the splits of a data set",
@@ -280,13 +280,13 @@ def test_support_images(tmp_path):
         (classes("A", "a"), "differ only in case"),
     ],
 )
-def test_support_folders_that_are_none(tmp_path, files, message):
+def test_support_folders_in_another_layout_are_refused(tmp_path, files, message):
     with pytest.raises(DataError, match=message) as caught:
         support_images(make(tmp_path, *files))
     assert caught.value.hint
 
 
-def test_support_that_is_a_file_or_gone(tmp_path):
+def test_support_that_is_a_file_or_missing_is_refused(tmp_path):
     make(tmp_path, "a.png")
     with pytest.raises(DataError, match=r"a\.png is a file"):
         support_images(tmp_path / "a.png")
@@ -298,7 +298,7 @@ def test_query_images(tmp_path):
     make(tmp_path, "b.png", "a/2.png", "a/1.png", "a/notes.txt")
     assert query_images(tmp_path) == [tmp_path / file for file in ("a/1.png", "a/2.png", "b.png")]
     assert query_images(tmp_path / "b.png") == [tmp_path / "b.png"]
-    with pytest.raises(DataError, match=r"notes\.txt is no image by its name"):
+    with pytest.raises(DataError, match=r"notes\.txt does not have the suffix of an image"):
         query_images(tmp_path / "a" / "notes.txt")
     with pytest.raises(DataError, match="no directory"):
         query_images(tmp_path / "gone")
@@ -307,7 +307,7 @@ def test_query_images(tmp_path):
         query_images(tmp_path / "empty")
 
 
-def test_a_real_set():
+def test_caltech101():
     path = Path(os.environ.get("METAZOO_DATA", ""), "caltech101_32px.zip")
     if "METAZOO_DATA" not in os.environ or not path.exists():
         pytest.skip("METAZOO_DATA names no data root with caltech101_32px.zip")

@@ -273,7 +273,7 @@ def test_a_truncated_archive_is_named(root):
         load(root)
 
 
-def test_making_one_reads_nothing(tmp_path):
+def test_the_constructor_reads_nothing(tmp_path):
     data = Omniglot(Omniglot.Config(root=str(tmp_path / "gone")))
     assert data.input_format["size"] == 28
     with pytest.raises(DataError, match=r"images_background\.zip is not in the data root"):
