@@ -1,7 +1,11 @@
-"""The command line. stdout is for data, stderr for messages; exit status 0, 2 for a user's mistake, 1 for a failure.
+"""The command line.
 
-`metazoo --help` and mistakes in the command itself must be instant, so no module of this package imports
-torch, or anything that imports it, at its top: commands do that when they run.
+stdout is for data, stderr for messages. The exit status is 0, 2 after a user's mistake, and 1 after
+a failure.
+
+`metazoo --help` and the report of a mistyped command or option must be instant. The modules of
+commands therefore import torch, and whatever imports it, in the functions that run and not at the
+top.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 @click.version_option(VERSION, prog_name="metazoo")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """A model zoo of few-shot learners: train, evaluate and use them, or add your own as a plugin."""
+    """A model zoo of few-shot learners. Train, evaluate, use them, or add your own as a plugin."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(2)
@@ -81,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def report_bug(error: Exception, command: str) -> int:
-    """Print the traceback and whose bug it is, or that memory ran out; return the exit status."""
+    """Print the traceback and whose bug it is, or that memory ran out. Return the exit status."""
     what = f"{type(error).__name__}: {first_line(error)}"
     if out_of_memory(error):
         return fail(f"out of memory: {what}", LESS_MEMORY.get(command), 1)
@@ -103,7 +107,7 @@ def report_bug(error: Exception, command: str) -> int:
 
 
 def _find_fault(error: Exception) -> Fault | None:
-    """Return what `at_fault` returns, or None if that fails: the first error must be reported anyway."""
+    """Return what `at_fault` returns. If it fails, return None: the first error matters more."""
     try:
         from metazoo.plugins.error_source import at_fault
 

@@ -20,7 +20,7 @@ TASK_KEYS = ("protocol", "split", "ways", "shots", "queries", "seed")
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's results: for each protocol a row, and the score of every task."""
+    """The results of a model: for each protocol a row, and the scores of its tasks."""
 
     source: Source
     data: Dataset
@@ -30,9 +30,9 @@ class Measured:
 
 
 def paired_differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Return the mean difference of each model to the first on the same tasks, with its interval.
+    """Return how much each model differs from the first on the same tasks, with intervals.
 
-    A model whose tasks differ from the first one's is left out, with a note on stderr.
+    A model that was measured on other tasks than the first is left out, with a note on stderr.
     """
     first, *others = measured
     split = first.rows[0].get("split")
@@ -67,7 +67,7 @@ def _note_other_data(first: Measured, one: Measured, split: str | None) -> None:
 
 
 def _same_tasks(a: Dataset, b: Dataset, split: str | None) -> bool:
-    """Return whether two data sets give the same tasks of a split; place and image size may differ."""
+    """Return whether two data sets give the same tasks, though in other places or image sizes."""
     if type(a) is not type(b) or _differing_options(a, b, split):
         return False
     if isinstance(a, ClassDataset) and isinstance(b, ClassDataset):
@@ -77,7 +77,7 @@ def _same_tasks(a: Dataset, b: Dataset, split: str | None) -> bool:
 
 
 def _differing_options(a: Dataset, b: Dataset, split: str | None) -> list[str]:
-    """Return the options in which two data sets differ, as far as they change the tasks of a split."""
+    """Return the options that differ between two data sets and change the tasks of a split."""
     ignored = {*a.local_options, *a.input_format}
     if split != "train":
         ignored |= {*a.training_options}

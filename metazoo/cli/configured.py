@@ -1,4 +1,4 @@
-"""Commands whose options come from Config classes, chosen by the names among the arguments."""
+"""Commands whose options come from the Config classes of what their arguments name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from metazoo.errors import OptionError
 
 @dataclass(frozen=True)
 class Section:
-    """A group of options.
+    """The options of one Config class.
 
-    `key` is the callback's parameter that receives their values, `prefix` comes before their names,
-    `usual` holds defaults that differ from those of the Config.
+    `key` is the parameter of the command's callback that receives their values. `prefix` comes
+    before their names. `usual` holds defaults that differ from those of the Config.
     """
 
     key: str
@@ -28,7 +28,7 @@ class Section:
 
 
 class OptionType(click.ParamType):  # type: ignore[type-arg]
-    """Parses the text of an option; errors say what the option takes."""
+    """Parses the text of an option. Errors say what the option takes."""
 
     def __init__(self, option: options.Option, flag: str):
         self.option, self.flag = option, flag
@@ -50,13 +50,13 @@ class OptionType(click.ParamType):  # type: ignore[type-arg]
 
 
 class ConfiguredCommand(click.Command):
-    """A click command that gains the options of `sections(arguments)` before it parses them.
+    """A click command with further options, which depend on the arguments.
 
-    The callback receives, under each section's key, the values that were given.
+    The callback receives a dictionary for each section: the values that were given.
     """
 
     def sections(self, arguments: Sequence[str]) -> list[Section]:
-        """Return the sections of options for these arguments."""
+        """Return the sections of options that unparsed arguments call for."""
         raise NotImplementedError
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -85,7 +85,7 @@ class ConfiguredCommand(click.Command):
 
 
 def find_value(arguments: Sequence[str], flag: str) -> str | None:
-    """Return the value of an option among unparsed arguments; the last one if it is repeated."""
+    """Return the value of an option among unparsed arguments, the last one if it is repeated."""
     value = None
     for i, argument in enumerate(arguments):
         if argument == flag and i + 1 < len(arguments):
@@ -96,7 +96,7 @@ def find_value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def data_section(name: str, usual: Mapping[str, Any] = {}) -> Section:
-    """Return the options of a data set, by name; `usual` overrides their defaults."""
+    """Return the section of a data set, by name. `usual` overrides defaults of its options."""
     from metazoo.plugins import registry
 
     config = registry().dataset(name).value.Config
@@ -104,7 +104,7 @@ def data_section(name: str, usual: Mapping[str, Any] = {}) -> Section:
 
 
 def algorithm_values(name: str, assignments: Iterable[str]) -> dict[str, Any]:
-    """Return the options of an algorithm that texts of the form NAME=VALUE set."""
+    """Parse texts of the form NAME=VALUE as options of an algorithm, and return the values."""
     from metazoo.plugins import registry
 
     config = registry().algorithm(name).value.Config

@@ -19,7 +19,7 @@ from metazoo.cli.configured import (
     data_section,
     find_value,
 )
-from metazoo.cli.numbers import Numbers
+from metazoo.cli.numbers import Number, Numbers
 from metazoo.cli.process import keep_freed_memory, use_float32
 from metazoo.errors import MetazooError, OptionError
 
@@ -37,7 +37,7 @@ EPISODES = 1000
 
 @dataclass(frozen=True)
 class AllData(options.Config):
-    """The option that all data sets with files have."""
+    """The option of every data set that is read from files."""
 
     root: Annotated[
         str | None, "folder of the data  [default: $METAZOO_DATA, else download to the cache]"
@@ -46,7 +46,7 @@ class AllData(options.Config):
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate on; None stands for the model's own value."""
+    """What to evaluate on. None stands for the model's own value."""
 
     ways: tuple[int, ...] | None
     shots: tuple[int, ...] | None
@@ -59,13 +59,13 @@ class Request:
 
     @property
     def sets_tasks(self) -> bool:
-        """Whether any value of drawn tasks was given, other than their number."""
+        """Whether any property of drawn tasks was given, other than their number."""
         return any(
             x is not None for x in (self.ways, self.shots, self.queries, self.seed, self.split)
         )
 
     def protocols(self, blueprint: Blueprint, data: Dataset) -> Iterator[Protocol]:
-        """Yield the protocols to measure; `blueprint` supplies what was not given."""
+        """Yield the protocols to measure. The recipe of `blueprint` supplies what was not given."""
         from metazoo.evaluation.protocol import Protocol
 
         recipe = blueprint.recipe
@@ -111,13 +111,11 @@ class EvalCommand(ConfiguredCommand):
     type=Numbers(1),
     help="support examples per class; several give a table  [default: as trained]",
 )
-@click.option(
-    "--queries", type=click.IntRange(1), help="query examples per class  [default: as trained]"
-)
-@click.option("--episodes", type=click.IntRange(2), help=f"tasks to draw  [default: {EPISODES}]")
+@click.option("--queries", type=Number(1), help="query examples per class  [default: as trained]")
+@click.option("--episodes", type=Number(2), help=f"tasks to draw  [default: {EPISODES}]")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=Number(0, 2**63 - 1),
     help="seed of the tasks  [default: the first model's]",
 )
 @click.option("--split", help="split of the data set to draw from  [default: test]")
@@ -144,14 +142,14 @@ def eval_(
     dataset_options: dict[str, Any] | None = None,
     **request: Any,
 ) -> int | None:
-    """Evaluate models: run folders, .safetensors files, zoo names or addresses.
+    """Evaluate models: zoo names, run folders, .safetensors files or addresses.
 
-    An address is https://.../NAME.json or hf://user/repo. Models of the same data are measured on the
-    same tasks, and each model's difference to the first is reported with its interval. The --data-...
-    options are those of the first model's data set: `metazoo eval MODEL --help` shows them.
+    An address is https://.../NAME.json or hf://user/repo. Models of the same data set are measured
+    on the same tasks, and the difference of each to the first is printed with its interval.
+    `metazoo eval MODEL --help` shows the options of the model's data set (--data-...).
 
-    With --all, every pretrained model is measured on the tasks of its card, or on the first --episodes
-    of them. The exit status is 0 if every interval overlaps the card's.
+    With --all, every pretrained model is measured on the tasks of its card, or on the first
+    --episodes of them. The exit status is 0 if every interval overlaps the card's.
     """
     wanted, given = Request(**request), dataset_options or {}
     _check_request(models, every, changes, wanted)
@@ -168,7 +166,7 @@ def eval_(
         sources = [_find(name) for name in models]
         measured = _measure(sources, wanted, given, changes, find_device(device))
         _print(measured, as_json)
-        # Last, so that the results are printed whatever happens here.
+        # This comes last, so that a failure here costs no results.
         for one in measured:
             if one.rows[0]["data"] == one.source.blueprint.dataset:
                 _warn_of_known_classes(one)
@@ -193,7 +191,7 @@ def _check_request(
 
 
 def _first_model(arguments: Sequence[str]) -> Blueprint | None:
-    """Return the blueprint of the first argument that is a model; errors are reported later."""
+    """Return the blueprint of the first argument that is a model. Errors are reported later."""
     for argument in arguments:
         if not argument.startswith("-"):
             try:
@@ -204,7 +202,7 @@ def _first_model(arguments: Sequence[str]) -> Blueprint | None:
 
 
 def _find(name: str) -> Source:
-    """Return a model, found once per command, so that its options and its weights are of one file."""
+    """Return a model. A command finds it once, so its options and weights are from one file."""
     from metazoo.zoo.find import find
 
     found: dict[str, Source] = click.get_current_context().meta.setdefault("models", {})
@@ -247,7 +245,7 @@ def _measure_one(
     device: torch.device,
 ) -> Measured:
     from metazoo.cli.comparison import Measured
-    from metazoo.cli.progress import counted
+    from metazoo.cli.progress import measurement_progress
     from metazoo.cli.tables import task_text
     from metazoo.evaluation.measure import measure
 
@@ -260,7 +258,7 @@ def _measure_one(
     }
     rows, scores = [], []
     for protocol in protocols:
-        with counted(f"{source.name}, {task_text(protocol.as_dict(data))}") as watch:
+        with measurement_progress(f"{source.name}, {task_text(protocol.as_dict(data))}") as watch:
             result, values = measure(model, data, protocol, device, watch)
         rows.append({**about, **result, **({"options": changed} if changed else {})})
         scores.append(values)
@@ -270,7 +268,7 @@ def _measure_one(
 def _open_data(
     source: Source, name: str | None, given: dict[str, Any], before: Dataset | None
 ) -> Dataset:
-    """Return the data set to draw from; the one before if it is the same, which is loaded already."""
+    """Return the data set to draw from. If it equals the one before, return that: it is loaded."""
     from metazoo.plugins import registry
 
     blueprint = source.blueprint
@@ -306,7 +304,8 @@ def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
             raise OptionError(
                 f"'{source.name}' takes examples of shape {spec.input_shape}; "
                 f"those of {type(data).__name__} have shape {shape}",
-                "set the image size and channels of the data set (--data-...), or choose another model",
+                "set the image size and channels of the data set (--data-...), "
+                "or choose another model",
             )
 
 
@@ -340,17 +339,17 @@ def _data_text(row: dict[str, Any]) -> str:
 
 
 def _fixed_options(data: Dataset) -> dict[str, Any]:
-    """Return the options of a data set, without those that say where it is stored."""
+    """Return the options of a data set, except those that say where it is stored."""
     values = options.as_dict(data.config)
     return {name: value for name, value in values.items() if name not in data.local_options}
 
 
 def _warn_of_known_classes(one: Measured) -> None:
-    """Say if a model was trained on classes with the names of those it was measured on."""
+    """Print a note if a model was trained on classes with the names of those it was measured on."""
     classes = one.protocols[-1].classes(one.data)
     if known := len(one.source.trained_on(one.data).intersection(classes)):
         click.echo(
             f"note: '{one.source.name}' was trained on classes with the names of {known} of these "
-            f"{len(classes)}: the result does not hold for new classes",
+            f"{len(classes)}, so the result does not hold for new classes",
             err=True,
         )

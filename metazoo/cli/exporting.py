@@ -9,7 +9,7 @@ import click
 
 from metazoo.cli import echo_json
 from metazoo.cli.configured import algorithm_values
-from metazoo.cli.numbers import Numbers
+from metazoo.cli.numbers import Number, Numbers
 from metazoo.cli.process import use_float32
 from metazoo.errors import OptionError
 
@@ -28,7 +28,7 @@ from metazoo.errors import OptionError
 @click.option("--ways", type=Numbers(2), help="ways to measure  [default: as trained]")
 @click.option("--shots", type=Numbers(1), help="shots to measure  [default: as trained]")
 @click.option(
-    "--queries", type=click.IntRange(1), help="queries per class to measure  [default: as trained]"
+    "--queries", type=Number(1), help="queries per class to measure  [default: as trained]"
 )
 @click.option(
     "--variant",
@@ -37,9 +37,7 @@ from metazoo.errors import OptionError
     metavar="NAME=VALUE,...",
     help="also measure with these options of the algorithm",
 )
-@click.option(
-    "--episodes", type=click.IntRange(2), default=1000, show_default=True, help="tasks to draw"
-)
+@click.option("--episodes", type=Number(2), default=1000, show_default=True, help="tasks to draw")
 @click.option(
     "--protocol",
     "official",
@@ -63,9 +61,9 @@ def export(
     device: str,
     as_json: bool,
 ) -> None:
-    """Make a zoo model of a run: its weights, and a card with measured results."""
+    """Turn a run into a zoo model: its weights, and a card with measured results."""
     from metazoo import zoo
-    from metazoo.cli.progress import counted
+    from metazoo.cli.progress import measurement_progress
     from metazoo.cli.tables import print_results
     from metazoo.device import find_device
     from metazoo.evaluation.protocol import Protocol
@@ -82,7 +80,7 @@ def export(
     protocols += [Protocol(name=protocol) for protocol in official]
     changes = [{}, *(algorithm_values(blueprint.algorithm, text.split(",")) for text in variants)]
     use_float32()
-    with counted(f"measuring {name}") as watch:
+    with measurement_progress(f"measuring {name}") as watch:
         place = find_device(device)
         card = zoo.export(run, name, summary, licence, out, protocols, place, changes, watch)
     if as_json:

@@ -24,7 +24,7 @@ KINDS = ("algorithms", "backbones", "datasets", "pretrained")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
 def list_(kind: str | None, as_json: bool) -> None:
-    """List algorithms, backbones, data sets and pretrained models, and where each comes from."""
+    """List algorithms, backbones, data sets and pretrained models, and the package of each."""
     from metazoo.plugins import registry
 
     wanted = (kind,) if kind else KINDS
@@ -46,7 +46,7 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="print the list as JSON")
 def plugins(as_json: bool) -> None:
-    """List plugins: where they come from, what they provide, or why they do not work."""
+    """List plugins, the package of each, and what it provides or why it does not work."""
     from metazoo.plugins import registry
 
     commands = _command_plugins()
@@ -70,7 +70,7 @@ def plugins(as_json: bool) -> None:
 def info(as_json: bool) -> None:
     """Show versions, devices and the state of the kernels.
 
-    Kernels that will be used and are not built yet are built now.
+    The kernels are built first if metazoo will use them and they are not built yet.
     """
     import platform
 
@@ -105,7 +105,7 @@ def info(as_json: bool) -> None:
 
 
 def _command_plugins() -> list[Plugin]:
-    """Return the commands of plugins as plugins that provide one command, or say why they do not."""
+    """Return a plugin for each command: it provides the command, or has the problem with it."""
     from metazoo.plugins import Plugin
 
     found = []
@@ -122,7 +122,7 @@ def _command_plugins() -> list[Plugin]:
 
 
 def _clashes(commands: list[Plugin]) -> list[tuple[str, str, list[Plugin]]]:
-    """Return the commands that several plugins claim, as `Registry.clashes` does for other kinds."""
+    """Return the commands that several plugins claim, in the form of `Registry.clashes`."""
     named: dict[str, list[Plugin]] = {}
     for plugin in commands:
         named.setdefault(plugin.name, []).append(plugin)

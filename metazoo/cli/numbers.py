@@ -1,4 +1,4 @@
-"""Lists of whole numbers as options: `--shots 1,5`."""
+"""Whole numbers as options: `--queries 5`, `--shots 1,5`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ import click
 
 from metazoo import options
 from metazoo.errors import OptionError
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A whole number in a range; `--help` does not show the range."""
+
+    name = "integer"
+
+    def __init__(self, low: int, high: int | None = None):
+        self.range = click.IntRange(low, high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.range.convert(value, param, ctx)
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]

@@ -31,7 +31,7 @@ class PackCommand(ConfiguredCommand):
 @click.group(invoke_without_command=True)
 @click.pass_context
 def data(ctx: click.Context) -> None:
-    """Pack data sets that are larger than memory, and verify packed data."""
+    """Pack a data set that is larger than memory, or verify a packed one."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(2)
@@ -42,14 +42,17 @@ def data(ctx: click.Context) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print what was packed as JSON")
 def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any]) -> None:
-    """Write a data set into a folder from which tasks are read as they are drawn.
+    """Write a data set into a folder that `--dataset packed` reads.
 
-    SOURCE is the name of a data set; its options are those of `metazoo train`. OUT is a new folder, to be
-    used as `--dataset packed --data-root OUT`. If the command is stopped or killed, running it again
-    continues. Images of the data set `folder` are decoded one by one and never all held in memory.
+    SOURCE is the name of a data set. `metazoo data pack SOURCE --help` shows its options. OUT is a
+    new folder. `metazoo train ALGORITHM --dataset packed --data-root OUT` trains on it, and reads
+    each example when it is drawn.
+
+    If the command is stopped or killed, run it again and it continues. Images of the data set
+    `folder` are decoded one by one, so they need not fit into memory together.
     """
     from metazoo import options
-    from metazoo.cli.progress import counted
+    from metazoo.cli.progress import measurement_progress
     from metazoo.cli.tables import table
     from metazoo.datasets.packed.writer import pack as write
     from metazoo.plugins import registry
@@ -57,7 +60,7 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
     dataset = registry().dataset(source).value
     made = dataset(options.build(dataset.Config, dataset_options, f"data set '{source}'"))
     try:
-        with counted(f"packing {source}") as watch:
+        with measurement_progress(f"packing {source}") as watch:
             packed = write(made, source, out, watch)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -81,11 +84,11 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
 @click.option("--json", "as_json", is_flag=True, help="print the damaged shards as JSON")
 def verify(folder: Path, as_json: bool) -> None:
     """Read every byte of packed data and list the damaged shards."""
-    from metazoo.cli.progress import counted
+    from metazoo.cli.progress import measurement_progress
     from metazoo.datasets.packed import format
 
     index = format.read_index(folder)
-    with counted(f"reading {folder}") as watch:
+    with measurement_progress(f"reading {folder}") as watch:
         found = list(format.damaged(folder, index, watch))
     total = sum(len(split.sha256) for split in index.splits.values())
     if as_json:

@@ -25,7 +25,7 @@ from metazoo.cli.process import use_float32
     "--support",
     required=True,
     type=click.Path(path_type=Path),
-    help="folder with one folder of labelled images per class",
+    help="folder with a folder of images for each class",
 )
 @click.option(
     "--query",
@@ -59,9 +59,10 @@ def predict(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Classify images by a few labelled ones.
+    """Classify images, given a few labelled ones.
 
-    SUPPORT has one folder per class, with one to twenty images in each.
+    The folder --support holds a folder for each class, with one to twenty images in it. The names
+    of these folders are the labels.
     """
     if as_json and as_csv:
         raise click.UsageError("choose --json or --csv, not both", click.get_current_context())

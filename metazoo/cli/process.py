@@ -9,10 +9,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def use_float32() -> None:
-    """Make cuDNN compute float32 convolutions in float32; PyTorch's default is TF32, which has 10 bits.
+    """Make cuDNN compute float32 convolutions in float32.
 
-    TF32 ruins MAML's second-order gradient (docs/performance.md), and results would depend on the
-    device. Programs that import metazoo decide for themselves.
+    PyTorch's default is TF32, which has 10 bits. It ruins MAML's second-order gradient
+    (docs/performance.md), and results would depend on the device. Only the command line calls this:
+    programs that import metazoo decide for themselves.
     """
     import torch
 
@@ -20,10 +21,11 @@ def use_float32() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make malloc keep freed memory instead of returning it to the kernel; only glibc supports this.
+    """Make malloc keep freed memory instead of returning it to the kernel.
 
-    A training step frees and allocates the same large blocks again. With glibc's defaults the kernel
-    clears fresh pages for them each time: 40 % of a step's time (docs/performance.md).
+    Only glibc supports this. A training step frees and allocates the same large blocks again. With
+    glibc's defaults the kernel clears fresh pages for them each time, which takes 40 % of a step's
+    time (docs/performance.md).
     """
     if sys.platform != "linux":
         return
@@ -31,6 +33,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    # Older versions of glibc accept at most 32 MiB. The trim threshold without the other one is slower.
+    # Older versions of glibc accept at most 32 MiB. Setting only the trim threshold is slower.
     if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -47,7 +47,8 @@ def push(model: str, destination: str, private: bool, as_json: bool) -> None:
     """Publish a model, so that others can load it.
 
     MODEL is a zoo name, or a card (NAME.json) written by `metazoo export`. DESTINATION is a folder,
-    file:///folder, or hf://user/repo on the Hugging Face Hub; a repository that does not exist is created.
+    file:///folder, or hf://user/repo on the Hugging Face Hub. A repository that does not exist is
+    created.
     """
     card, weights = _read_model(model)
     scheme, colon, _ = destination.partition("://")

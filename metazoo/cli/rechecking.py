@@ -19,7 +19,7 @@ VERDICTS = {True: "agrees", False: "DIFFERS", None: "not measured: "}
 
 
 def recheck_all(root: str | None, episodes: int | None, device: torch.device, as_json: bool) -> int:
-    """Measure every pretrained model again, print it beside its card, and return the exit status."""
+    """Measure every pretrained model again, compare with the cards, return the exit status."""
     found: list[Recheck] = []
     for entry in registry().pretrained:
         click.echo(f"{entry.name} ...", err=True)

@@ -9,39 +9,38 @@ import click
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows under a header, in columns as wide as they need."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        for row in [header, *rows]
-    ]
-    return "\n".join(lines)
+    """Return rows under a header, with columns aligned."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    )
 
 
 def value_text(result: dict[str, Any]) -> str:
-    """Return a result's mean and 95 % interval."""
+    """Return the mean of a result and its 95 % interval."""
     if result["metric"] == "accuracy":
         return f"{100 * result['mean']:.2f} ± {100 * result['interval']:.2f} %"
     return f"{result['mean']:.4f} ± {result['interval']:.4f}"
 
 
 def task_text(result: dict[str, Any]) -> str:
-    """Return what a result was measured on, in words; the split, too, unless it is the test."""
+    """Return the protocol, or ways and shots, and the split if it is not the test split."""
     if "protocol" in result:
         return str(result["protocol"])
-    part = f", {result['split']}" if result.get("split", "test") != "test" else ""
+    split = f", {result['split']}" if result.get("split", "test") != "test" else ""
     ways = "" if result.get("ways") is None else f"{result['ways']}-way "
-    return f"{ways}{result['shots']}-shot{part}"
+    return f"{ways}{result['shots']}-shot{split}"
 
 
 def mode_text(result: dict[str, Any]) -> str:
-    """Return whether queries were judged together, and which options were set otherwise than the model has them."""
+    """Return "transductive" or "inductive", and the options that were overridden."""
     changes = [f"{name}={value}" for name, value in result.get("options", {}).items()]
     return ", ".join(["transductive" if result["transductive"] else "inductive", *changes])
 
 
 def result_line(name: str, result: dict[str, Any], chance: float | None) -> str:
-    """Return one result in a line."""
+    """Return a result as one line; `chance` is the accuracy of guessing, None for a regression."""
     against = f", chance {chance:.1%}" if chance is not None else ""
     return (
         f"{name}: {task_text(result)} test {result['metric']} {value_text(result)}"
@@ -49,10 +48,19 @@ def result_line(name: str, result: dict[str, Any], chance: float | None) -> str:
     )
 
 
-def print_results(rows: Sequence[dict[str, Any]]) -> None:
-    """Print results to stdout, a line each."""
+def print_results(results: Sequence[dict[str, Any]]) -> None:
+    """Print a table of results, one a line, to stdout."""
     header = ("model", "data", "task", "metric", "mean ± 95 %", "tasks", "mode")
-    cells = [
-        (r["model"], r["data"], task_text(r), r["metric"], value_text(r), str(r["tasks"]), mode_text(r)) for r in rows
-    ]  # fmt: skip
-    click.echo(table(header, cells))
+    rows = [
+        (
+            result["model"],
+            result["data"],
+            task_text(result),
+            result["metric"],
+            value_text(result),
+            str(result["tasks"]),
+            mode_text(result),
+        )
+        for result in results
+    ]
+    click.echo(table(header, rows))

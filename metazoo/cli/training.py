@@ -94,10 +94,13 @@ def train(
     as_json: bool,
     **given: dict[str, Any],
 ) -> None:
-    """Train ALGORITHM on a data set in a run folder, and test it on classes it has not seen.
+    """Train ALGORITHM on a data set, and test it on classes that it has not seen.
 
-    `metazoo train ALGORITHM --dataset NAME --help` shows the options of both. `torchrun
-    --nproc-per-node N -m metazoo train ...` shares the tasks of each step among N processes.
+    The results go into a run folder. Algorithms, data sets and backbones have options of their own:
+    `metazoo train ALGORITHM --dataset NAME --backbone NAME --help` shows them.
+
+    `torchrun --nproc-per-node N -m metazoo train ...` divides the tasks of each step among N
+    processes.
     """
     if resume is not None and (algorithm or dataset or out):
         flag = "algorithm" if algorithm else "--dataset" if dataset else "--out"
@@ -117,7 +120,10 @@ def train(
 
 
 def _names_anything(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments may name an algorithm, a data set or a backbone, or set its options."""
+    """Return whether the arguments may name a plugin, or set an option of one.
+
+    If not, no plugin is imported, so the answer is instant.
+    """
     return any(
         not argument.startswith("-") or argument.startswith(("--data", "--backbone"))
         for argument in arguments
@@ -129,20 +135,24 @@ def _section(key: str, title: str, prefix: str, entry: Entry[Any]) -> Section:
 
 
 def _check_flags(algorithm: Entry[Any]) -> None:
-    """Raise PluginError if an option of an algorithm has the name of another flag of this command."""
+    """Raise PluginError if an algorithm's option has the name of another flag of this command."""
     from metazoo import options
 
     for option in options.read(algorithm.value.Config):
         if option.name in FLAGS or option.name.startswith(PREFIXES):
             raise PluginError(
-                f"option '{option.name}' of algorithm '{algorithm.name}' ({algorithm.plugin.owner}) "
-                "has the name of another flag of `metazoo train`, or its prefix",
+                f"option '{option.name}' of algorithm '{algorithm.name}' "
+                f"({algorithm.plugin.owner}) has the name of a flag of `metazoo train`, "
+                "or begins like one",
                 "its author must rename it",
             )
 
 
 def _find_algorithm(arguments: Sequence[str]) -> str | None:
-    """Return the algorithm among unparsed arguments: the first one or, after options, a known name."""
+    """Return the algorithm among unparsed arguments.
+
+    That is the first argument or, if options come first, the first known name.
+    """
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
     from metazoo.plugins import registry
@@ -205,7 +215,7 @@ def _begin(
 
 
 def _make_folder(out: Path | None, name: str, blueprint: Blueprint) -> Path:
-    """Make a run folder and return it; after a restart by torchrun, return the one of the same job."""
+    """Make a run folder and return it, or after a restart by torchrun the one of the same job."""
     from metazoo import distributed
     from metazoo.zoo import run_folder
 
@@ -226,13 +236,13 @@ def _run(
     as_json: bool,
 ) -> None:
     from metazoo import distributed
-    from metazoo.cli.progress import shown
+    from metazoo.cli.progress import training_progress
     from metazoo.training.loop import train as run_training
 
     first = distributed.first()
     title = f"{blueprint.algorithm} on {blueprint.dataset}"
     try:
-        with shown(progress if first else "none", title, _chance(blueprint)) as watcher:
+        with training_progress(progress if first else "none", title, _chance(blueprint)) as watcher:
             result = run_training(blueprint, data, folder, watcher, init)
     except (MetazooError, KeyboardInterrupt) as stop:
         # A curve that cannot be drawn must not hide the reason. With several processes there is no
@@ -277,8 +287,9 @@ def _report(
     # Means are rounded to float32.
     if chance is not None and result["mean"] - result["interval"] <= chance + 1e-6:
         click.echo(
-            "note: this is no better than guessing. `metazoo eval` with more --episodes narrows the "
-            "interval; otherwise look at the losses in metrics.jsonl and try another --lr or more --steps",
+            "note: this is no better than guessing. `metazoo eval` with more --episodes narrows "
+            "the interval; otherwise look at the losses in metrics.jsonl and try another --lr or "
+            "more --steps",
             err=True,
         )
     click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)

@@ -14,7 +14,7 @@ COMMANDS = "metazoo.commands"
 
 
 def entry_points(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, sorted, so that the order of installation does not matter."""
+    """Return the entry points of a group, sorted: the order of installation must not matter."""
     found: dict[tuple[str, str, str], EntryPoint] = {}
     for entry_point in importlib.metadata.entry_points(group=group):
         # A directory that is on sys.path twice lists its distributions twice.
@@ -46,7 +46,7 @@ def load(entry_point: EntryPoint) -> object:
 def _import_problem(entry_point: EntryPoint, error: BaseException) -> tuple[str, str | None]:
     """Return why an entry point failed to load, and a hint."""
     missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-    # After a failed import the module is not in sys.modules; if it is there, it lacks the attribute.
+    # A module whose import fails is not in sys.modules. If it is there, it lacks the attribute.
     lacks_attribute = isinstance(error, AttributeError) and entry_point.module in sys.modules
     if lacks_attribute or (missing and f"{entry_point.module}.".startswith(f"{missing}.")):
         return (

@@ -20,7 +20,7 @@ class Fault:
 
 
 def at_fault(error: BaseException) -> Fault | None:
-    """Return the plugin whose code raised an exception, or None if only metazoo's code was running."""
+    """Return the plugin whose code raised an exception, or None if there is no such plugin."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if (plugin := _plugin_of(frame.f_globals.get("__name__", ""))) is not None:
             code = frame.f_code
@@ -29,9 +29,10 @@ def at_fault(error: BaseException) -> Fault | None:
 
 
 def _plugin_of(module: str) -> Plugin | None:
-    """Return the plugin that a module belongs to: the one that shares most of its dotted name.
+    """Return the plugin that a module belongs to, or None.
 
-    None if there is no such plugin, or if several distributions share that part of the name.
+    That is the plugin whose module has the most of the dotted name in common, unless several
+    distributions have the same part in common.
     """
     words = module.split(".")
     found: list[tuple[tuple[int, bool], Plugin]] = []

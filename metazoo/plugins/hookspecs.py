@@ -1,8 +1,12 @@
-"""Every hook: what a plugin can add to metazoo.
+"""The hooks: what a plugin can add to metazoo.
 
-A plugin is a module named by an entry point in the group `metazoo`. It implements any of these hooks
-and marks them with `metazoo.hookimpl`. A hook returns a value and changes nothing. Commands come by
-an entry-point group of their own, `metazoo.commands`, so that `metazoo --help` imports no plugin.
+A plugin is a module that an entry point in the group `metazoo` names. It implements any of these
+hooks and marks them with `metazoo.hookimpl`. A hook returns a value and changes nothing. The entry
+point should have the name of the algorithm: a plugin that cannot be imported is known only by that
+name.
+
+Commands have an entry-point group of their own, `metazoo.commands`, so that `metazoo --help`
+imports no plugin.
 """
 
 from __future__ import annotations

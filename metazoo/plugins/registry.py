@@ -1,8 +1,8 @@
-"""The registry: finds plugins by their entry points, loads them one by one, keeps results with their owner.
+"""The registry: finds plugins by their entry points and keeps what each of them registers.
 
-A plugin that fails to load, or whose hook fails, is recorded with the cause (`Plugin.problem`) and never
-raises. Everything else keeps working, and asking for what the broken plugin would have brought
-explains why it is missing.
+If a plugin fails to load, or its hook fails, the registry records the cause (`Plugin.problem`) and
+does not raise. Everything else keeps working. Whoever asks for what the broken plugin should have
+provided is told the cause.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ T = TypeVar("T")
 class Plugin:
     """An entry point and its state.
 
-    `problem` is None if the plugin works, else one line with the cause; `hint` says what to do.
-    `provides` lists the registered names by kind, `refused` the names that cannot be used.
+    `problem` is None if the plugin works; otherwise it is the cause, in one line, and `hint` says
+    what to do. `provides` lists the registered names by kind, `refused` the names that cannot be
+    used.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Plugin:
         return f"{self.distribution} {self.version}"
 
     def fail(self, problem: str, hint: str | None = None) -> None:
-        """Record why the plugin does not work; the first cause is kept."""
+        """Record why the plugin does not work, unless a cause is recorded already."""
         if self.problem is None:
             self.problem, self.hint = " ".join(problem.split()), hint
 
@@ -75,9 +76,8 @@ class Entry(Generic[T]):
 class Registry:
     """Everything that the installed plugins register.
 
-    `algorithms`, `backbones`, `datasets` and `pretrained` list the working entries, sorted by name.
-    `algorithm(name)` and its siblings return one entry, or raise an error that explains why there is
-    none.
+    `algorithms`, `backbones`, `datasets` and `pretrained` list the usable entries, sorted by name.
+    `algorithm(name)` and its siblings return one entry, or raise an error with the reason.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Registry:
         return module
 
     def _register(self, plugin: Plugin, module: object) -> None:
-        # One manager per plugin: every result has one owner, and no plugin affects another's hooks.
+        # With a manager each, every result has one owner and plugins cannot interfere.
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(hookspecs)
         try:
@@ -201,12 +201,14 @@ class Registry:
             owners = " and ".join(entry.plugin.owner for entry in entries)
             raise PluginError(
                 f"{kind} '{name}' is claimed by {owners}",
-                f"`pip uninstall {entries[-1].plugin.distribution}`, or ask its author for another name",
+                f"`pip uninstall {entries[-1].plugin.distribution}`, "
+                "or ask its author for another name",
             )
         for plugin in self.plugins:
             if plugin.problem and name in (plugin.name, plugin.distribution, *plugin.refused):
                 raise PluginError(
-                    f"{kind} '{name}' is unavailable: plugin {plugin.owner} failed to load\n  {plugin.problem}",
+                    f"{kind} '{name}' is unavailable: plugin {plugin.owner} failed to load\n"
+                    f"  {plugin.problem}",
                     (f"{plugin.hint}, or " if plugin.hint else "")
                     + f"`pip uninstall {plugin.distribution}`; `metazoo plugins` lists all plugins",
                 )
@@ -267,5 +269,8 @@ def _signature_problem(module: object, error: Exception) -> str:
             wanted = list(inspect.signature(spec).parameters)
             given = list(inspect.signature(implementation).parameters)
             if set(given) - set(wanted):
-                return f"its hook {name} takes ({', '.join(given)}); metazoo calls it with ({', '.join(wanted)})"
+                return (
+                    f"its hook {name} takes ({', '.join(given)}); "
+                    f"metazoo calls it with ({', '.join(wanted)})"
+                )
     return f"{type(error).__name__}: {first_line(error)}"
