@@ -117,7 +117,9 @@ def sgd_update(
     weight_decay: float = 0.0,
     max_norm: float | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Return the parameters after an inner step of SGD, for all tasks; with `velocity`, also the new velocity.
+    """Return the parameters of all tasks after an inner step of SGD.
+
+    With `velocity`, also return the new velocity.
 
     The step is that of torch.optim.SGD after clip_grad_norm_: each task's gradient is scaled down
     to `max_norm`, `weight_decay` times the parameters is added, and the velocity v becomes
@@ -126,7 +128,8 @@ def sgd_update(
 
     Args:
         params: (T, P), or (P,) for one task
-        grads: like params, or tensors (T, *) that make up params in this order, which one launch gathers
+        grads: like params, or tensors (T, *) that make up params in this order; one launch gathers
+            them
         lr: a number, or a tensor that broadcasts against params: (), (P,), (T, 1), (T, P)
         velocity: like params
         momentum: factor of the velocity

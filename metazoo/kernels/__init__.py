@@ -1,7 +1,8 @@
-"""The C++/CUDA kernels: how they are built and loaded, and the operators that they implement.
+"""The C++/CUDA kernels: building, loading, and the operators that they implement.
 
-`metazoo.ops` is the way to them. With METAZOO_KERNELS=auto (the default) they serve CUDA tensors, with `off` none, and with
-`emulated` CPU tensors: the kernels' own source, run thread by thread, to test it. Pure PyTorch gives the same answers.
+Call them through `metazoo.ops`. METAZOO_KERNELS=auto (the default) uses them for CUDA tensors,
+`off` never. `emulated` tests their source on CPU tensors, thread by thread. Pure PyTorch gives the
+same results.
 """
 
 from . import distance, prototypical, sgd

@@ -10,8 +10,8 @@ import torch
 
 from . import distance, loading, operators, prototypical, sgd
 
-# These enter the graph whole: Dynamo does not differentiate an autograd.Function under torch.func
-# correctly (torch 2.13).
+# Dynamo must not trace into these: under torch.func it differentiates an autograd.Function wrongly
+# (torch 2.13).
 for function in (distance.distances, prototypical.mean_nll, sgd.updated, sgd.squared):
     torch.compiler.allow_in_graph(function)
 

@@ -1,8 +1,8 @@
-"""Squared Euclidean distances: the operators `metazoo::sqdist` and `sqdist_backward`, and their derivatives.
+"""Squared Euclidean distances: the operators `metazoo::sqdist` and `sqdist_backward`.
 
-The two are closed under differentiation: with d(x, y) the distances and G(w, x, y) = (2 sum_n w (x - y), 2 sum_q w (y - x)),
-the derivative of d is G, and those of G by x and y are G(w, ., .) again. So derivatives of every order come from kernels,
-but for the one by w, which is `inner`.
+The gradient of the distances d(x, y) is G(w, x, y) = (2 sum_n w (x - y), 2 sum_q w (y - x)), and
+the derivatives of G by x and y are G(w, ., .) again. Kernels therefore compute derivatives of every
+order, except the derivative of G by w, which is `inner`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,30 @@ from torch import Tensor
 from .loading import covers
 from .operators import declare, differentiated, fold, or_zeros, sum_dtype, unfold, without_autocast
 
-# Float32 products are off by some eps (|x|^2 + |y|^2); distances below this part of it are taken again as differences, so that
-# none is off by more than about 2e-4 of itself, and most by 1e-6 (tests/test_ops.py).
+# Products in float32 have an error of some eps (|x|^2 + |y|^2). Distances below this part of the
+# norms are computed again as differences. The relative error is then at most about 2e-4, and mostly
+# 1e-6 (tests/kernels/test_ops.py).
 CLOSE = 1 / 32
-# Up to so many numbers (B * Q * N * D) one pass over differences is sooner done than products are set up.
-FEW_FOR_PRODUCTS = 2**17
-# Numbers in a temporary copy.
-AT_ONCE = 2**22
+# Differences are faster than products up to B * Q * N * D of this size.
+SMALL_FOR_PRODUCTS = 2**17
+# Largest number of elements in a temporary copy.
+CHUNK = 2**22
 
 
 def sqdist(x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances (B, Q, N) between x (B, Q, D) and y (B, N, D), without a kernel."""
+    """Return squared distances (B, Q, N) of x (B, Q, D) and y (B, N, D), in plain PyTorch."""
     if x.dtype != sum_dtype(x.dtype):
         return sqdist(x.float(), y.float()).to(x.dtype)
     with without_autocast(x):
-        if (
-            x.device.type == "cpu"
-            and x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2] > FEW_FOR_PRODUCTS
-        ):
+        size = x.shape[0] * x.shape[1] * y.shape[1] * x.shape[2]
+        if x.device.type == "cpu" and size > SMALL_FOR_PRODUCTS:
             return _by_products(x, y)
         return _by_differences(x, y)
 
 
 def sqdist_backward(g: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients (B, Q, D) and (B, N, D) from that of the distances, g (B, Q, N), without a kernel."""
-    # Products again, and nothing to tell where they are off: on a CPU float64 costs little, and has digits to spare.
+    """Return the gradients (B, Q, D) and (B, N, D) from g (B, Q, N), in plain PyTorch."""
+    # Products are inexact here as well. Float64 is exact enough and costs little on a CPU.
     wide = torch.float64 if x.device.type == "cpu" else sum_dtype(x.dtype)
     if x.dtype != wide:
         gx, gy = sqdist_backward(g.to(wide), x.to(wide), y.to(wide))
@@ -54,7 +53,7 @@ def sqdist_backward(g: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both less the mean of y: no difference of theirs changes, and products of what is left lose less."""
+    """Return both minus the mean of y, which makes their products more exact."""
     centre = y.mean(1, keepdim=True)
     return x - centre, y - centre
 
@@ -64,23 +63,26 @@ def _by_differences(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _squares(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(
-        x, dim=-1
-    ).square_()  # one pass, where x.square().sum(-1) takes three
+    # One pass over x; x.square().sum(-1) makes three.
+    return torch.linalg.vector_norm(x, dim=-1).square_()
 
 
 def _by_products(x: Tensor, y: Tensor) -> Tensor:
-    """Return |x|^2 + |y|^2 - 2xy, and differences where that is off: on a CPU the products are several times faster."""
+    """Return |x|^2 + |y|^2 - 2xy, corrected by differences where it is inexact.
+
+    On a CPU products are several times faster.
+    """
     a, b = centred(x, y)
     norms = _squares(a).unsqueeze(2) + _squares(b).unsqueeze(1)
     distance = torch.baddbmm(norms, a, b.mT, alpha=-2)
     surplus = torch.sub(distance, norms, alpha=CLOSE)
-    if surplus.amin() >= 0:  # False, too, where something is not a number, or too large for one
+    # A NaN compares as False, and is corrected too.
+    if surplus.amin() >= 0:
         return distance
     index = (surplus >= 0).logical_not_().nonzero()
     if len(index) * 16 > distance.numel():
         return _by_differences(x, y)
-    for part in index.split(max(1, AT_ONCE // x.shape[2])):
+    for part in index.split(max(1, CHUNK // x.shape[2])):
         task, q, n = part.unbind(1)
         distance[task, q, n] = (x[task, q] - y[task, n]).square().sum(-1)
     return distance
@@ -122,7 +124,7 @@ def inner(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 class Distances(torch.autograd.Function):
-    """`sqdist` with its derivatives, also under torch.func."""
+    """`sqdist` with derivatives of every order, also under torch.func."""
 
     generate_vmap_rule = True
 
@@ -146,7 +148,7 @@ class Distances(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """`sqdist_backward` with its derivatives."""
+    """`sqdist_backward` with derivatives of every order."""
 
     generate_vmap_rule = True
 
@@ -160,7 +162,9 @@ class Gradient(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, a: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         g, x, y = ctx.saved_tensors
         return 2 * inner(x, y, a, b), *Gradient.apply(g, a, b)
 
@@ -175,9 +179,10 @@ class Gradient(torch.autograd.Function):
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances (B, Q, N) by the operator, differentiable to every order (see `compiling`)."""
+    """Return squared distances (B, Q, N), differentiable to every order."""
     if differentiated(x, y):
         return Distances.apply(x, y)
+    # The dispatcher takes as long as a small problem.
     if type(x) is type(y) is Tensor and not covers(x.device.type):
-        return sqdist(x, y)  # the dispatcher would take as long as a small problem
+        return sqdist(x, y)
     return torch.ops.metazoo.sqdist(x, y)

@@ -1,4 +1,4 @@
-"""Loads the kernels' library, or says why it cannot."""
+"""Loading of the kernels' library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -24,8 +24,8 @@ from metazoo.kernels.toolchain import KernelBuildError, architectures
 
 Mode = Literal["auto", "off", "emulated"]
 
-# What stands in for a kernel that loads and then does not run: the name of a raw operation -> plain PyTorch.
-# The modules that declare the operations fill it.
+# Plain PyTorch for each operator, by name, in case a kernel loads but does not run. `declare` fills
+# it.
 FALLBACKS: dict[str, Callable[..., Any]] = {}
 
 _PREBUILT = "metazoo.kernels._cuda"
@@ -33,15 +33,15 @@ _SILENCE = "METAZOO_KERNELS=off silences this"
 
 
 class KernelWarning(UserWarning):
-    """The kernels are not used, and PyTorch's own operations are."""
+    """PyTorch's own operations are used instead of the kernels."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Whether the kernels are loaded, from where, and if not, why not.
+    """The state of the kernels' library.
 
-    `origin` is "prebuilt" or "built on first use"; `problem` and `hint` say what went wrong and what to do about it; `info` is
-    what the library tells about itself.
+    `origin` is "prebuilt" or "built on first use". If loading failed, `problem` says why and `hint`
+    what to do. `info` is the library's own build information.
     """
 
     mode: Mode
@@ -61,35 +61,35 @@ _overrides: torch.library.Library | None = None
 
 @functools.cache
 def mode() -> Mode:
-    """Return what METAZOO_KERNELS says: auto (the default), off or emulated; OptionError if anything else."""
+    """Return METAZOO_KERNELS: auto (the default), off or emulated. Raises OptionError."""
     chosen = os.environ.get("METAZOO_KERNELS") or "auto"
-    for known in ("auto", "off", "emulated"):
-        if chosen == known:
-            return known  # type: ignore[return-value]
-    hint = f"{did_you_mean(chosen, ('auto', 'off', 'emulated'))}it takes auto, off or emulated"
-    raise OptionError(f"the environment variable METAZOO_KERNELS is '{chosen}'", hint)
+    if chosen not in (modes := get_args(Mode)):
+        hint = f"{did_you_mean(chosen, modes)}it takes auto, off or emulated"
+        raise OptionError(f"the environment variable METAZOO_KERNELS is '{chosen}'", hint)
+    return cast(Mode, chosen)
 
 
 def covers(device_type: str) -> bool:
-    """Return whether tensors of that type of device go to the kernels: not once they have failed to load."""
+    """Return whether the kernels serve a type of device; False after they have failed to load."""
     wanted = {"auto": "cuda", "emulated": "cpu", "off": None}[mode()]
     return device_type == wanted and (_status is None or _status.loaded)
 
 
 def status() -> Status:
-    """Return what is known of the kernels, without loading them."""
+    """Return the state of the kernels without loading them."""
     return _status or Status(mode())
 
 
 def module() -> ModuleType | None:
-    """Return the library's Python module where it is loaded."""
+    """Return the library's Python module, or None if it is not loaded."""
     return _module
 
 
 def load(*, cuda: str | None = None) -> bool:
-    """Load the kernels of this mode, building them where they are not built, and return whether they can be used.
+    """Load the kernels, building them if necessary, and return whether they can be used.
 
-    The first call settles it. Where they cannot be used it warns, once, and says why. `cuda` is that of `build.build`.
+    Only the first call does something; it warns if they cannot be used. `cuda` is an argument of
+    `build.build`.
     """
     global _status
     if _status is None:
@@ -103,47 +103,44 @@ def load(*, cuda: str | None = None) -> bool:
 
 def _warning(status: Status) -> str:
     hints = "; ".join(filter(None, [status.hint, _SILENCE]))
-    return f"PyTorch's own operations are used instead of metazoo's kernels: {status.problem}\n  hint: {hints}"
+    instead = "PyTorch's own operations are used instead of metazoo's kernels"
+    return f"{instead}: {status.problem}\n  hint: {hints}"
 
 
 def _load(cuda: str | None) -> Status:
     now = Status(mode())
     if now.mode == "off":
         return now
-    kind: Literal["cuda", "emulated"] = "emulated" if now.mode == "emulated" else "cuda"
-    passed_over = ""
-    if kind == "cuda":
+    prebuilt_problem = ""
+    if now.mode == "auto":
         try:
             return _accept(_prebuilt(), replace(now, origin="prebuilt"))
         except KernelBuildError as error:
-            passed_over = error.message
+            prebuilt_problem = error.message
     try:
-        present = (
-            [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-            if kind == "cuda"
-            else []
-        )
-        wanted: dict[str, Any] = (
-            {"cuda": cuda, "archs": architectures(present)} if kind == "cuda" else {}
-        )
-        path = build(kind, **wanted)
-        try:
-            loaded = _import(path)
-        except ImportError:
-            loaded = _import(build(kind, again=True, **wanted))
-        return _accept(loaded, replace(now, origin="built on first use"))
+        return _accept(_built(now.mode, cuda), replace(now, origin="built on first use"))
     except KernelBuildError as error:
-        return replace(
-            now,
-            problem="; ".join(filter(None, [passed_over, error.message])),
-            hint=error.hint or "",
-        )
+        problem = "; ".join(filter(None, [prebuilt_problem, error.message]))
+        return replace(now, problem=problem, hint=error.hint or "")
     except ImportError as error:
         return replace(now, problem=f"the library that was just built does not load: {error}")
 
 
+def _built(mode: Mode, cuda: str | None) -> ModuleType:
+    """Build the library, or find it in the cache, and import it."""
+    wanted: dict[str, Any] = {"kind": "emulated"}
+    if mode == "auto":
+        gpus = range(torch.cuda.device_count())
+        present = [torch.cuda.get_device_capability(gpu) for gpu in gpus]
+        wanted = {"kind": "cuda", "cuda": cuda, "archs": architectures(present)}
+    try:
+        return _import(build(**wanted))
+    except ImportError:
+        return _import(build(**wanted, again=True))
+
+
 def ahead_of_time() -> Status:
-    """Return what is known of a library that was built ahead of time, which may be nothing, where no GPU calls for it."""
+    """Return the state of the library built ahead of time, even if no GPU needs it."""
     try:
         found = _prebuilt()
     except KernelBuildError as error:
@@ -152,14 +149,18 @@ def ahead_of_time() -> Status:
 
 
 def _prebuilt() -> ModuleType:
-    """Return the module that was built ahead of time; KernelBuildError with why not, and no message where there is none."""
+    """Return the module built ahead of time.
+
+    Raises KernelBuildError with the reason if it cannot be used, with no message if there is none.
+    """
     spec = importlib.util.find_spec(_PREBUILT)
     if spec is None or spec.origin is None:
         others = sorted(path.name for path in Path(__file__).parent.glob("_cuda*.so"))
         raise KernelBuildError(
             f"{', '.join(others)} was built for another Python" if others else ""
         )
-    if not is_of(Path(spec.origin), find_sources()):  # as in a checkout that has moved on
+    # The sources of a checkout may have changed since.
+    if not is_of(Path(spec.origin), find_sources()):
         raise KernelBuildError(f"{spec.origin} was built ahead of time from other sources")
     try:
         return importlib.import_module(_PREBUILT)
@@ -182,41 +183,40 @@ def _import(path: Path) -> ModuleType:
 
 
 def _accept(found: ModuleType, now: Status) -> Status:
-    """Try a library out; where it does not work here, put plain PyTorch in its place."""
+    """Test a library on this machine; if it fails, replace its kernels by plain PyTorch."""
     global _module, _overrides
     now = replace(now, path=str(found.__file__), info=found.build_info())
-    device, key = torch.device("cpu"), "CPU"
-    if now.mode != "emulated":
-        device, key = (
-            torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0),
-            "CUDA",
-        )
+    if now.mode == "emulated":
+        device, key, testable = torch.device("cpu"), "CPU", True
+    else:
+        has_gpu = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device() if has_gpu else 0)
+        key, testable = "CUDA", has_gpu and not torch.cuda.is_current_stream_capturing()
     problem = ""
-    if key == "CPU" or (torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()):
-        # A thread of its own has none of what may be under way here: transforms, modes, autocast.
+    if testable:
+        # A new thread, because this one may be inside of transforms, modes or autocast.
         with concurrent.futures.ThreadPoolExecutor(1) as other:
-            problem = other.submit(_try_out, device, key).result()
+            problem = other.submit(_test, device, key).result()
     if not problem:
         _module = found
         return replace(now, loaded=True)
     _overrides = torch.library.Library("metazoo", "IMPL")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, that something is overridden
+        # torch warns of every override.
+        warnings.simplefilter("ignore")
         for name, plain in FALLBACKS.items():
             _overrides.impl(name, plain, key, allow_override=True)
-    hint = "TORCH_CUDA_ARCH_LIST names the architectures to build for, and a newer driver runs newer code"
+    hint = "set TORCH_CUDA_ARCH_LIST to the architecture of this GPU, or update its driver"
     return replace(now, problem=problem, hint=hint if key == "CUDA" else "")
 
 
-def _try_out(device: torch.device, key: str) -> str:
-    """Return what is wrong with the kernels on a device."""
+def _test(device: torch.device, key: str) -> str:
+    """Return what is wrong with the kernels on a device, or an empty text."""
     if not torch._C._dispatch_has_kernel_for_dispatch_key("metazoo::sqdist", key):
         return "the library has not registered its kernels"
     try:
-        x, y = (
-            torch.tensor([[[0.0, 3.0]]], device=device),
-            torch.tensor([[[4.0, 0.0]]], device=device),
-        )
+        x = torch.tensor([[[0.0, 3.0]]], device=device)
+        y = torch.tensor([[[4.0, 0.0]]], device=device)
         found = torch.ops.metazoo.sqdist(x, y).item()
     except RuntimeError as error:
         return f"the kernels do not run on {device}: {first_line(error)}"

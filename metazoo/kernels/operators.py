@@ -1,4 +1,4 @@
-"""What the operators `torch.ops.metazoo.*` have in common: how each is declared, finds its kernel, and batches under vmap."""
+"""Shared parts of the operators `torch.ops.metazoo.*`: declaration, kernel lookup, vmap."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from . import loading
 
 
 def declare(schema: str, plain: Callable[..., Any]) -> None:
-    """Define an operator of the namespace metazoo, and what computes it where no kernel does.
+    """Define an operator of the namespace metazoo; `plain` computes it without a kernel.
 
-    The kernels' library registers itself for one type of device when it is loaded: when a tensor of that type first comes here.
+    The first call with a tensor of a covered device loads the library, which registers its kernels
+    for that type of device.
     """
     name = schema.partition("(")[0]
     torch.library.define(
@@ -26,7 +27,7 @@ def declare(schema: str, plain: Callable[..., Any]) -> None:
 
     def find(*arguments: Any) -> Any:
         first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
-        # Once it is loaded, what still comes here is what it has no kernel for (sparse tensors, say).
+        # With the library loaded, only calls without a kernel come here, such as on sparse tensors.
         if loading.covers(first.device.type) and not loading.status().loaded and loading.load():
             return getattr(torch.ops.metazoo, name)(*arguments)
         return plain(*arguments)
@@ -35,7 +36,7 @@ def declare(schema: str, plain: Callable[..., Any]) -> None:
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
-    """Return whether a derivative by any of these may be asked for: if not, the operator can be called without more ado."""
+    """Return whether derivatives by any of these tensors may be needed."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -44,13 +45,9 @@ def differentiated(*tensors: Tensor | None) -> bool:
 
 
 def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which operations on a tensor's device are of its own type."""
+    """Return a context without autocast on the tensor's device."""
     device = t.device.type
-    return (
-        torch.autocast(device, enabled=False)
-        if torch.amp.is_autocast_available(device)
-        else nullcontext()
-    )
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 def has_autocast(device_type: str) -> bool:
@@ -59,7 +56,10 @@ def has_autocast(device_type: str) -> bool:
 
 
 def fold(size: int, dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:
-    """Return (B, *) tensors, with `size` of them in dimension `dim` (None: one for all), as (size * B, *): more tasks."""
+    """Return tensors (size * B, *) from (B, *) tensors with a batch of `size` in dimension `dim`.
+
+    A tensor with `dim` None is shared by the batch.
+    """
     return [
         (t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in zip(tensors, dims)
@@ -72,10 +72,10 @@ def unfold(size: int, t: Tensor) -> Tensor:
 
 
 def or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
-    """Return a tangent, zeros where there is none."""
+    """Return a tangent; None becomes zeros."""
     return torch.zeros_like(like) if tangent is None else tangent
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return what values of a type are summed up in."""
+    """Return the type to sum values of a type in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,8 +1,8 @@
-"""Inner-loop steps on a flat buffer: the operators `metazoo::sgd_update`, `sgd_update_` and `square_norm`.
+"""Inner-loop steps: the operators `metazoo::sgd_update`, `sgd_update_` and `square_norm`.
 
-With h = scale * gradient + weight_decay * params and v = momentum * velocity + h, a step is params - factor * lr * v.
-`params` and `velocity` are (T, P), `lr` (T or 1, P or 1), `scale` (T,); the gradient is a list of tensors (T, *), one behind
-the other.
+With h = scale * gradient + weight_decay * params and v = momentum * velocity + h, a step returns
+params - factor * lr * v. `params` and `velocity` are (T, P), `lr` is (T or 1, P or 1), `scale` is
+(T,). The gradient is a list of tensors (T, *) that make up params in this order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .operators import declare, differentiated, fold, or_zeros, sum_dtype, unfol
 
 
 def gather(gradient: Sequence[Tensor]) -> Tensor:
-    """Return tensors (T, *) one behind the other as (T, P)."""
+    """Return tensors (T, *) concatenated to (T, P)."""
     rows = [g.flatten(1) for g in gradient]
     return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
@@ -30,7 +30,7 @@ def change(
     momentum: float,
     weight_decay: float,
 ) -> Tensor:
-    """Return what a step takes the rate of, v (T, P)."""
+    """Return v (T, P), which a step multiplies by the rate."""
     h = gather(gradient)
     if scale is not None:
         h = (scale.unsqueeze(1) * h).to(params.dtype)
@@ -49,25 +49,37 @@ def step(params: Tensor, by: Tensor, lr: Tensor | None, factor: float) -> Tensor
 
 
 def sgd_update(
-    params: Tensor, gradient: Sequence[Tensor], lr: Tensor | None, velocity: Tensor | None, scale: Tensor | None,
-    factor: float, momentum: float, weight_decay: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the parameters and the velocity after a step (without velocity, an empty tensor), without a kernel."""
+    params: Tensor,
+    gradient: Sequence[Tensor],
+    lr: Tensor | None,
+    velocity: Tensor | None,
+    scale: Tensor | None,
+    factor: float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the new parameters and velocity (empty if there is none), in plain PyTorch."""
     v = change(params, gradient, velocity, scale, momentum, weight_decay)
     after = step(params, v, lr, factor)
-    # An operator's outputs are no views of its inputs, nor one of the other.
+    # An operator must not return the same tensor twice or a view of an input.
     if velocity is None:
         return after, params.new_empty(0, params.shape[1])
     return after, v
 
 
 def sgd_update_(
-    params: Tensor, gradient: Sequence[Tensor], lr: Tensor | None, velocity: Tensor | None, scale: Tensor | None,
-    factor: float, momentum: float, weight_decay: float,
-) -> None:  # fmt: skip
-    """Take a step in place, without a kernel."""
+    params: Tensor,
+    gradient: Sequence[Tensor],
+    lr: Tensor | None,
+    velocity: Tensor | None,
+    scale: Tensor | None,
+    factor: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """Take a step in place, in plain PyTorch."""
     if lr is None and velocity is None and scale is None and not weight_decay:
-        # No need to gather what is only taken away.
+        # A plain subtraction does not need the gathered copy.
         for piece, g in zip(params.split([g.shape[1:].numel() for g in gradient], 1), gradient):
             piece.sub_(g.flatten(1), alpha=factor)
         return
@@ -81,7 +93,10 @@ def sgd_update_(
 
 
 def square_norm(gradient: Sequence[Tensor]) -> Tensor:
-    """Return each task's sum of squares over all tensors, (T,), float32 for half types, without a kernel."""
+    """Return each task's sum of squares over all tensors, (T,), in plain PyTorch.
+
+    The sum of half types is float32.
+    """
     dtype = sum_dtype(gradient[0].dtype)
     return torch.stack([g.flatten(1).to(dtype).square().sum(1) for g in gradient]).sum(0)
 
@@ -102,9 +117,9 @@ declare("square_norm(Tensor[] gradient) -> Tensor", square_norm)
 def _(
     params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return params.new_empty(params.shape), params.new_empty(
-        0 if velocity is None else params.shape[0], params.shape[1]
-    )
+    tasks, size = params.shape
+    v = params.new_empty(0 if velocity is None else tasks, size)
+    return params.new_empty(params.shape), v
 
 
 @torch.library.register_fake("metazoo::sgd_update_")
@@ -118,13 +133,19 @@ def _(gradient: list[Tensor]) -> Tensor:
 
 
 def _batched_update(
-    info: Any, in_dims: tuple[Any, ...], params: Tensor, gradient: list[Tensor], lr: Tensor | None, velocity: Tensor | None,
-    scale: Tensor | None, factor: float, momentum: float, weight_decay: float,
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:  # fmt: skip
-    size, tasks = (
-        info.batch_size,
-        params.shape[0] if in_dims[0] is None else params.movedim(in_dims[0], 0).shape[1],
-    )
+    info: Any,
+    in_dims: tuple[Any, ...],
+    params: Tensor,
+    gradient: list[Tensor],
+    lr: Tensor | None,
+    velocity: Tensor | None,
+    scale: Tensor | None,
+    factor: float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    size = info.batch_size
+    tasks = params.shape[0] if in_dims[0] is None else params.movedim(in_dims[0], 0).shape[1]
     if lr is not None and not (in_dims[2] is None and lr.shape[0] == 1):
         lr = lr.unsqueeze(0) if in_dims[2] is None else lr.movedim(in_dims[2], 0)
         lr = lr.expand(size, tasks, lr.shape[-1]).flatten(0, 1)
@@ -151,7 +172,7 @@ def _(
     velocity = rest[1]
     if in_dims[0] is None or (velocity is not None and in_dims[3] is None):
         raise RuntimeError(
-            "vmap: sgd_update_ cannot write the steps of all into one buffer; give each its own, or use sgd_update"
+            "vmap: sgd_update_ cannot write several steps into one buffer; give each its own, or use sgd_update"
         )
     (after, v), _ = _batched_update(info, in_dims, params, gradient, *rest)
     params.movedim(in_dims[0], 0).copy_(after)
@@ -162,21 +183,26 @@ def _(
 
 @torch.library.register_vmap("metazoo::square_norm")
 def _(info: Any, in_dims: tuple[Any, ...], gradient: list[Tensor]) -> tuple[Tensor, int]:
-    return unfold(
-        info.batch_size, torch.ops.metazoo.square_norm(fold(info.batch_size, in_dims[0], *gradient))
-    ), 0
+    squares = torch.ops.metazoo.square_norm(fold(info.batch_size, in_dims[0], *gradient))
+    return unfold(info.batch_size, squares), 0
 
 
 class SGDUpdate(torch.autograd.Function):
-    """`sgd_update` with its derivatives, also under torch.func."""
+    """`sgd_update` with derivatives of every order, also under torch.func."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        params: Tensor, lr: Tensor | None, velocity: Tensor | None, scale: Tensor | None, factor: float, momentum: float,
-        weight_decay: float, *gradient: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        params: Tensor,
+        lr: Tensor | None,
+        velocity: Tensor | None,
+        scale: Tensor | None,
+        factor: float,
+        momentum: float,
+        weight_decay: float,
+        *gradient: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         return torch.ops.metazoo.sgd_update(
             params, list(gradient), lr, velocity, scale, factor, momentum, weight_decay
         )
@@ -193,60 +219,34 @@ class SGDUpdate(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, g: Tensor | None, by_velocity_out: Tensor | None
+        ctx: Any, g: Tensor | None, g_velocity: Tensor | None
     ) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         params, lr, velocity, scale, *gradient = ctx.saved_tensors
         rate = ctx.factor if lr is None else ctx.factor * lr
-        v = by_velocity_out if g is None else -rate * g  # the gradient by v
-        if v is None:
+        g_v = _sum(None if g is None else -rate * g, g_velocity)
+        if g_v is None:
             return (None,) * (7 + len(gradient))
-        if g is not None and by_velocity_out is not None:
-            v = v + by_velocity_out
-        by_params = None if g is None else g
-        if ctx.weight_decay:
-            by_params = (
-                ctx.weight_decay * v
-                if by_params is None
-                else torch.add(by_params, v, alpha=ctx.weight_decay)
-            )
+        by_params = _sum(g, ctx.weight_decay * g_v if ctx.weight_decay else None)
         by_lr = None
         if lr is not None and g is not None and ctx.needs_input_grad[1]:
             taken = change(params, gradient, velocity, scale, ctx.momentum, ctx.weight_decay)
             by_lr = (-ctx.factor * g * taken).sum_to_size(lr.shape)
-        by_scale = (
-            None
-            if scale is None or not ctx.needs_input_grad[3]
-            else (v * gather(gradient)).sum(1).to(scale.dtype)
-        )
-        flat = v if scale is None else (scale.unsqueeze(1) * v).to(v.dtype)
+        by_scale = None
+        if scale is not None and ctx.needs_input_grad[3]:
+            by_scale = (g_v * gather(gradient)).sum(1).to(scale.dtype)
+        by_velocity = None if velocity is None else ctx.momentum * g_v
+        flat = g_v if scale is None else (scale.unsqueeze(1) * g_v).to(g_v.dtype)
         pieces = flat.split([g.shape[1:].numel() for g in gradient], 1)
         by_gradient = [piece.reshape(g.shape) for piece, g in zip(pieces, gradient)]
-        return (
-            by_params,
-            by_lr,
-            None if velocity is None else ctx.momentum * v,
-            by_scale,
-            None,
-            None,
-            None,
-            *by_gradient,
-        )
+        return by_params, by_lr, by_velocity, by_scale, None, None, None, *by_gradient
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         params, lr, velocity, scale, *gradient = ctx.saved_tensors
-        d_params, d_gradient = (
-            or_zeros(tangents[0], params),
-            [or_zeros(d, g) for d, g in zip(tangents[7:], gradient)],
-        )
-        d_v = change(
-            d_params,
-            d_gradient,
-            None if velocity is None else or_zeros(tangents[2], velocity),
-            scale,
-            ctx.momentum,
-            ctx.weight_decay,
-        )
+        d_params = or_zeros(tangents[0], params)
+        d_velocity = None if velocity is None else or_zeros(tangents[2], velocity)
+        d_gradient = [or_zeros(d, g) for d, g in zip(tangents[7:], gradient)]
+        d_v = change(d_params, d_gradient, d_velocity, scale, ctx.momentum, ctx.weight_decay)
         if scale is not None and tangents[3] is not None:
             d_v = d_v + (tangents[3].unsqueeze(1) * gather(gradient)).to(d_v.dtype)
         d_after = step(d_params, d_v, lr, ctx.factor)
@@ -257,7 +257,7 @@ class SGDUpdate(torch.autograd.Function):
 
 
 class SquareNorm(torch.autograd.Function):
-    """`square_norm` with its derivatives."""
+    """`square_norm` with derivatives of every order."""
 
     generate_vmap_rule = True
 
@@ -283,10 +283,16 @@ class SquareNorm(torch.autograd.Function):
 
 
 def updated(
-    params: Tensor, gradient: Sequence[Tensor], lr: Tensor | None, velocity: Tensor | None, scale: Tensor | None,
-    factor: float, momentum: float, weight_decay: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return `sgd_update` by the operator, differentiable to every order (see `compiling`)."""
+    params: Tensor,
+    gradient: Sequence[Tensor],
+    lr: Tensor | None,
+    velocity: Tensor | None,
+    scale: Tensor | None,
+    factor: float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the operator `sgd_update`, differentiable to every order."""
     if not differentiated(params, lr, velocity, scale, *gradient):
         return torch.ops.metazoo.sgd_update(
             params, gradient, lr, velocity, scale, factor, momentum, weight_decay
@@ -295,9 +301,12 @@ def updated(
 
 
 def squared(gradient: Sequence[Tensor]) -> Tensor:
-    """Return `square_norm` by the operator, differentiable to every order (see `compiling`)."""
-    return (
-        SquareNorm.apply(*gradient)
-        if differentiated(*gradient)
-        else torch.ops.metazoo.square_norm(gradient)
-    )
+    """Return the operator `square_norm`, differentiable to every order."""
+    if differentiated(*gradient):
+        return SquareNorm.apply(*gradient)
+    return torch.ops.metazoo.square_norm(gradient)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return the sum of two gradients; None is zero."""
+    return b if a is None else a if b is None else a + b
