@@ -6,6 +6,7 @@ Everything public is here: what a plugin is written with, and what a program use
 
 import lazy_loader
 
-from metazoo.version import VERSION as __version__
+from metazoo.version import VERSION
 
+__version__ = VERSION
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -28,7 +28,15 @@ MODULES = {
 ROLES = {
     "words that everything uses": ["version", "errors", "options"],
     "bytes on disk and on the network": ["io"],
-    "numbers and processes": ["kernels", "ops", "images", "distributed", "device", "provenance"],
+    "numbers, images, processes": [
+        "kernels",
+        "ops",
+        "images",
+        "image_folders",
+        "distributed",
+        "device",
+        "provenance",
+    ],
     "what a task is": ["tasks"],
     "building blocks of networks": ["nn"],
     "what plugin authors subclass": ["base"],

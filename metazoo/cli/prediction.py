@@ -67,7 +67,7 @@ def predict(
     if as_json and as_csv:
         raise click.UsageError("choose --json or --csv, not both", click.get_current_context())
     from metazoo.classifier import FewShotClassifier
-    from metazoo.datasets.folder import query_images, support_images
+    from metazoo.image_folders import query_images, support_images
     from metazoo.zoo.find import find
 
     use_float32()

@@ -15,20 +15,12 @@ from torch import Tensor
 
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
-from metazoo.datasets.packed.format import INDEX
 from metazoo.errors import DataError, OptionError
-from metazoo.images import SUFFIXES, decode, is_image
-from metazoo.io.archives import Parts, Tree, open_tree
+from metazoo.image_folders import NO_SPLIT, Classes, classes_by_split
+from metazoo.images import decode
+from metazoo.io.archives import Tree, open_tree
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples, Stream
-
-Classes = dict[str, list[Parts]]  # the images of each class
-
-_LAYOUT_HINT = "the layout is class/file, or split/class/file with splits train, val and test"
-_SUFFIX_HINT = f"names of images end in {', '.join(sorted(SUFFIXES))}"
-
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-NO_SPLIT = ""  # the split of all classes in a tree without splits
 
 
 class Folder(ClassDataset):
@@ -85,7 +77,7 @@ class Folder(ClassDataset):
                 "the data set 'folder' needs a folder of images", "name it with --data-root"
             )
         with open_tree(Path(self.config.root).expanduser()) as tree:
-            splits = self._divide(_classes_by_split(tree))
+            splits = self._divide(classes_by_split(tree))
             yield {
                 name: self._stream(tree, name, splits[name])
                 for name in ("train", "val", "test")
@@ -148,122 +140,6 @@ def divide(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[
     sizes = [max(1, round(fraction * len(ranked))) if fraction else 0 for fraction in fractions]
     ends = [0, *itertools.accumulate(sizes), len(ranked)]
     return [sorted(ranked[start:end]) for start, end in itertools.pairwise(ends)]
-
-
-def support_images(path: Path) -> list[tuple[str, list[Path]]]:
-    """Return the classes below a folder and the images of each, in sorted order.
-
-    Raises DataError if the path is not a folder with one folder of images for each class.
-    """
-    if path.is_file():
-        raise DataError(
-            f"{path} is a file", "give a folder that has one folder of images for each class"
-        )
-    with open_tree(path) as tree:
-        found = _classes_by_split(tree)
-    if NO_SPLIT not in found:
-        split = next(iter(found))
-        raise DataError(
-            f"{path} holds the splits of a data set", f"give one of them: {path / split}"
-        )
-    return [
-        (name, [path.joinpath(*file) for file in files]) for name, files in found[NO_SPLIT].items()
-    ]
-
-
-def query_images(path: Path) -> list[Path]:
-    """Return all images below a folder in sorted order, or the one image that the path names.
-
-    Raises DataError if there are no images.
-    """
-    if path.is_file():
-        if not is_image(path.name):
-            raise DataError(f"{path} does not have the suffix of an image", _SUFFIX_HINT)
-        return [path]
-    with open_tree(path) as tree:
-        return [path.joinpath(*file) for file in _images(tree)]
-
-
-def _images(tree: Tree) -> list[Parts]:
-    images = [parts for parts in tree.files if is_image(parts[-1])]
-    if images:
-        return images
-    if (INDEX,) in tree.files:
-        hint = "`metazoo data pack` wrote this folder; read it with --dataset packed"
-    else:
-        hint = _SUFFIX_HINT
-    if not tree.files:
-        raise DataError(f"{tree.path} is empty", hint)
-    raise DataError(f"none of the {len(tree.files)} files in {tree.path} is an image", hint)
-
-
-def _classes_by_split(tree: Tree) -> dict[str, Classes]:
-    """Return the images of each class of each split, or of `NO_SPLIT` if there are no splits."""
-    images = _images(tree)
-    depth = _depth_of_tree(images)
-    with_splits = any(_is_split(p[depth]) and len(p) == depth + 3 for p in images)
-    found: dict[str, Classes] = {}
-    spelling: dict[str, str] = {}
-    for parts in images:
-        *folders, _ = parts[depth:]
-        if len(folders) != 1 + with_splits or (with_splits and not _is_split(folders[0])):
-            raise DataError(f"{tree.name(parts)} is not in the folder of a class", _LAYOUT_HINT)
-        split = SPLIT_NAMES[folders[0].lower()] if with_splits else NO_SPLIT
-        if with_splits and spelling.setdefault(split, folders[0]) != folders[0]:
-            raise DataError(
-                f"'{spelling[split]}' and '{folders[0]}' in {tree.path} are the same split",
-                "merge them",
-            )
-        found.setdefault(split, {}).setdefault(folders[-1], []).append(parts)
-    _check_folders(tree, images, images[0][:depth], with_splits)
-    _check_names(tree, found)
-    return found
-
-
-def _depth_of_tree(images: list[Parts]) -> int:
-    """Return how many folders lie around the tree of splits or classes."""
-    depth = 0
-    while len({p[depth] for p in images}) == 1 and all(
-        len(p) > depth + 2 and not _is_split(p[depth]) for p in images
-    ):
-        depth += 1
-    return depth
-
-
-def _check_folders(tree: Tree, images: list[Parts], around: Parts, with_splits: bool) -> None:
-    """Raise DataError if the folder of a split or class has no images."""
-    with_images = {parts[:depth] for parts in images for depth in range(len(parts))}
-    for folder in sorted(tree.folders - with_images):
-        inner = folder[len(around) :]
-        in_tree = folder[: len(around)] == around and (not with_splits or _is_split(inner[0]))
-        if in_tree and len(inner) <= 1 + with_splits:
-            raise DataError(
-                f"{tree.name(folder)} has no images",
-                f"add some, or remove the folder; {_SUFFIX_HINT}",
-            )
-
-
-def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
-    """Raise DataError if two splits share a class, or two classes differ only in case."""
-    seen: dict[str, tuple[str, str]] = {}
-    for split, classes in found.items():
-        for name in classes:
-            other_split, other = seen.setdefault(name.casefold(), (split, name))
-            if other_split != split:
-                raise DataError(
-                    f"class '{name}' of {tree.path} is in '{other_split}' and in '{split}'",
-                    "splits must not share classes; to divide by class, put all images into "
-                    "class/file",
-                )
-            if other != name:
-                raise DataError(
-                    f"classes '{other}' and '{name}' of {tree.path} differ only in case",
-                    "merge or rename them",
-                )
-
-
-def _is_split(name: str) -> bool:
-    return name.lower() in SPLIT_NAMES
 
 
 @hookimpl

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from metazoo import options as declared
-from metazoo.backbones.conv4 import Conv4
-from metazoo.backbones.mlp import MLP
 from metazoo.base.algorithm import Algorithm
 from metazoo.base.backbone import Backbone
+from metazoo.plugins.registry import registry
 from metazoo.tasks.episode import Batch, Episode, TaskSpec
 
 
@@ -26,7 +25,7 @@ class ClassificationCase:
         self.name, self.algorithm, self.options = name, algorithm, options
 
     def backbone(self) -> Backbone:
-        return Conv4(self.input_shape, Conv4.Config(width=16))
+        return _backbone("conv4", self.input_shape, width=16)
 
     def spec(self, ways: int) -> TaskSpec:
         return TaskSpec(self.input_shape, outputs=ways, classes=10)
@@ -75,7 +74,7 @@ class RegressionCase(ClassificationCase):
     input_shape = (1,)
 
     def backbone(self) -> Backbone:
-        return MLP(self.input_shape, MLP.Config(width=20))
+        return _backbone("mlp", self.input_shape, width=20)
 
     def spec(self, ways: int) -> TaskSpec:
         return TaskSpec(self.input_shape, outputs=2, classes=0, regression=True)
@@ -92,3 +91,8 @@ class RegressionCase(ClassificationCase):
         ]
         support_y, query_y = (amplitude * torch.cat([x.sin(), x.cos()], -1) for x in x)
         return Episode(x[0], support_y, x[1], query_y)
+
+
+def _backbone(name: str, input_shape: tuple[int, ...], **options: Any) -> Backbone:
+    backbone = registry().backbone(name).value
+    return backbone(input_shape, declared.build(backbone.Config, options, f"backbone '{name}'"))
