@@ -1,4 +1,4 @@
-"""Measuring a model: a score for each task of a protocol."""
+"""Measuring a model on the tasks of a protocol."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from metazoo.evaluation.score import Score, score
 from metazoo.tasks.episode import TaskSource
 from metazoo.tasks.sampler import EpisodeSampler
 
-# Numbers in the examples that a network, or tasks over features, are given at once: more are no faster, and need more memory.
+# Values in the examples that are embedded at once on a CPU: more is no faster, and takes more memory.
 EMBEDDED_AT_ONCE = 2**18
-
-
+# Values in the tasks that are answered at once, and in the examples embedded at once on a GPU.
 DRAWN_AT_ONCE = 2**21
+
+Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def measure(
-    model: Algorithm, data: Dataset, protocol: Protocol, device: torch.device | str = "cpu",
+    model: Algorithm,
+    data: Dataset,
+    protocol: Protocol,
+    device: torch.device | str = "cpu",
     watch: Callable[[int, int], None] = lambda done, count: None,
-) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
-    """Return a model's result under a protocol, ready for JSON, and the score of each task; the data move to the device.
+) -> tuple[dict[str, Any], Tensor]:
+    """Return a model's result under a protocol, ready for JSON, and the score of each task.
 
-    An official protocol has tasks of its own, and the data stay where they are.
+    Moves a ClassDataset to the device, except for an official protocol, which has its own tasks.
+    Calls `watch` with the number of tasks done and the number of all tasks.
     """
     if isinstance(data, ClassDataset) and protocol.name is None:
         data.move(device)
@@ -46,72 +51,95 @@ def measure(
 
 @torch.no_grad()
 def evaluate(
-    model: Algorithm, tasks: TaskSource, count: int, device: torch.device | str = "cpu", *, cache: bool = True,
+    model: Algorithm,
+    tasks: TaskSource,
+    count: int,
+    device: torch.device | str = "cpu",
+    *,
+    cache: bool = True,
     watch: Callable[[int], None] = lambda done: None,
-) -> Tensor:  # fmt: skip
-    """Return the score of each of tasks 0, ..., count - 1, shape (count,): accuracy, or mean squared error in regression.
+) -> Tensor:
+    """Return the score of each of tasks 0, ..., count - 1, shape (count,).
 
-    With `cache`, a FeatureLearner embeds each example that the tasks use once, and the tasks are drawn from the features:
-    the same answers, sooner. `watch` is told how many tasks are done. The model is left in the mode that it was in. Processes
-    that torchrun started share out the work, and all return all scores.
+    Scores are accuracies, or mean squared errors in regression. Processes started by torchrun share
+    the work, and each returns all scores.
+
+    Args:
+        model: evaluated in eval mode; its mode is restored afterwards.
+        cache: whether a FeatureLearner embeds each example only once, which gives the same scores.
+        watch: called with the number of tasks done.
     """
     was_training = model.training
     model.eval()
     try:
-        answer: Callable[[Tensor, Tensor, Tensor], Tensor]
+        # Not for a subclass of EpisodeSampler, which may draw tasks in another way.
         if cache and isinstance(model, FeatureLearner) and type(tasks) is EpisodeSampler:
-            # A subclass may draw in a way of its own.
-            tasks = embedded(model, tasks, count, device)
-            answer = model.classify
-        else:
-            answer = model
-        one = tasks.draw(0, 1)
-        at_once = max(1, DRAWN_AT_ONCE // (one.support_x.numel() + one.query_x.numel()))
-        at_once = min(at_once, -(-count // distributed.size()))
-
-        def scored(first: int) -> Tensor:
-            episode = tasks.draw(first, min(at_once, count - first)).to(device)
-            values = score(
-                answer(episode.support_x, episode.support_y, episode.query_x), episode.query_y
-            ).cpu()
-            if first + len(episode) < count:
-                watch(first + len(episode))
-            return values
-
-        values = torch.cat(distributed.mapped(scored, range(0, count, at_once)))
-        watch(count)
-        return values
+            features = embedded(model, tasks, count, device)
+            return _scores(model.classify, features, count, device, watch)
+        return _scores(model, tasks, count, device, watch)
     finally:
         model.train(was_training)
+
+
+def _scores(
+    model: Predictor,
+    tasks: TaskSource,
+    count: int,
+    device: torch.device | str,
+    watch: Callable[[int], None],
+) -> Tensor:
+    size = _tasks_at_once(tasks, count)
+
+    def scores_from(first: int) -> Tensor:
+        episode = tasks.draw(first, min(size, count - first)).to(device)
+        prediction = model(episode.support_x, episode.support_y, episode.query_x)
+        values = score(prediction, episode.query_y).cpu()
+        if first + len(episode) < count:
+            watch(first + len(episode))
+        return values
+
+    values = torch.cat(distributed.mapped(scores_from, range(0, count, size)))
+    watch(count)
+    return values
+
+
+def _tasks_at_once(tasks: TaskSource, count: int) -> int:
+    """Return how many tasks fit into memory at once, at most the share of one process."""
+    task = tasks.draw(0, 1)
+    fitting = DRAWN_AT_ONCE // (task.support_x.numel() + task.query_x.numel())
+    return min(max(1, fitting), -(-count // distributed.size()))
 
 
 def embedded(
     model: FeatureLearner, tasks: EpisodeSampler, count: int, device: torch.device | str
 ) -> EpisodeSampler:
-    """Return the first `count` tasks over features, with every example that they use embedded once."""
-    rows = tasks.rows(0, count)
-    used = torch.zeros(len(tasks.examples.x), dtype=torch.bool, device=rows.device)
+    """Return the first `count` tasks with features for examples, each example embedded once."""
+    examples, rows = tasks.examples, tasks.rows(0, count)
+    used = torch.zeros(len(examples.x), dtype=torch.bool, device=rows.device)
     used[rows.flatten()] = True
-    numbers = EMBEDDED_AT_ONCE if torch.device(device).type == "cpu" else DRAWN_AT_ONCE
-    parts = used.nonzero().squeeze(1).split(max(1, numbers // tasks.examples.x[0].numel()))
-    features = torch.cat(
-        distributed.mapped(lambda part: model.features(tasks.examples.take(part).to(device)), parts)
+    on_cpu = torch.device(device).type == "cpu"
+    size = (EMBEDDED_AT_ONCE if on_cpu else DRAWN_AT_ONCE) // examples.x[0].numel()
+    parts = used.nonzero().squeeze(1).split(max(1, size))
+    features = distributed.mapped(
+        lambda part: model.features(examples.take(part).to(device)), parts
     )
-    places = used.cumsum(0) - 1
-    return _Embedded(tasks, places[rows], features)
+    positions = used.cumsum(0) - 1  # of each example among those used
+    return _FeatureSampler(tasks, positions[rows], torch.cat(features))
 
 
-class _Embedded(EpisodeSampler):
-    """The tasks of another sampler over features, from where each task's features are, (tasks, ways, shots + queries)."""
+class _FeatureSampler(EpisodeSampler):
+    """The tasks of another sampler, with features for examples.
 
-    def __init__(self, tasks: EpisodeSampler, places: Tensor, features: Tensor):
+    `positions` (tasks, ways, shots + queries) are the rows of each task in `features`.
+    """
+
+    def __init__(self, tasks: EpisodeSampler, positions: Tensor, features: Tensor):
         super().__init__(tasks.examples, tasks.ways, tasks.shots, tasks.queries, tasks.seed)
-        self.places, self.features = places, features
+        self.positions, self.features = positions, features
 
     def rows(self, first: int, count: int) -> Tensor:
-        return self.places[first : first + count]
+        return self.positions[first : first + count]
 
     def take(self, rows: Tensor) -> Tensor:
-        return self.features.index_select(0, rows.flatten().to(self.features.device)).unflatten(
-            0, rows.shape
-        )
+        features = self.features.index_select(0, rows.flatten().to(self.features.device))
+        return features.unflatten(0, rows.shape)

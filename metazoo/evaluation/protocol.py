@@ -1,4 +1,4 @@
-"""Which tasks a model is measured on."""
+"""Evaluation protocols."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from metazoo.tasks.episode import TaskSource
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which tasks a model is measured on: tasks 0, ..., count - 1 of a split, or an official protocol of the data set by name.
+    """The tasks that a model is measured on: tasks 0, ..., count - 1 of a split.
 
-    An official protocol has its own tasks, ways, shots and count.
+    `name` selects an official protocol of the data set instead, which has its own tasks, ways,
+    shots and count.
     """
 
     split: str = "test"
@@ -29,7 +30,7 @@ class Protocol:
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Protocol:
-        """Return the protocol of a result that `measure` gave."""
+        """Return the protocol of a result of `measure`."""
         if "protocol" in result:
             return cls(name=result["protocol"])
         drawn = {
@@ -40,30 +41,32 @@ class Protocol:
         return cls(**drawn, count=result["tasks"])
 
     def first(self, count: int) -> Protocol:
-        """Return the protocol of its first tasks alone; an official one keeps its own number."""
+        """Return the protocol limited to its first `count` tasks; official protocols have no limit."""
         return dataclasses.replace(self, count=min(count, self.count))
 
     def tasks(self, data: Dataset) -> tuple[TaskSource, int]:
-        """Return the tasks and their number, or raise UnknownNameError where the data set has no such protocol."""
+        """Return the tasks and their number.
+
+        Raises UnknownNameError if the data set has no official protocol of this name.
+        """
         if self.name is None:
-            return data.tasks(
-                self.split, self.ways, self.shots, self.queries, self.seed
-            ), self.count
+            tasks = data.tasks(self.split, self.ways, self.shots, self.queries, self.seed)
+            return tasks, self.count
         official = data.protocols()
         if self.name not in official:
-            has = f"it has {', '.join(official)}" if official else "it has none"
+            known = f"it has {', '.join(official)}" if official else "it has no official protocols"
             raise UnknownNameError(
                 f"{type(data).__name__} has no protocol '{self.name}'",
-                did_you_mean(self.name, official) + has,
+                did_you_mean(self.name, official) + known,
             )
         return official[self.name]()
 
     def classes(self, data: Dataset) -> tuple[str, ...]:
-        """Return the names of the classes that its tasks are drawn from, as far as they say so."""
+        """Return the names of the classes that tasks are drawn from, or () if the tasks do not list them."""
         return tuple(getattr(self.tasks(data)[0], "names", ()))
 
     def as_dict(self, data: Dataset) -> dict[str, Any]:
-        """Return what a result says of its protocol."""
+        """Return the fields that describe the protocol in a result."""
         if self.name is not None:
             return {"protocol": self.name}
         values = {
@@ -79,5 +82,5 @@ class Protocol:
 
 
 def metric(data: Dataset) -> str:
-    """Return the name of what is measured on a data set's tasks."""
+    """Return the name of the metric of a data set: "accuracy", or "mse" in regression."""
     return "mse" if data.regression else "accuracy"

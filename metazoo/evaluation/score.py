@@ -1,4 +1,4 @@
-"""Scores of tasks: a mean and its 95 % interval."""
+"""Scores of tasks, and their mean with a 95 % interval."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from metazoo.errors import MetazooError
 
 
 class NotANumber(MetazooError):
-    """A model's answer is no number."""
+    """A model returned NaN or infinity."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean of per-task scores, half the width of its 95 % interval (1.96 standard errors), and their number."""
+    """The mean of per-task scores with its 95 % interval.
+
+    `interval` is half the width of the interval, 1.96 standard errors; `tasks` is their number.
+    """
 
     mean: float
     interval: float
@@ -27,30 +30,32 @@ class Score:
 
     @classmethod
     def of(cls, values: Tensor) -> Score:
-        """Return the score of per-task values (E,)."""
-        spread = values.double().std().item() if len(values) > 1 else math.nan
-        return cls(
-            values.double().mean().item(), 1.96 * spread / math.sqrt(len(values)), len(values)
-        )
+        """Return the mean score of per-task values (N,); the interval of a single one is NaN."""
+        values = values.double()
+        deviation = values.std().item() if len(values) > 1 else math.nan
+        interval = 1.96 * deviation / math.sqrt(len(values))
+        return cls(values.mean().item(), interval, len(values))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
+        """Return the fields of a result, ready for JSON."""
         return {"mean": self.mean, "interval": self.interval, "tasks": self.tasks}
 
 
 def score(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return each task's score (B,): accuracy of logits (B, Q, ways) or mean squared error of values (B, Q, D).
+    """Return each task's score, (B,).
 
-    Raises NotANumber where the prediction is none: argmax would take it for class 0.
+    It is the accuracy of logits (B, Q, ways), or the mean squared error of predictions (B, Q, D).
+    Raises NotANumber if there is a NaN, which argmax would take for class 0.
     """
-    errors = (
-        (prediction - target).square().flatten(1).mean(1) if target.is_floating_point() else None
-    )
-    if prediction.isnan().any() or (errors is not None and not errors.isfinite().all()):
+    if target.is_floating_point():
+        values = (prediction - target).square().flatten(1).mean(1)
+        valid = values.isfinite().all()
+    else:
+        values = (prediction.argmax(-1) == target).float().mean(1)
+        valid = ~prediction.isnan().any()
+    if not valid:
         raise NotANumber(
-            "the model answers with what is not a number (nan or infinite)",
-            "lower the learning rate, or the inner rate or steps at evaluation",
+            "the model returned NaN or infinity",
+            "lower the learning rate, or the inner learning rate or steps at evaluation",
         )
-    if errors is not None:
-        return errors
-    return (prediction.argmax(-1) == target).float().mean(1)
+    return values

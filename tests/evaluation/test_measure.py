@@ -1,7 +1,8 @@
-"""Scores, their intervals, and that features drawn once give what the slow way gives."""
+"""Scores, their intervals, and equal scores with and without cached features."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import random
 import statistics
@@ -18,10 +19,9 @@ from metazoo.base.algorithm import Algorithm
 from metazoo.base.dataset import ClassDataset
 from metazoo.datasets.sinusoid import Sinusoid
 from metazoo.errors import UnknownNameError
-from metazoo.evaluation import measure as evaluation
 from metazoo.evaluation.measure import evaluate, measure
 from metazoo.evaluation.protocol import Protocol, metric
-from metazoo.evaluation.score import Score, score
+from metazoo.evaluation.score import NotANumber, Score, score
 from metazoo.plugins.registry import registry
 from metazoo.tasks.episode import TaskSource, TaskSpec
 from metazoo.tasks.examples import Examples
@@ -69,16 +69,16 @@ def tasks(**changes: int) -> EpisodeSampler:
         ("baseline++", {"finetune_steps": 10}),
     ],
 )
-def test_cached_features_give_the_scores_of_the_slow_way(name: str, values: dict[str, Any]) -> None:
+def test_cached_features_give_the_same_scores(name: str, values: dict[str, Any]) -> None:
     learner = model(name, **values)
     cached = evaluate(learner, tasks(), 40)
     slow = evaluate(learner, tasks(), 40, cache=False)
     assert torch.equal(cached, slow)
     assert 0 < cached.mean() < 1
-    assert cached.std() > 0  # there is something to differ in
+    assert cached.std() > 0  # or any two results would be equal
 
 
-def test_with_the_cache_every_example_is_embedded_once_and_others_never() -> None:
+def test_with_the_cache_only_drawn_examples_are_embedded_and_each_once() -> None:
     learner = model("protonet")
     seen: list[int] = []
     learner.backbone.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
@@ -87,7 +87,7 @@ def test_with_the_cache_every_example_is_embedded_once_and_others_never() -> Non
     assert sum(seen) == len(drawn) < 72
 
 
-def test_a_sampler_that_draws_in_its_own_way_is_not_replaced() -> None:
+def test_a_subclass_of_the_sampler_draws_its_own_tasks() -> None:
     class Swapped(EpisodeSampler):
         def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
             return super().choose(first + 100, count)
@@ -104,9 +104,11 @@ def test_scores_do_not_depend_on_batching(cache: bool, monkeypatch: pytest.Monke
     learner = model("protonet")
     whole = evaluate(learner, tasks(), 23, cache=cache)
     assert torch.equal(whole[:9], evaluate(learner, tasks(), 9, cache=cache))
+    # The package also has a function of this name.
+    module = importlib.import_module("metazoo.evaluation.measure")
     for size in (1, 5_000, 20_000):
-        monkeypatch.setattr(evaluation, "EMBEDDED_AT_ONCE", size)
-        monkeypatch.setattr(evaluation, "DRAWN_AT_ONCE", size)
+        monkeypatch.setattr(module, "EMBEDDED_AT_ONCE", size)
+        monkeypatch.setattr(module, "DRAWN_AT_ONCE", size)
         assert torch.equal(whole, evaluate(learner, tasks(), 23, cache=cache))
 
 
@@ -127,7 +129,7 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
     assert learner.training is training
 
 
-def test_progress_is_told_up_to_the_last_task() -> None:
+def test_progress_is_reported_up_to_the_last_task() -> None:
     told: list[int] = []
     scores = evaluate(model("protonet"), tasks(), 130, watch=told.append)
     assert told == sorted(told)
@@ -144,7 +146,7 @@ def test_the_interval_is_1_96_standard_errors() -> None:
     assert math.isnan(Score.of(torch.tensor([0.25])).interval)
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_mean_95_percent_of_the_time() -> None:
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for _ in range(2000):
@@ -167,11 +169,11 @@ class Constant(Algorithm):
         return torch.zeros(*query_x.shape[:2], 1)
 
 
-def test_an_answer_that_is_no_number_is_not_scored() -> None:
+def test_nan_and_infinity_are_not_scored() -> None:
     logits = torch.tensor([[[1.0, math.nan, 0.0]]])
-    with pytest.raises(evaluation.NotANumber, match="not a number"):
+    with pytest.raises(NotANumber, match="NaN or infinity"):
         score(logits, torch.tensor([[0]]))
-    with pytest.raises(evaluation.NotANumber, match="not a number"):
+    with pytest.raises(NotANumber, match="NaN or infinity"):
         score(torch.tensor([[[math.inf]]]), torch.tensor([[[0.0]]]))
     # A class may be ruled out.
     assert score(torch.tensor([[[1.0, -math.inf]]]), torch.tensor([[0]])).tolist() == [1.0]
@@ -189,7 +191,7 @@ def test_regression_is_measured_by_its_mean_squared_error() -> None:
     assert torch.allclose(values, query_y.square().flatten(1).mean(1), rtol=1e-5)
 
 
-def test_a_result_says_how_it_was_measured() -> None:
+def test_a_result_describes_its_protocol() -> None:
     protocol = Protocol("test", 4, 2, 3, seed=5, count=40)
     told: list[tuple[int, int]] = []
     result, values = measure(
@@ -213,10 +215,10 @@ def test_a_result_says_how_it_was_measured() -> None:
     )
 
 
-def test_an_official_protocol_needs_none_of_the_data() -> None:
+def test_an_official_protocol_does_not_load_the_data_set() -> None:
     class Missing(Squares):
         def load(self) -> dict[str, Examples]:
-            raise AssertionError("nobody asked for them")
+            raise AssertionError("the data set was loaded")
 
         def protocols(self) -> Any:
             return {"official": lambda: (tasks(), 7)}
@@ -233,4 +235,4 @@ def test_an_official_protocol_brings_its_own_tasks() -> None:
     assert "did you mean 'official'" in (caught.value.hint or "")
     with pytest.raises(UnknownNameError) as caught:
         Protocol(name="official").tasks(Sinusoid())
-    assert "it has none" in (caught.value.hint or "")
+    assert "it has no official protocols" in (caught.value.hint or "")

@@ -414,7 +414,7 @@ def test_a_validation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         "maml", "sinusoid", {"inner_lr": 50.0, "eval_inner_steps": 60}, {}, {}, {**TINY, "lr": 0.0}
     )
     run_folder.create(tmp_path / "run", blueprint)
-    with pytest.raises(NotANumber, match="not a number"):
+    with pytest.raises(NotANumber, match="NaN or infinity"):
         train(blueprint, data, tmp_path / "run", Watcher())
 
 
