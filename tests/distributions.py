@@ -1,4 +1,4 @@
-"""Plugins as distributions, and metazoo called with them on its path; the fixture `install` has pip install them."""
+"""Plugins as distributions that pip installs, and calls of metazoo with them on its path."""
 
 from __future__ import annotations
 
@@ -26,26 +26,39 @@ class Nearest(metazoo.FeatureLearner):
 
 @dataclass(frozen=True)
 class Distribution:
-    """A distribution `zoo-CASE` with one module, in whose source NAME stands for the case, and an entry point named after it.
+    """A distribution `zoo-CASE` with one module, in whose source NAME stands for the case.
 
-    `target` is where that points, MODULE standing for the module, and `again` a second entry point to the module.
+    `plugins` are its entry points in the group `metazoo`, where NAME stands for the case and MODULE for
+    the module. `commands` are those in the group `metazoo.commands`.
     """
 
     source: str
-    target: str = field(default="MODULE", kw_only=True)
-    again: str | None = field(default=None, kw_only=True)
+    plugins: Mapping[str, str] = field(default_factory=lambda: {"NAME": "MODULE"}, kw_only=True)
+    commands: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    def entry_points(self, case: str) -> dict[str, dict[str, str]]:
+        """Return the entry points of each group, by name."""
+        return {
+            group: {
+                name.replace("NAME", case): target.replace("MODULE", module_of(case))
+                for name, target in points.items()
+            }
+            for group, points in (("metazoo", self.plugins), ("metazoo.commands", self.commands))
+        }
 
     def write(self, folder: Path, case: str) -> Path:
-        """Write the wheel that building its source tree gives: for forty of them that takes a minute, writing them no time."""
-        points = [f"{case} = {self.target.replace('MODULE', module_of(case))}"]
-        if self.again is not None:
-            points.append(f"{self.again} = {module_of(case)}")
+        """Write a wheel and return its path. To build forty of them takes pip a minute."""
+        points = [
+            line
+            for group, named in self.entry_points(case).items()
+            for line in (f"[{group}]", *(f"{name} = {target}" for name, target in named.items()))
+        ]
         info = f"{module_of(case)}-1.2.3.dist-info"
         files = {
             f"{module_of(case)}.py": self.source.replace("NAME", case),
             f"{info}/METADATA": f"Metadata-Version: 2.1\nName: zoo-{case}\nVersion: 1.2.3\n",
             f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{info}/entry_points.txt": "\n".join(["[metazoo]", *points]),
+            f"{info}/entry_points.txt": "\n".join(points),
         }
         files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
         path = folder / f"{module_of(case)}-1.2.3-py3-none-any.whl"
@@ -56,17 +69,21 @@ class Distribution:
 
 
 class SourceTree(Distribution):
-    """A distribution that pip has to build; its entry point is the module."""
+    """A distribution that pip has to build."""
 
     def write(self, folder: Path, case: str) -> Path:
         tree = folder / "source" / case
         tree.mkdir(parents=True)
         (tree / f"{module_of(case)}.py").write_text(self.source.replace("NAME", case))
+        points = "".join(
+            f'[project.entry-points."{group}"]\n'
+            + "".join(f'{name} = "{target}"\n' for name, target in named.items())
+            for group, named in self.entry_points(case).items()
+        )
         (tree / "pyproject.toml").write_text(
             f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
             f'[project]\nname = "zoo-{case}"\nversion = "1.2.3"\n'
-            f'[project.entry-points.metazoo]\n{case} = "{module_of(case)}"\n'
-            f'[tool.setuptools]\npy-modules = ["{module_of(case)}"]\n'
+            f'{points}[tool.setuptools]\npy-modules = ["{module_of(case)}"]\n'
         )
         return tree
 
@@ -93,7 +110,7 @@ def pip_install(root: Path, plugins: Mapping[str, Distribution]) -> Path:
         [*pip, "--target", root / "all", *sources], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    # One call to pip for all is much the faster; then each gets what pip wrote for it, alone.
+    # One call of pip for all is much faster. Each case then gets a copy of what pip wrote for it.
     for case in plugins:
         (root / case).mkdir()
         info = next((root / "all").glob(f"{module_of(case)}-*.dist-info"))
@@ -110,7 +127,7 @@ class Call(NamedTuple):
 
 DRIVER = """
 import contextlib, io, json, os, sys
-import metazoo.cli.listing, metazoo.cli.training
+import metazoo.cli.listing, metazoo.cli.training, metazoo.training.loop, metazoo.zoo.find
 
 def answer(path, calls):
     sys.path[:0] = path
@@ -130,9 +147,10 @@ for path, calls, file in json.loads(sys.argv[1]):
 
 
 def metazoo_calls(folder: Path, *jobs: tuple[list[Path], list[list[str]]]) -> list[list[Call]]:
-    """Run each job's command lines of metazoo in a process of its own, with the job's folders first on its path.
+    """Run the command lines of each job in a process of its own, with the job's folders on its path.
 
-    The processes are forks of one that has imported torch and read no plugin yet, for that import takes nearly all the time.
+    The processes are forks of one that has imported torch, which takes nearly all the time, and no
+    plugin yet.
     """
     plan = [
         ([str(p) for p in path], calls, str(folder / f"{i}.json"))
@@ -140,15 +158,19 @@ def metazoo_calls(folder: Path, *jobs: tuple[list[Path], list[list[str]]]) -> li
     ]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER, json.dumps(plan)],
-        check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return [[Call(*result) for result in json.loads(Path(file).read_text())] for _, _, file in plan]
 
 
-BUGS = (
+BUGS = Distribution(
     ALGORITHM
     + """
+import click
 import torch
 
 class InLoss(Nearest):
@@ -199,17 +221,25 @@ class Mended(Nearest):
 
 @metazoo.hookimpl
 def register_algorithms():
-    return {"bug-in-loss": InLoss, "bug-in-forward": InForward, "bug-in-constructor": InConstructor, "bug-in-return": Returns,
-            "bug-of-size": Large, "bug-of-file": Missing, "no-bug": Mended}
+    return {
+        "bug-in-loss": InLoss,
+        "bug-in-forward": InForward,
+        "bug-in-constructor": InConstructor,
+        "bug-in-return": Returns,
+        "bug-of-size": Large,
+        "bug-of-file": Missing,
+        "no-bug": Mended,
+    }
 
 @metazoo.hookimpl
 def register_backbones():
     return {"dry": Dry}
 
-@metazoo.hookimpl
-def register_commands(cli):
-    cli.command("bug-in-command")(lambda: 1 / 0)  # bug-in-command
-"""
+@click.command()
+def command():
+    1 / 0  # bug-in-command
+""",
+    commands={"bug-in-command": "MODULE:command"},
 )
 BUGGY = {
     "bug-in-loss": ("AttributeError: ", "loss"),
