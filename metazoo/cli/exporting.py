@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,10 @@ from metazoo.cli.configured import algorithm_values
 from metazoo.cli.numbers import Number, Numbers
 from metazoo.cli.process import use_float32
 from metazoo.errors import OptionError
+
+if TYPE_CHECKING:
+    from metazoo.base.recipe import Recipe
+    from metazoo.evaluation.protocol import Protocol
 
 
 @click.command()
@@ -71,12 +76,7 @@ def export(
 
     blueprint = run_folder.read_blueprint(run)
     _check_name(name, blueprint.algorithm)
-    recipe = blueprint.recipe
-    sizes = itertools.product(ways or (recipe.ways,), shots or (recipe.shots,))
-    protocols = [
-        Protocol("test", way, shot, queries or recipe.queries, recipe.seed, episodes)
-        for way, shot in sizes
-    ]
+    protocols = _drawn(blueprint.recipe, ways, shots, queries, episodes)
     protocols += [Protocol(name=protocol) for protocol in official]
     changes = [{}, *(algorithm_values(blueprint.algorithm, text.split(",")) for text in variants)]
     use_float32()
@@ -91,6 +91,22 @@ def export(
     click.echo(
         f"wrote {name}.json and {name}.safetensors to {out}  (try `metazoo eval {path}`)", err=True
     )
+
+
+def _drawn(
+    recipe: Recipe,
+    ways: tuple[int, ...] | None,
+    shots: tuple[int, ...] | None,
+    queries: int | None,
+    episodes: int,
+) -> list[Protocol]:
+    """Return a protocol for each number of ways and shots; the recipe supplies what is None."""
+    from metazoo.evaluation.protocol import Protocol
+
+    return [
+        Protocol("test", way, shot, queries or recipe.queries, recipe.seed, episodes)
+        for way, shot in itertools.product(ways or (recipe.ways,), shots or (recipe.shots,))
+    ]
 
 
 def _check_name(name: str, algorithm: str) -> None:
