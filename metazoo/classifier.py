@@ -1,9 +1,9 @@
-"""A few-shot classifier for a person with a few labelled examples: fit, predict."""
+"""A classifier for a few labelled examples, with the interface of scikit-learn."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,35 @@ QUERIES_AT_ONCE = 500
 
 
 class FewShotClassifier:
-    """Classifies examples by a few labelled ones of each class, with a pretrained model.
+    """Classifies examples with a pretrained model, from a few labelled examples of each class.
 
-    `model` is what `metazoo.load` takes, or what `metazoo.zoo.find` gives for it; `options` are options of its algorithm to set
-    otherwise; `invert` says whether dark and light are swapped in image files (default: as in the model's training).
+    Examples are image files (paths or Pillow images), or a tensor or array (N, *) in the input
+    shape of the model: uint8, or float in [0, 1]. After `fit`, `classes_` holds the sorted labels.
 
-    Examples are image files (paths or PIL images), or a tensor or array (N, *) in the model's own input shape:
-    uint8, or float in [0, 1]. After `fit`, `classes_` are the labels, sorted.
+    Args:
+        model: a name, path or address, as for `metazoo.load`.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" uses a GPU if there is one.
+        invert: whether to swap dark and light in image files; the default is as in training.
+        options: options of the algorithm to override.
+
+    Raises:
+        OptionError: if the model is for regression, or does not have such options.
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | Source = "protonet.omniglot", *, device: str = "auto", invert: bool | None = None,
+        self,
+        model: str | os.PathLike[str] | Source = "protonet.omniglot",
+        *,
+        device: str = "auto",
+        invert: bool | None = None,
         **options: Any,
-    ):  # fmt: skip
-        # The weights as they were read are not kept beside the model that is made of them.
+    ):
+        # The source holds the bytes of the weights, so it is not kept.
         source = model if isinstance(model, Source) else find(model)
         self.name, self.blueprint = source.name, source.blueprint
         if self.blueprint.spec.regression:
             raise OptionError(
-                f"'{self.name}' is a regression model and classifies nothing",
+                f"'{self.name}' is a regression model and cannot classify",
                 "`metazoo list` shows every model",
             )
         self.device = find_device(device)
@@ -51,105 +61,117 @@ class FewShotClassifier:
         self.classes_: list[Any] = []
 
     def fit(self, X: Any, y: Sequence[Hashable]) -> FewShotClassifier:
-        """Take labelled examples, at least one of each of two classes or more, and return self."""
-        # Tensors and numpy's numbers in a list, too, become plain ones: two tensors of one value are two different keys.
-        labels = [
-            label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label
-            for label in y
-        ]
+        """Keep labelled examples of at least two classes, and return self.
+
+        Raises DataError if examples and labels do not fit together or to the model.
+        """
         support = self._read(X)
+        labels = [_plain(label) for label in y]
         if len(labels) != len(support):
             raise DataError(
                 f"there are {len(support)} examples but {len(labels)} labels",
                 "give one label for each example",
             )
-        try:
-            classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
-        except TypeError as error:
-            raise DataError(
-                f"the labels cannot be sorted: {error}", "give one text or number an example"
-            ) from error
-        if len(classes) < 2:
-            raise DataError(f"there is only one class ({classes[0]!r})" if labels else "there are no examples",
-                            "give labelled examples of two classes or more")  # fmt: skip
-        places = {label: i for i, label in enumerate(classes)}
-        self.classes_ = classes
-        self._support, self._labels = (
-            support,
-            torch.tensor([places[label] for label in labels], device=self.device),
-        )
+        classes = _sorted_classes(labels)
+        indices = {label: i for i, label in enumerate(classes)}
+        self.classes_, self._support = classes, support
+        self._labels = torch.tensor([indices[label] for label in labels], device=self.device)
         return self
 
     @torch.no_grad()
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability of each class for each example, (N, classes) in the order of `classes_`.
+        """Return class probabilities (N, classes), in the order of `classes_`.
 
-        A transductive model judges all examples of one call together.
+        If the model is transductive, the answers depend on all examples of the call.
         """
         if not self.classes_:
             raise OptionError("the classifier has no labelled examples yet", "call fit first")
         queries = self._read(X)
-        size = max(1, len(queries)) if self.model.transductive else QUERIES_AT_ONCE
-        parts = [
-            self.model(self._support.unsqueeze(0), self._labels.unsqueeze(0), part.unsqueeze(0))[
-                0
-            ].softmax(-1)
-            for part in queries.split(size)
-            if len(part)
-        ]
-        return (
-            torch.cat(parts).cpu().numpy()
-            if parts
-            else np.zeros((0, len(self.classes_)), np.float32)
-        )
+        if not len(queries):
+            return np.zeros((0, len(self.classes_)), np.float32)
+        size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
+        support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
+        parts = [self.model(support, labels, part.unsqueeze(0))[0] for part in queries.split(size)]
+        return torch.cat(parts).softmax(-1).cpu().numpy()
 
     def predict(self, X: Any) -> list[Any]:
         """Return the most probable label of each example."""
         return [self.classes_[i] for i in self.predict_proba(X).argmax(1)]
 
     def _read(self, X: Any) -> Tensor:
-        shape = self.blueprint.spec.input_shape
+        """Return examples as floats (N, *) on the device, or raise DataError."""
         if isinstance(X, (str, Path, Image.Image)):
             raise DataError(
                 "this is one image, not a list of images", "put it into a list: [image]"
             )
-        if isinstance(X, (Tensor, np.ndarray)):
-            try:
-                x = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, order="C"))
-            except TypeError as error:
-                raise DataError(
-                    f"an array of {X.dtype} holds no examples: {error}",
-                    "give a list of image files, or an array of numbers",
-                ) from error
-            if self.input_format and not (x.dtype == torch.uint8 or x.is_floating_point()):
-                raise DataError(
-                    f"examples are {x.dtype}", "give images as uint8, or as float in [0, 1]"
-                )
-            x = as_floats(x) if x.dtype == torch.uint8 else x.float()
-        else:
-            X = list(X)
-            if any(isinstance(i, (Tensor, np.ndarray)) for i in X):
-                raise DataError(
-                    "this is a list of tensors or arrays",
-                    "stack them into one, the first dimension the examples",
-                )
-            if not self.input_format:
-                raise DataError(
-                    f"'{self.name}' does not take images",
-                    f"give a tensor of examples of shape {shape}",
-                )
-            images = [decode(Path(i) if isinstance(i, str) else i, **self.input_format) for i in X]
-            x = as_floats(torch.stack(images)) if images else torch.zeros(0, *shape)
-        if tuple(x.shape[1:]) != shape:
+        x = self._from_array(X) if isinstance(X, (Tensor, np.ndarray)) else self._from_files(X)
+        self._check_examples(x)
+        return x.to(self.device)
+
+    def _from_array(self, X: Tensor | np.ndarray) -> Tensor:
+        try:
+            # torch cannot use arrays that are read-only or have negative strides; copies it can.
+            x = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, order="C"))
+        except TypeError as error:
             raise DataError(
-                f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {', '.join(map(str, shape))})",
-                "give image files, which are made to fit, or bring the tensor into that shape; one example is x[None]"
-                if self.input_format
-                else "bring the tensor into that shape; one example is x[None]",
+                f"an array of {X.dtype} cannot be examples: {error}",
+                "give a list of image files, or an array of numbers",
+            ) from error
+        if x.dtype == torch.uint8:
+            return as_floats(x)
+        if self.input_format and not x.is_floating_point():
+            raise DataError(f"examples are {x.dtype}", "give images as uint8, or float in [0, 1]")
+        return x.float()
+
+    def _from_files(self, X: Iterable[Any]) -> Tensor:
+        files = list(X)
+        shape = self.blueprint.spec.input_shape
+        if any(isinstance(file, (Tensor, np.ndarray)) for file in files):
+            raise DataError(
+                "this is a list of tensors or arrays", "stack them along a new first dimension"
+            )
+        if not self.input_format:
+            raise DataError(
+                f"'{self.name}' does not take image files",
+                f"give a tensor of examples of shape {shape}",
+            )
+        if not files:
+            return torch.zeros(0, *shape)
+        images = (Path(file) if isinstance(file, str) else file for file in files)
+        return as_floats(torch.stack([decode(image, **self.input_format) for image in images]))
+
+    def _check_examples(self, x: Tensor) -> None:
+        shape = self.blueprint.spec.input_shape
+        if tuple(x.shape[1:]) != shape:
+            expected = ", ".join(map(str, shape))
+            hint = "give image files, which are resized, or " if self.input_format else ""
+            raise DataError(
+                f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {expected})",
+                f"{hint}reshape the tensor; pass a single example as x[None]",
             )
         if self.input_format and x.numel() and not (x.min() >= 0 and x.max() <= 1):
             raise DataError(
-                f"examples have values from {x.min():g} to {x.max():g}, where images have 0 to 1",
+                f"examples have values from {x.min():g} to {x.max():g}; images have 0 to 1",
                 "give uint8 images, or divide by 255",
             )
-        return x.to(self.device)
+
+
+def _plain(label: Any) -> Any:
+    """Return a label as a Python value: two tensors of one value would be two different labels."""
+    return label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label
+
+
+def _sorted_classes(labels: Sequence[Hashable]) -> list[Any]:
+    """Return the distinct labels, sorted by type and value; raise DataError if there are not two."""
+    try:
+        classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
+    except TypeError as error:
+        raise DataError(
+            f"the labels cannot be sorted: {error}", "use one string or number per example"
+        ) from error
+    if len(classes) < 2:
+        raise DataError(
+            f"there is only one class ({classes[0]!r})" if classes else "there are no examples",
+            "give labelled examples of at least two classes",
+        )
+    return classes

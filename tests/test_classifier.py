@@ -1,4 +1,4 @@
-"""The classifier for a person with a few labelled examples."""
+"""The classifier for a few labelled examples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def classifier(protonet_run: Path) -> FewShotClassifier:
     return FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), LABELS)
 
 
-def test_it_classifies_what_is_easy(classifier: FewShotClassifier) -> None:
+def test_it_classifies_easy_shapes(classifier: FewShotClassifier) -> None:
     queries = ["ring", "bar", "dot", "dot", "bar"]
     assert classifier.classes_ == ["bar", "dot", "ring"]
     assert classifier.predict(tensors(queries, 1)) == queries
@@ -87,7 +87,7 @@ def test_every_form_of_example_gives_the_same_answer(
         assert np.allclose(classifier.predict_proba(form), wanted, atol=1e-5), kind
 
 
-def test_the_weights_as_they_were_read_are_not_kept(
+def test_the_bytes_of_the_weights_are_not_kept(
     classifier: FewShotClassifier, protonet_run: Path
 ) -> None:
     pickled = pickle.dumps(classifier)
@@ -98,7 +98,7 @@ def test_the_weights_as_they_were_read_are_not_kept(
     )
 
 
-def test_inks_are_swapped_where_asked(protonet_run: Path) -> None:
+def test_invert_swaps_dark_and_light(protonet_run: Path) -> None:
     white = [
         Image.eval(picture(label, i), lambda value: 255 - value) for i, label in enumerate(LABELS)
     ]
@@ -127,14 +127,14 @@ def test_inks_are_swapped_where_asked(protonet_run: Path) -> None:
         ((n for n in (3, 1, 2, 1, 3, 2, 2)), [1, 2, 3]),
     ],
 )
-def test_labels_of_every_sort(protonet_run: Path, labels: Any, classes: list[Any]) -> None:
+def test_labels_of_every_type(protonet_run: Path, labels: Any, classes: list[Any]) -> None:
     classifier = FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), labels)
     assert classifier.classes_ == classes
     assert all(type(ours) is type(theirs) for ours, theirs in zip(classifier.classes_, classes))
     assert set(classifier.predict(tensors(LABELS))) <= set(classes)
 
 
-def test_no_queries_get_no_answers_and_many_get_many(classifier: FewShotClassifier) -> None:
+def test_zero_queries_and_many_queries(classifier: FewShotClassifier) -> None:
     assert classifier.predict([]) == []
     assert classifier.predict_proba(torch.zeros(0, 1, 28, 28)).shape == (0, 3)
     many = tensors(["bar", "ring"] * 3, 1).repeat(QUERIES_AT_ONCE // 4, 1, 1, 1)
@@ -143,7 +143,7 @@ def test_no_queries_get_no_answers_and_many_get_many(classifier: FewShotClassifi
     assert np.allclose(classifier.predict_proba(many)[-6:], one_by_one, atol=1e-5)
 
 
-def test_a_transductive_model_judges_all_together(maml_run: Path) -> None:
+def test_a_transductive_model_predicts_all_queries_together(maml_run: Path) -> None:
     classifier = FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), LABELS)
     queries = tensors(["bar", "dot", "ring", "ring"], 1)
     assert classifier.model.transductive
@@ -153,7 +153,7 @@ def test_a_transductive_model_judges_all_together(maml_run: Path) -> None:
     assert not np.allclose(together, alone, atol=1e-4)
 
 
-def test_options_of_the_algorithm_can_be_set_otherwise(maml_run: Path) -> None:
+def test_options_of_the_algorithm_can_be_overridden(maml_run: Path) -> None:
     few = FewShotClassifier(maml_run, device="cpu", eval_inner_steps=0).fit(tensors(LABELS), LABELS)
     assert few.model.config.eval_inner_steps == 0
     with pytest.raises(OptionError, match="no option 'inner_stepz'"):
@@ -168,14 +168,14 @@ def test_more_classes_than_a_head_has_are_refused(maml_run: Path) -> None:
         )
 
 
-def test_a_model_that_is_none_or_classifies_nothing(sinusoid_run: Path) -> None:
+def test_unknown_and_regression_models_are_refused(sinusoid_run: Path) -> None:
     with pytest.raises(UnknownNameError, match="no pretrained model named 'nothing'"):
         FewShotClassifier("nothing")
     with pytest.raises(OptionError, match="is a regression model"):
         FewShotClassifier(sinusoid_run)
 
 
-def test_a_device_that_is_none(protonet_run: Path) -> None:
+def test_an_unknown_device_is_refused(protonet_run: Path) -> None:
     with pytest.raises(OptionError, match="there is no device 'abacus'"):
         FewShotClassifier(protonet_run, device="abacus")
 
@@ -186,9 +186,7 @@ def test_it_must_be_fitted_first(protonet_run: Path) -> None:
     assert caught.value.hint == "call fit first"
 
 
-def test_unusable_examples_and_labels_are_refused_in_words(
-    protonet_run: Path, tmp_path: Path
-) -> None:
+def test_unusable_examples_and_labels_are_refused(protonet_run: Path, tmp_path: Path) -> None:
     classifier = FewShotClassifier(protonet_run, device="cpu")
     x = tensors(LABELS)
     bad = tmp_path / "bad.png"
@@ -200,13 +198,13 @@ def test_unusable_examples_and_labels_are_refused_in_words(
         (x[:, :, :20], LABELS, r"have shape \(7, 1, 20, 28\), but .* takes \(N, 1, 28, 28\)"),
         (x[:, 0], LABELS, r"have shape \(7, 28, 28\)"),
         (torch.tensor(5.0), LABELS, r"have shape \(\)"),
-        (torch.full((7, 1, 28, 28), 3.0), LABELS, "values from 3 to 3, where images have 0 to 1"),
+        (torch.full((7, 1, 28, 28), 3.0), LABELS, "values from 3 to 3; images have 0 to 1"),
         (torch.full((7, 1, 28, 28), float("nan")), LABELS, "values from nan to nan"),
         (x.long(), LABELS, r"torch\.int64"),
         (list(x), LABELS, "list of tensors or arrays"),
         (list(x.numpy()), LABELS, "list of tensors or arrays"),
-        (np.array(["a"] * 7), LABELS, "holds no examples"),
-        (np.array([None] * 7), LABELS, "holds no examples"),
+        (np.array(["a"] * 7), LABELS, "cannot be examples"),
+        (np.array([None] * 7), LABELS, "cannot be examples"),
         ("a.png", LABELS, "one image, not a list"),
         (tmp_path / "a.png", LABELS, "one image, not a list"),
         (picture("bar", 0), LABELS, "one image, not a list"),
@@ -221,7 +219,7 @@ def test_unusable_examples_and_labels_are_refused_in_words(
         assert caught.value.hint, words
 
 
-def test_a_fit_that_fails_leaves_the_one_before(protonet_run: Path) -> None:
+def test_a_failed_fit_keeps_the_previous_one(protonet_run: Path) -> None:
     classifier = FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), LABELS)
     before = classifier.predict_proba(tensors(LABELS))
     with pytest.raises(DataError):
