@@ -26,20 +26,20 @@ wheel: .venv/ready
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
-# ARGS names benchmarks and adds options: make bench ARGS="drawing heads"
+# ARGS names benchmarks and adds options: make bench ARGS="drawing startup"
 bench: .venv/bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# The group `bench` of pyproject.toml. Without --no-deps easyfsl brings torchvision, and that a torch for CUDA in place of this one.
+# The group `bench` of pyproject.toml. Without --no-deps, easyfsl's torchvision replaces torch by one for CUDA.
 .venv/bench: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps easyfsl higher tqdm
 	@touch $@
 
-# ARGS adds options: make bench-kernels ARGS="--device cpu --quick"
+# ARGS adds options: make bench-kernels ARGS="--device cuda"
 bench-kernels: .venv/ready
-	$(BIN)/python -m benchmarks.kernels $(ARGS)
+	$(BIN)/python -m benchmarks kernels $(ARGS)
 
-# On a machine with a GPU, offline: PYTHON has torch for CUDA, metazoo's dependencies and pytest (benchmarks/results/README.md).
+# On a machine with a GPU, offline: PYTHON has torch for CUDA, metazoo's dependencies and pytest (docs/kernels.md).
 gpu-test:
 	@PYTHON="$(PYTHON)" benchmarks/gpu.sh $(ARGS)
 

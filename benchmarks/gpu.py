@@ -118,9 +118,10 @@ def run(command: list[str], seconds: float, **environment: str) -> dict[str, Any
     )
 
     def listen() -> None:
-        for line in process.stdout or ():
-            said.append(line)
-            print(line, end="", flush=True)
+        with process.stdout:
+            for line in process.stdout:
+                said.append(line)
+                print(line, end="", flush=True)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

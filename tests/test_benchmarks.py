@@ -1,14 +1,17 @@
-"""The benchmarks run where there is no GPU, too, and what they write is whole: figures wait for a GPU, scripts do not."""
+"""The benchmarks: the harness, a quick run of each on the CPU, and a rehearsal of the GPU script."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import importlib
+import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,192 +19,223 @@ import pytest
 import torch
 from PIL import Image
 
+from metazoo import cli
+
 ROOT = Path(__file__).parents[1]
-SECTIONS = {"rates", "distances", "head", "evaluation", "inner_loop", "maml"}
+sys.path.insert(0, str(ROOT))
+
+import benchmarks.caltech as caltech  # noqa: E402
+from benchmarks.__main__ import NAMES  # noqa: E402
+from benchmarks.harness import Bench, Different, Unavailable, Way, distance, write  # noqa: E402
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def run(
     module: str, *options: Any, root: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, options)]
-    return subprocess.run(
-        command, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    environment = {**os.environ, **ONE_THREAD, **environment}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 
-def check(record: dict[str, Any]) -> None:
-    """Check the record of a quick run on the CPU."""
-    assert record["finished"]
-    assert record["problems"] == []
-    assert record["not_run"] == []
-    assert set(record["sections"]) == SECTIONS
-    assert record["kernels"]["mode"] == "auto"
-    assert 0.1 < record["rates"]["copy_gb_s"] < 1e4
-    assert 0.1 < record["rates"]["fp32_gflop_s"] < 1e6
-    for section, rows in record["sections"].items():
-        for row in rows:
-            if "skipped" not in row:
-                assert 0 < row["low"] <= row["us"] <= row["high"], (section, row)
-    distances = {
-        (row["mode"], row["Q"], row["way"]): row for row in record["sections"]["distances"]
-    }
-    assert "not implemented" in distances["double", 15, "cdist"]["skipped"]
-    assert distances["forward", 15, "broadcast"]["ops"] == 3
-    assert (
-        distances["forward", 75, "ours"]["error_close"]
-        < 1e-4
-        < distances["forward", 75, "norms + bmm"]["error_close"]
-    )
-    assert {row["way"] for row in record["sections"]["inner_loop"]} >= {
-        "per tensor",
-        "foreach",
-        "flat, sub",
-        "ours",
-        "ours, in place",
-    }
-    accuracies = [
-        row["result"]
-        for row in record["sections"]["evaluation"]
-        if row["what"] == "accuracy" and row["D"] == 64
-    ]
-    assert min(accuracies) > 0.25
-    assert max(accuracies) - min(accuracies) < 0.01
-    auto, off = record["sections"]["maml"]
-    assert (auto["way"], off["way"]) == ("auto", "off")
-    assert auto["error"] < 1e-4
+def tensor_way(value: float, delay: Callable[[], None] = lambda: None) -> Way:
+    def call() -> torch.Tensor:
+        delay()
+        return torch.tensor([1.0, value])
+
+    return Way(call)
 
 
-def check_goals(record: dict[str, Any]) -> None:
-    """Check the goals of a quick run on the CPU."""
+def error(answer: torch.Tensor) -> float:
+    return distance([answer], [torch.tensor([1.0, 2.0])])
+
+
+def test_a_way_with_another_answer_is_refused() -> None:
+    bench = Bench("some")
+    with pytest.raises(Different, match=r"theirs is off by 5\.0e-01"):
+        bench.race({"metazoo": tensor_way(2), "theirs": tensor_way(3)}, error=error)
+    assert bench.rows == []
+
+
+def test_nan_is_another_answer() -> None:
+    with pytest.raises(Different):
+        Bench("some").race({"metazoo": tensor_way(float("nan"))}, error=error)
+
+
+def test_a_part_with_another_answer_is_a_problem_and_the_next_part_runs() -> None:
+    saved: list[list[str]] = []
+    bench = Bench("some", quick=True, save=lambda b: saved.append(list(b.problems)))
+    with bench.part("first"):
+        bench.race({"metazoo": tensor_way(2), "theirs": tensor_way(3)}, error=error)
+    with bench.part("second"):
+        bench.race({"metazoo": tensor_way(2), "theirs": tensor_way(2.0001)}, error=error)
+    assert bench.problems == ["first: Different: theirs is off by 5.0e-01, allowed 1.0e-03"]
+    assert {row.part for row in bench.rows} == {"second"}
+    assert saved == [bench.problems, bench.problems]
+    assert "PROBLEM: first" in bench.text()
+
+
+def test_a_fact_that_does_not_hold_is_refused() -> None:
+    bench = Bench("some")
+    bench.check("the loss", 1e-7, 1e-6)
+    for off in (1e-5, float("nan")):
+        with pytest.raises(Different, match="the loss: off by"):
+            bench.check("the loss", off, 1e-6)
+    assert len(bench.same) == 1
+
+
+def test_a_rival_that_raises_is_left_out_and_metazoo_must_not_raise() -> None:
+    def fail() -> None:
+        raise NotImplementedError("no derivative")
+
+    bench = Bench("some", quick=True)
+    bench.race({"metazoo": tensor_way(2), "theirs": Way(fail)}, error=error)
+    assert [row.way for row in bench.rows] == ["metazoo"]
+    assert bench.left_out == {": theirs": "NotImplementedError: no derivative"}
+    with pytest.raises(NotImplementedError):
+        bench.race({"metazoo": Way(fail)})
+
+
+def test_a_missing_rival_is_left_out_with_the_reason() -> None:
+    bench = Bench("some")
+    with bench.rival("theirs"):
+        raise Unavailable("it is not installed")
+    with bench.part("a part"):
+        raise Unavailable("there is no data")
+    assert bench.left_out == {"theirs": "it is not installed", "a part": "there is no data"}
+    assert bench.problems == []
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    bench = Bench("some")
+    bench.add({"metazoo": [1.0, 2.0, 4.0], "theirs": [2.0, 2.0, 16.0]}, unit="ms")
+    ours, theirs = bench.rows
+    assert (ours.median, ours.low, ours.high, ours.ratio) == (2000, 1000, 4000, None)
+    assert (theirs.median, theirs.ratio) == (2000, 2)  # ratios of the rounds: 2, 1, 4
+
+
+def test_ways_are_called_in_turns_and_amounts_divide_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    clock = [0.0]
+
+    def slow(name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            calls.append(name)
+            clock[0] += seconds
+
+        return call
+
+    monkeypatch.setattr("benchmarks.harness.time.perf_counter", lambda: clock[0])
+    bench = Bench("some")
+    ways = {"metazoo": Way(slow("a", 1)), "theirs": Way(slow("b", 6), amount=2)}
+    bench.race(ways, unit="s", rounds=2)
+    assert "".join(calls) == "ab" + "ab" + "abba"  # answers, sizes, two rounds
+    assert [row.median for row in bench.rows] == [1, 3]
+    assert bench.rows[1].ratio == 3
+
+
+def test_what_is_written_has_no_folders_of_this_machine(tmp_path: Path) -> None:
+    write(tmp_path / "out.json", {"here": f"{ROOT}/metazoo", "home": f"{Path.home()}/x"})
+    assert json.loads((tmp_path / "out.json").read_text()) == {"here": "./metazoo", "home": "~/x"}
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """Check what a quick run of a benchmark on the CPU found."""
+    assert result["problems"] == []
+    assert result["rows"] or result["left_out"]
+    for row in result["rows"]:
+        assert 0 <= row["low"] <= row["median"] <= row["high"], row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quick_run_of_each_benchmark(name: str) -> None:
+    bench = Bench(name, quick=True)
+    importlib.import_module(f"benchmarks.{name}").run(bench)
+    check_result(bench.record())
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_writes_a_whole_record(tmp_path: Path) -> None:
+    done = run("benchmarks", "packed", "--quick", "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "out.json").read_text()
+    record = json.loads(text)
     assert record["finished"]
     assert record["quick"]
-    assert record["problems"] == []
-    assert set(record["sections"]) == {"maml", "protonet", "cached"}
-    for name, section in record["sections"].items():
-        assert section["same"], name
-        assert section["goals"], name
-        rows = {row["way"]: row for row in section["rows"]}
-        for row in rows.values():
-            assert 0 < row["low"] <= row["us"] <= row["high"], (name, row)
-        graphs = [row for row in section["captured"] if row["way"].endswith("CUDA graph")]
-        assert {row["skipped"] for row in graphs} == (
-            {"a CPU has no CUDA graphs"} if graphs else set()
-        )
-        for goal in section["goals"]:
-            assert goal["reached"] == (goal["value"] <= goal["limit"]) or "share" in goal["goal"]
-    maml, protonet = (
-        {row["way"]: row for row in record["sections"][name]["rows"]}
-        for name in ("maml", "protonet")
-    )
-    assert maml["ours"]["error"] < 0.01 < maml["functorch's example as it stands"]["error"]
-    assert protonet["ours"]["error"] < 0.1
-    shares = {goal["way"]: goal["value"] for goal in record["sections"]["protonet"]["goals"]}
-    convolutions = min(
-        protonet[f"convolutions alone, {order}"]["us"] for order in ("contiguous", "channels_last")
-    )
-    assert shares["ours"] == pytest.approx(convolutions / protonet["ours"]["us"], rel=0.01)
+    assert record["command"] == "python -m benchmarks packed --quick"
+    for key in ("date", "machine", "processor", "threads"):
+        assert record[key], key
+    check_result(record["results"]["packed"])
+    assert done.stdout.startswith("## packed\n")
+    assert "(quick run: not a measurement)" in done.stdout
+    assert "| one task | metazoo, in memory | " in done.stdout
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.slow
-def test_what_the_time_does_not_reach_is_recorded(tmp_path: Path) -> None:
-    done = run(
-        "benchmarks.kernels",
-        "--device",
-        "cpu",
-        "--quick",
-        "--minutes",
-        1e-6,
-        "--out",
-        tmp_path / "out.json",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / "out.json").read_text())
-    assert "maml: second-order steps" in record["not_run"]
-    assert set(record["sections"]) == {"rates"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["auto", "emulated"])
-def test_the_kernels_answer_right_on_odd_shapes(mode: str) -> None:
-    done = run("benchmarks.sanitize", "--device", "cpu", METAZOO_KERNELS=mode)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 0 wrong") == 3
-    assert ("plain PyTorch" in done.stdout) == (mode == "auto")
-
-
-@pytest.mark.slow
-def test_gpu_test_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> None:
-    leave = shutil.ignore_patterns(
-        ".*", "build", "dist", "runs", "docs", "plugins", "*.egg-info", "__pycache__", "*.so"
-    )
-    shutil.copytree(ROOT, tmp_path / "checkout", ignore=leave)
-    out = tmp_path / "out.json"
-    # A proxy that is none: whoever asks the network for something fails.
-    options = {
-        "root": tmp_path / "checkout",
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-    }
-    first = run(
-        "benchmarks.gpu_test",
-        "--device",
-        "cpu",
-        "--quick",
-        "--parts",
-        "goals,benchmarks",
-        "--out",
-        out,
-        **options,
-    )
+def test_the_gpu_script_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) -> None:
+    checkout, out = tmp_path / "checkout", tmp_path / "out.json"
+    leave = shutil.ignore_patterns("__pycache__", "*.so")
+    for folder in ("benchmarks", "csrc", "metazoo", "tests"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=leave)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, checkout)
+    # Nothing answers at this proxy: a request to the network fails.
+    offline = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    words = ["--device", "cpu", "--quick", "--out", str(out), "--parts"]
+    first = run("benchmarks.gpu", *words, "kernels", root=checkout, **offline)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "distances: microseconds a call" in first.stdout
-    assert "how many times as fast as stock PyTorch" in first.stdout
-    script = [
-        str(tmp_path / "checkout" / "benchmarks" / "gpu.sh"),
-        "--device",
-        "cpu",
-        "--out",
-        str(out),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        **{k: v for k, v in options.items() if k != "root"},
-    }
-    script += ["--parts", "tests,memcheck,racecheck"]
+    script = [str(checkout / "benchmarks" / "gpu.sh"), *words, "tests,memcheck"]
+    environment = {**os.environ, **ONE_THREAD, **offline, "PYTHON": sys.executable}
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"written to {out}\n")
     record = json.loads(out.read_text())
     assert record["finished"]
     parts = record["parts"]
-    assert {name for name, part in parts.items() if part["outcome"] == "rehearsed"} == {
-        "memcheck",
-        "racecheck",
-    }
-    assert {part["outcome"] for part in parts.values()} == {"passed", "rehearsed"}
-    assert record["rehearsal"]
-    assert set(parts) == {
-        "install",
-        "kernels",
-        "tests",
-        "goals",
-        "memcheck",
-        "racecheck",
-        "benchmarks",
-    }
-    assert parts["tests"]["passed"] > 0
-    assert parts["tests"]["failed"] == []
-    assert len(parts["memcheck"]["checked"]) == 3
-    check(parts["benchmarks"]["results"])
-    check_goals(parts["goals"]["results"])
+    assert set(parts) == {"install", "build", "tests", "memcheck", "kernels"}
+    assert {part["outcome"] for part in parts.values()} == {"passed"}
+    check_result(parts["kernels"]["results"]["results"]["kernels"])
     assert str(tmp_path) not in out.read_text()
 
 
+def test_a_part_that_fails_or_takes_too_long_loses_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import benchmarks.gpu as gpu
+
+    monkeypatch.setattr(gpu, "WORK", tmp_path)
+    out = tmp_path / "out.json"
+    words = ["gpu", "--device", "cpu", "--minutes", "0.2", "--out", str(out), "--parts", "tests"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(gpu, "SHARE", {"slow": 0.05})
+    session = gpu.Session(gpu.arguments(), "cpu")
+    session.part("wrong", [sys.executable, "-c", "print('why'); raise SystemExit(3)"])
+    session.part("slow", [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(session, "check", lambda name: 1 / 0)
+    session.attempt("tests")
+    session.part("right", [sys.executable, "-c", "print('done')"])
+    parts = json.loads(out.read_text())["parts"]
+    outcomes = {name: part["outcome"] for name, part in parts.items()}
+    assert outcomes == {
+        "wrong": "failed",
+        "slow": "timed out",
+        "tests": "failed",
+        "right": "passed",
+    }
+    assert parts["wrong"]["tail"] == "why\n"
+    assert "ZeroDivisionError" in parts["tests"]["tail"]
+    # A second call keeps what it does not run.
+    assert set(gpu.Session(gpu.arguments(), "cpu").record["parts"]) == {"wrong", "slow", "right"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module", ["benchmarks.gpu_test", "benchmarks.kernels", "benchmarks.sanitize"]
-)
+@pytest.mark.parametrize("module", ["benchmarks.gpu", "benchmarks"])
 def test_says_that_there_is_no_gpu(module: str) -> None:
     done = run(module, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
@@ -210,159 +244,68 @@ def test_says_that_there_is_no_gpu(module: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_caltech_goes_on_where_it_was_stopped_and_adds_rows(tmp_path: Path) -> None:
+def test_an_unknown_benchmark_is_named() -> None:
+    done = run("benchmarks", "drawings")
+    assert done.returncode == 2
+    assert "no benchmark named drawings; choose from startup, drawing" in done.stderr
+
+
+@pytest.fixture
+def caltech_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return a function that runs benchmarks.caltech on small made-up images.
+
+    It runs the command line in this process, one command at a time, and returns the commands.
+    """
     for split, classes in (("train", 11), ("val", 5), ("test", 5)):
         for c in range(classes):
             folder = tmp_path / "images" / split / f"{split}{c}"
             folder.mkdir(parents=True)
             for i in range(20):
                 Image.new("RGB", (32, 32), (20 * c, 255 - 20 * c, 10 * i)).save(folder / f"{i}.png")
+    commands: list[str] = []
+    lock = threading.Lock()
+
+    def metazoo(*words: str, output: bool = False) -> str:
+        with lock, contextlib.redirect_stdout(io.StringIO()) as said:
+            commands.append(" ".join(words[:2]))
+            assert cli.run(list(words)) == 0
+        return said.getvalue()
+
+    def run_caltech(*options: object) -> list[str]:
+        commands.clear()
+        words = ["--data", tmp_path / "images", "--out", tmp_path / "out", "--images", 500]
+        words += ["--episodes", 4, "--only", *options]
+        monkeypatch.setattr(sys, "argv", ["caltech", *map(str, words)])
+        caltech.main()
+        return list(commands)
+
+    monkeypatch.setattr(caltech, "metazoo", metazoo)
+    return run_caltech
+
+
+@pytest.mark.slow
+def test_caltech_continues_and_adds_rows(
+    caltech_runs: Callable[..., list[str]], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    options = [
-        "--data",
-        tmp_path / "images",
-        "--out",
-        out,
-        "--images",
-        500,
-        "--episodes",
-        4,
-        "--only",
-    ]
-    first = run("benchmarks.caltech", *options, "baseline")
-    assert first.returncode == 0, first.stderr
-    again = run("benchmarks.caltech", *options, "baseline", "protonet")
-    assert again.returncode == 0, again.stderr
-    assert "training baseline" not in again.stderr
+    assert caltech_runs("baseline").count("train baseline") == 1
+    assert "train baseline" not in caltech_runs("baseline", "protonet")
     record = json.loads((out / "caltech-conv4.json").read_text())
     rows = [(row["algorithm"], row["shots"], row["transductive"]) for row in record["rows"]]
-    assert rows == [
-        ("baseline", 1, False),
-        ("baseline", 5, False),
-        ("protonet", 1, False),
-        ("protonet", 5, False),
-    ]
+    both = ("baseline", "protonet")
+    assert rows == [(name, shots, False) for name in both for shots in (1, 5)]
     assert all(row["tasks"] == 4 and 0 <= row["mean"] <= 1 for row in record["rows"])
     assert "--images 500" in record["command"]
-    # Two trainings at a time from one that is there, and both go on from its backbone.
-    finished = run("benchmarks.caltech", *options, "protonet", "--from-baseline", 1800, "--jobs", 2)
-    assert finished.returncode == 0, finished.stderr
+    # Two trainings at a time, both from the backbone of the baseline that is there already.
+    caltech_runs("protonet", "--from-baseline", 1800, "--jobs", 2)
     baseline = out / "baseline-conv4-500-float32" / "batches"
     for shots in (1, 5):
-        recipe = json.loads(
-            (out / "protonet-conv4-500+1800-float32" / f"{shots}-shot" / "config.json").read_text()
-        )["recipe"]
+        folder = out / "protonet-conv4-500+1800-float32" / f"{shots}-shot"
+        recipe = json.loads((folder / "config.json").read_text())["recipe"]
         assert (recipe["init"], recipe["steps"]) == (str(baseline), 1800 // (10 * (shots + 10)))
-    assert (
-        json.loads((out / "caltech-conv4.json").read_text()) == record
-    )  # what began from nothing stands by itself
+    # Trainings from nothing stay as they were.
+    assert json.loads((out / "caltech-conv4.json").read_text()) == record
     record = json.loads((out / "caltech-conv4-finished.json").read_text())
-    assert [(row["algorithm"], row["shots"], row["steps"]) for row in record["rows"]] == [
-        ("protonet", 1, 16),
-        ("protonet", 5, 12),
-    ]
+    rows = [(row["algorithm"], row["shots"], row["steps"]) for row in record["rows"]]
+    assert rows == [("protonet", 1, 16), ("protonet", 5, 12)]
     assert "--images 500 --precision float32 --from-baseline 1800" in record["command"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_packed_data_are_compared_with_memory(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    done = run(
-        "benchmarks.packed",
-        "--out",
-        tmp_path / "data",
-        "--images",
-        2000,
-        "--tasks",
-        20,
-        "--json",
-        out,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads(out.read_text())
-    assert record["megabytes"] == 2000 * 784 / 1e6
-    assert record["ratio"] > 0.01
-    assert str(tmp_path) not in out.read_text()
-
-
-SUITE = (
-    "drawing",
-    "evaluation",
-    "protonet_step",
-    "maml_step",
-    "to_98",
-    "heads",
-    "memory",
-    "growth",
-)
-RIVALS = [name for name in ("easyfsl", "higher") if importlib.util.find_spec(name) is None]
-needs_rivals = pytest.mark.skipif(
-    bool(RIVALS), reason=f"{', '.join(RIVALS)} not installed (`make bench` does)"
-)
-needs_omniglot = pytest.mark.skipif(
-    not (Path(os.environ.get("METAZOO_DATA", "")) / "omniglot").is_dir(),
-    reason="METAZOO_DATA names no folder with omniglot",
-)
-
-
-def quick(name: str, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = run("benchmarks", name, "--quick", "--out", out, **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-@pytest.mark.slow
-@needs_rivals
-@needs_omniglot
-@pytest.mark.parametrize("name", SUITE)
-def test_a_benchmark_of_the_suite_writes_a_whole_record(name: str, tmp_path: Path) -> None:
-    done = quick(name, tmp_path)
-    record = json.loads((tmp_path / f"{name}.json").read_text())
-    assert record["quick"]
-    assert record["command"].startswith(f"python -m benchmarks {name}")
-    assert record["left_out"] == {}
-    assert record["torch"] == torch.__version__
-    for field in ("date", "machine", "processor", "threads", "work", "unit"):
-        assert record[field], field
-    for row in record["rows"]:
-        assert 0 < row["low"] <= row["median"] <= row["high"], row
-        assert row["way"] in done.stdout
-    if name == "growth":
-        assert [(tmp_path / picture).exists() for picture in record["plots"]] == [True]
-    else:
-        assert record["same"]
-        assert record["goals"]
-        own = {row["part"]: row["median"] for row in record["rows"] if row["way"] == "metazoo"}
-        for row in record["rows"]:
-            if row["way"] != "metazoo":
-                assert row["ratio"] == pytest.approx(row["median"] / own[row["part"]], rel=0.01)
-    assert str(tmp_path) not in (tmp_path / f"{name}.json").read_text()
-
-
-@pytest.mark.slow
-def test_what_cannot_be_measured_here_is_left_out_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util\nfind = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name in ('easyfsl', 'higher') else find(name, *rest)\n"
-    )
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    done = quick("maml_step", tmp_path, PYTHONPATH=path)
-    assert "left out: higher: higher is not installed; `make bench` installs it" in done.stdout
-    record = json.loads((tmp_path / "maml_step.json").read_text())
-    assert set(record["left_out"]) == {"higher"}
-    done = quick("drawing", tmp_path, METAZOO_DATA="")
-    assert "drawing is left out: $METAZOO_DATA names no folder" in done.stderr
-    assert not (tmp_path / "drawing.json").exists()
-
-
-def test_every_benchmark_of_the_suite_has_its_place_in_the_docs() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert tuple(re.findall(r"<!-- (\w+) -->", page)) == SUITE
-
-
-def test_a_quick_run_does_not_pass_for_a_result() -> None:
-    done = run("benchmarks", "growth", "--quick", "--out", "benchmarks/results")
-    assert done.returncode == 2
-    assert "the results of a quick run are no results" in done.stderr
