@@ -1,7 +1,7 @@
-"""Builds the kernels' library with ninja, on first use and ahead of time alike.
+"""Building of the kernels' library with ninja, on first use or ahead of time.
 
-Nothing but the standard library is imported before `build` is called: setup.py uses this module where metazoo's
-dependencies need not be.
+setup.py imports this module without metazoo's dependencies, so it imports only the standard library
+until `build` is called.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from metazoo.io.files import cache_directory, locked, write_atomically
+from metazoo.io.files import cache_directory, locked, read_verified, write_atomically
 from metazoo.kernels.toolchain import (
     KernelBuildError,
+    Toolkit,
     architectures,
     code_generation,
     find_cxx,
@@ -35,20 +36,20 @@ from metazoo.version import VERSION
 
 Kind = Literal["cuda", "emulated"]
 
-# The headers of torch 2.11's stable ABI: what is built with a later torch loads into 2.11 and everything after it.
+# The stable ABI of torch 2.11: a library built with a later torch also loads into 2.11.
 _COMMON = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _CXX = {"cuda": ["-O2"], "emulated": ["-O2", "-g", "-DMETAZOO_EMULATED"]}
 _HOST = ["-fPIC", "-fvisibility=hidden"]
 _NVCC = ["-O3", "-Xptxas=-v", "-Wno-deprecated-gpu-targets"]
-# For CI. A compiler that we have not met may warn of something new; nobody should lose the kernels by that.
+# For CI only, because a new compiler's warnings must not prevent a build.
 _STRICT_CXX = ["-Wall", "-Werror"]
 _STRICT_NVCC = ["-Werror=all-warnings"]
-_UNDER_WAY = "building-"
-_LINES = 12  # of the compilers' output, in an error
+_WORK_PREFIX = "building-"
+_LINES = 12  # lines of the compilers' output in an error
 
 
 def find_sources() -> Path:
-    """Return the folder of the C++ and CUDA sources: in the installed package, else beside it in a checkout."""
+    """Return the folder of the C++ and CUDA sources, in the package or beside it in a checkout."""
     package = Path(__file__).parents[1]
     for folder in (package / "csrc", package.parent / "csrc"):
         if (folder / "module.cpp").exists():
@@ -59,12 +60,12 @@ def find_sources() -> Path:
 
 
 def sources_of(csrc: Path) -> list[Path]:
-    """Return what is compiled, and the headers that it includes."""
+    """Return the sources and headers."""
     return sorted(path for kind in ("*.cu", "*.cpp", "*.cuh", "*.h") for path in csrc.glob(kind))
 
 
 def digest_of(csrc: Path) -> str:
-    """Return a digest of the sources: a library built from others has another one."""
+    """Return a digest of the sources, which a library carries as its build id."""
     digest = hashlib.sha256()
     for path in sources_of(csrc):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
@@ -72,7 +73,7 @@ def digest_of(csrc: Path) -> str:
 
 
 def is_of(library: Path, csrc: Path) -> bool:
-    """Return whether a library was built from the sources as they are now."""
+    """Return whether a library was built from these sources."""
     return bytes.fromhex(digest_of(csrc)) in library.read_bytes()
 
 
@@ -87,64 +88,78 @@ def build(
     strict: bool = False,
     again: bool = False,
 ) -> Path:
-    """Return the path of the kernels' library, an extension module `_cuda` or `_emulated`; build it where it is not there.
+    """Build the kernels' library, an extension module `_cuda` or `_emulated`, and return its path.
 
-    It lies below `folder` (default: the cache's `kernels`), in a folder named after all that it depends on, beside `build.log`:
-    what the compilers wrote, ptxas' report included. Processes that build the same wait for the first.
+    An existing library is reused. It is in a folder named after everything that it depends on, beside
+    `build.log` with the output of the compilers and ptxas. Processes that build the same library wait
+    for the first.
 
-    `extra_flags` go to every compiler and to the linker; `cuda` is the version of CUDA that nvcc must fit (default: torch's;
-    "any" takes the first nvcc); `strict` makes warnings errors; `again` builds even what is there.
+    Args:
+        kind: "cuda", or "emulated" for CPU tensors
+        csrc: folder of the sources
+        folder: parent of the library's folder (default: `kernels` in the cache)
+        extra_flags: for every compiler and the linker
+        archs: CUDA architectures, such as "8.0;9.0+PTX"
+        cuda: the version of CUDA to build for (default: torch's); "any" takes the first nvcc
+        strict: treat warnings as errors
+        again: build even if the library exists
 
-    Raises KernelBuildError.
+    Raises:
+        KernelBuildError: something is missing, or the sources do not compile
     """
-    torch = _torch()
     csrc = (csrc or find_sources()).absolute()
     archs = (archs or architectures()) if kind == "cuda" else ""
-    name = f"_{kind}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    flags = [*_COMMON, *_CXX[kind], *_HOST, *_NVCC, *extra_flags]
-    depends = [
-        kind,
-        VERSION,
-        torch.__version__,
-        sysconfig.get_config_var("SOABI"),
-        archs,
-        strict,
-        flags,
-        digest_of(csrc),
-    ]
     place = (folder or cache_directory() / "kernels").absolute()
-    place /= hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
-    library = place / name
+    place /= _key(kind, csrc, archs, strict, extra_flags)
+    library = place / f"_{kind}{sysconfig.get_config_var('EXT_SUFFIX')}"
     try:
-        if _is_whole(library) and not again:
+        if _is_complete(library) and not again:
             _refuse_strangers(place)
             return library
         for made in (place.parent, place):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
         _refuse_strangers(place)
         with locked(place, wait=True):
-            if again or not _is_whole(library):
-                _sweep(place)
-                with tempfile.TemporaryDirectory(dir=place, prefix=_UNDER_WAY) as work:
-                    script = _script(
-                        kind, csrc, name, archs, cuda or cuda_of_torch() or "", strict, extra_flags
-                    )
-                    write_atomically(place / "build.ninja", script.encode())
-                    # Whoever waits for their first result should know what for.
-                    print(
-                        "metazoo: compiling its kernels, which takes a minute or two and is done once",
-                        file=sys.stderr,
-                    )
-                    _run(place / "build.ninja", Path(work), place / "build.log")
-                    _keep(Path(work) / name, library)
+            if again or not _is_complete(library):
+                version = cuda or cuda_of_torch() or ""
+                script = _script(kind, csrc, library.name, archs, version, strict, extra_flags)
+                _compile(script, library)
     except OSError as error:
         hint = "set METAZOO_CACHE to a folder that can be written"
         raise KernelBuildError(f"the kernels cannot be built in {place}: {error}", hint) from error
     return library
 
 
+def _key(kind: Kind, csrc: Path, archs: str, strict: bool, extra_flags: Sequence[str]) -> str:
+    """Return a digest of everything that a library depends on."""
+    depends = [
+        kind,
+        VERSION,
+        _torch().__version__,
+        sysconfig.get_config_var("SOABI"),
+        archs,
+        strict,
+        [*_COMMON, *_CXX[kind], *_HOST, *_NVCC, *extra_flags],
+        digest_of(csrc),
+    ]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
+
+
+def _compile(script: str, library: Path) -> None:
+    place = library.parent
+    _sweep(place)
+    with tempfile.TemporaryDirectory(dir=place, prefix=_WORK_PREFIX) as work:
+        write_atomically(place / "build.ninja", script.encode())
+        print(
+            "metazoo: compiling its kernels; this takes a minute or two, once",
+            file=sys.stderr,
+        )
+        _run(place / "build.ninja", Path(work), place / "build.log")
+        _keep(Path(work) / library.name, library)
+
+
 def cuda_of_torch() -> str | None:
-    """Return the version of CUDA that the installed torch is for: None where it is for none."""
+    """Return the CUDA version of the installed torch, or None for a torch without CUDA."""
     return _torch().version.cuda
 
 
@@ -152,9 +167,9 @@ def _torch() -> ModuleType:
     try:
         import torch
     except ImportError as error:
-        hint = "ahead of time: `METAZOO_BUILD=1 pip install --no-build-isolation .`, in an environment that has torch"
+        hint = "in an environment with torch: `METAZOO_BUILD=1 pip install --no-build-isolation .`"
         raise KernelBuildError(
-            f"the kernels are built for the torch that is there, and none is: {error}", hint
+            f"the kernels are built for the installed torch, and torch is missing: {error}", hint
         ) from error
     return torch
 
@@ -162,59 +177,30 @@ def _torch() -> ModuleType:
 def _script(
     kind: Kind, csrc: Path, name: str, archs: str, cuda: str, strict: bool, extra: Sequence[str]
 ) -> str:
-    """Return build.ninja."""
-    torch, (cxx, compiler) = _torch(), find_cxx()
-    home = Path(str(torch.__file__)).parent
-    # torch has a copy of pybind11, which refuses to be included where its stable ABI is used: ours comes first.
-    system = [_pybind11(), home / "include", sysconfig.get_path("include")]
-    told = {"TORCH": torch.__version__, "ARCHS": archs, "VERSION": VERSION}
-    # The build id of the file says what it was built from: see `is_of`.
+    """Return the contents of build.ninja."""
+    cxx, compiler = find_cxx()
+    common = _common_flags(kind, extra)
+    # The file's build id says which sources it was built from; see `is_of`.
     link = [
-        f"-L{home / 'lib'}",
+        f"-L{_home() / 'lib'}",
         "-Wl,--no-as-needed",
         "-ltorch_cpu",
         "-Wl,--as-needed",
         f"-Wl,--build-id=0x{digest_of(csrc)}",
     ]
-    rules = {".cpp": "cxx", ".cu": "nvcc" if kind == "cuda" else "cxx"}
     about = ["  depfile = $out.d", "  description = $out"]
     lines: list[str] = []
-    common = [
-        *_COMMON,
-        f"-DMETAZOO_MODULE=_{kind}",
-        *(part for path in system for part in ("-isystem", str(path))),
-        *extra,
-    ]
     if kind == "cuda":
         toolkit = find_toolkit(cuda)
         compiler = f"nvcc {toolkit.version}, {compiler}"
-        # `-ccbin` takes one word, and CXX may be "ccache g++".
-        program = [word for word in cxx if not word.startswith("-")][-1]
-        options = [f"-Xcompiler={word}" for word in cxx if word.startswith("-")]
-        host = [f"-ccbin={program}", *options, *(f"-Xcompiler={flag}" for flag in _HOST)]
-        nvcc = [
-            str(toolkit.nvcc),
-            *_NVCC,
-            *code_generation(archs),
-            *host,
-            *common,
-            *(_STRICT_NVCC if strict else ()),
-        ]
+        nvcc = _nvcc_command(toolkit, cxx, archs, common, strict)
         lines += ["rule nvcc", f"  command = {_words(nvcc)} -MD -MF $out.d -c $in -o $out", *about]
         link += [f"-L{folder}" for folder in toolkit.libraries()]
-        # torch brings a CUDA runtime of its own: without --exclude-libs our calls could end up in that one.
+        # Without --exclude-libs our calls could end up in the CUDA runtime that torch brings.
         link += ["-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    told["COMPILER"] = compiler
-    # Checks name their source file: not by where it lay when it was compiled.
-    compile_ = [
-        *cxx,
-        *_CXX[kind],
-        *_HOST,
-        f"-ffile-prefix-map={csrc}=csrc",
-        *common,
-        *(_STRICT_CXX if strict else ()),
-    ]
-    compile_ += [f'-DMETAZOO_{key}="{value}"' for key, value in told.items()]
+    info = {"ARCHS": archs, "COMPILER": compiler}
+    compile_ = _cxx_command(kind, cxx, csrc, common, info, strict)
+    rules = {".cpp": "cxx", ".cu": "nvcc" if kind == "cuda" else "cxx"}
     compiled = {f"{path.name}.o": path for path in sources_of(csrc) if path.suffix in rules}
     lines += [
         "rule cxx",
@@ -227,6 +213,50 @@ def _script(
         f"build {name}: link {' '.join(compiled)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _home() -> Path:
+    return Path(str(_torch().__file__)).parent
+
+
+def _common_flags(kind: Kind, extra: Sequence[str]) -> list[str]:
+    # Our pybind11 comes first: torch's copy refuses to be included together with the stable ABI.
+    include = [_pybind11(), _home() / "include", sysconfig.get_path("include")]
+    system = [part for path in include for part in ("-isystem", str(path))]
+    return [*_COMMON, f"-DMETAZOO_MODULE=_{kind}", *system, *extra]
+
+
+def _nvcc_command(
+    toolkit: Toolkit, cxx: list[str], archs: str, common: list[str], strict: bool
+) -> list[str]:
+    # `-ccbin` takes one word, and CXX may be "ccache g++".
+    program = [word for word in cxx if not word.startswith("-")][-1]
+    options = [word for word in cxx if word.startswith("-")]
+    return [
+        str(toolkit.nvcc),
+        *_NVCC,
+        *code_generation(archs),
+        f"-ccbin={program}",
+        *(f"-Xcompiler={flag}" for flag in (*options, *_HOST)),
+        *common,
+        *(_STRICT_NVCC if strict else ()),
+    ]
+
+
+def _cxx_command(
+    kind: Kind, cxx: list[str], csrc: Path, common: list[str], info: dict[str, str], strict: bool
+) -> list[str]:
+    info = {"TORCH": _torch().__version__, "VERSION": VERSION, **info}
+    return [
+        *cxx,
+        *_CXX[kind],
+        *_HOST,
+        # Failed checks name their source file; the prefix map keeps the build's folder out of it.
+        f"-ffile-prefix-map={csrc}=csrc",
+        *common,
+        *(_STRICT_CXX if strict else ()),
+        *(f'-DMETAZOO_{key}="{value}"' for key, value in info.items()),
+    ]
 
 
 def _pybind11() -> str:
@@ -248,7 +278,7 @@ def _path(path: Path) -> str:
 
 
 def _run(script: Path, work: Path, log: Path) -> None:
-    # Each build has a log of its own until it ends: the compilers of a killed one may still be writing.
+    # Each build has a log of its own, because the compilers of a killed build may still write.
     writing = work / "log"
     with writing.open("w", encoding="utf-8") as file:
         done = subprocess.run(
@@ -262,21 +292,24 @@ def _run(script: Path, work: Path, log: Path) -> None:
     os.replace(writing, log)
     if done.returncode == 0:
         return
-    told = log.read_text(encoding="utf-8", errors="replace")
-    # ninja repeats the command, which is long, and says at the end that it stopped.
+    errors = _error_lines(log.read_text(encoding="utf-8", errors="replace"))
+    raise KernelBuildError(f"the kernels do not compile:\n  {errors}", f"the whole log is {log}")
+
+
+def _error_lines(log: str) -> str:
+    """Return the first error of a log and the lines after it."""
+    # ninja repeats the long commands.
     own = re.compile(r"ninja: |\[\d+/\d+\]|.* -o ")
-    lines = [line for line in told.splitlines() if line.strip() and not own.match(line)]
-    # One file may fail while the others go on, whose reports then come last; a linker says why before its driver says `error`.
+    lines = [line for line in log.splitlines() if line.strip() and not own.match(line)]
+    # Output of other files may follow an error. A linker's reason precedes its driver's `error`.
     is_error = re.compile(r"(?!collect2).*\b(?:error|fatal)(?: [#\w-]+)?\s*:")
-    first = next(
-        (i for i, line in enumerate(lines) if is_error.match(line)), max(0, len(lines) - _LINES)
-    )
-    excerpt = "\n  ".join(lines[first : first + _LINES])
-    raise KernelBuildError(f"the kernels do not compile:\n  {excerpt}", f"all of it is in {log}")
+    last = max(0, len(lines) - _LINES)
+    first = next((i for i, line in enumerate(lines) if is_error.match(line)), last)
+    return "\n  ".join(lines[first : first + _LINES])
 
 
 def _keep(built: Path, library: Path) -> None:
-    """Move what was built to its place; its checksum, which comes last, says that it is whole."""
+    """Move a library to its place, then write its checksum, which marks it as complete."""
     checksum = hashlib.sha256(built.read_bytes()).hexdigest()
     _checksum_of(library).unlink(missing_ok=True)
     os.replace(built, library)
@@ -287,18 +320,17 @@ def _checksum_of(library: Path) -> Path:
     return library.with_name(f"{library.name}.sha256")
 
 
-def _is_whole(library: Path) -> bool:
-    # Opening a library that has lost its end can kill the process: better not to try.
+def _is_complete(library: Path) -> bool:
+    # Loading a truncated library can kill the process.
     try:
-        return hashlib.sha256(library.read_bytes()).hexdigest() == _checksum_of(library).read_text(
-            encoding="utf-8"
-        )
+        checksum = _checksum_of(library).read_text(encoding="utf-8")
+        return read_verified(library, checksum) is not None
     except (OSError, ValueError):
         return False
 
 
 def _refuse_strangers(place: Path) -> None:
-    """Raise KernelBuildError where somebody else may have put a library, which will be run, into a folder."""
+    """Raise KernelBuildError if another user can write to a folder from which code is loaded."""
     if not hasattr(os, "geteuid"):
         return
     for path in (place.parent, place, *place.glob("*.so")):
@@ -311,7 +343,10 @@ def _refuse_strangers(place: Path) -> None:
 
 
 def _sweep(place: Path) -> None:
-    """Remove what killed builds left; what is younger than an hour may be alive where the file system has no locks."""
-    for left in place.glob(f"{_UNDER_WAY}*"):
+    """Remove the files of killed builds.
+
+    Without locks in the file system, those younger than an hour may belong to a running build.
+    """
+    for left in place.glob(f"{_WORK_PREFIX}*"):
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)

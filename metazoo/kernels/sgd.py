@@ -101,7 +101,10 @@ def square_norm(gradient: Sequence[Tensor]) -> Tensor:
     return torch.stack([g.flatten(1).to(dtype).square().sum(1) for g in gradient]).sum(0)
 
 
-_ARGUMENTS = "Tensor[] gradient, Tensor? lr, {velocity} velocity, Tensor? scale, float factor, float momentum, float weight_decay"
+_ARGUMENTS = (
+    "Tensor[] gradient, Tensor? lr, {velocity} velocity, Tensor? scale, "
+    "float factor, float momentum, float weight_decay"
+)
 declare(
     f"sgd_update(Tensor params, {_ARGUMENTS.format(velocity='Tensor?')}) -> (Tensor, Tensor)",
     sgd_update,

@@ -174,7 +174,7 @@ def test_an_unknown_mode_is_the_users_mistake(built):
 def test_a_torch_for_cpus_alone(built):
     if find_cuda():
         pytest.skip("this torch is for CUDA")
-    says(built.load(NUMBERS="1"), "CPUs alone")
+    says(built.load(NUMBERS="1"), "installed torch has no CUDA")
 
 
 def find_cuda() -> str | None:
@@ -188,7 +188,7 @@ def test_no_compiler(checkout, cxx):
     shutil.rmtree(checkout.cache)
     says(
         checkout.load(METAZOO_KERNELS="emulated", CXX=cxx, NUMBERS="1"),
-        f"CXX names '{cxx}'",
+        f"CXX is '{cxx}'",
         "install g++",
     )
 
@@ -223,7 +223,7 @@ def test_a_damaged_library_is_built_again(checkout):
     assert found["loaded"]
     assert found["warnings"] == []
     damage(library)
-    says(checkout.load(METAZOO_KERNELS="emulated", CXX="/bin/false", NUMBERS="1"), "CXX names")
+    says(checkout.load(METAZOO_KERNELS="emulated", CXX="/bin/false", NUMBERS="1"), "CXX is")
 
 
 def damage(library: Path) -> None:
@@ -351,7 +351,7 @@ class TestCuda:
             checkout.load(CUDA_FOR_TEST="any", CXX="/bin/false"),
             str(ahead),
             "from other sources",
-            "CXX names",
+            "CXX is",
         )
 
     def test_built_for_another_torch(self, checkout, ahead):
@@ -362,7 +362,7 @@ class TestCuda:
             checkout.load(CUDA_FOR_TEST="any", CXX="/bin/false"),
             str(ahead),
             "of_another_torch",
-            "CXX names",
+            "CXX is",
         )
 
     def test_built_for_another_python(self, checkout, ahead):
@@ -371,7 +371,7 @@ class TestCuda:
         says(
             checkout.load(CUDA_FOR_TEST="any", CXX="/bin/false"),
             f"{other.name} was built for another Python",
-            "CXX names",
+            "CXX is",
         )
 
     def test_a_toolkit_of_another_version(self, checkout):
@@ -417,7 +417,7 @@ def test_info_says_why_not(checkout):
     status, out, err = info(checkout, METAZOO_KERNELS="emulated", CXX="/bin/false")
     assert status == 0
     assert (
-        "kernels:        emulated, not loaded: CXX names '/bin/false', which does not run\n" in out
+        "kernels:        emulated, not loaded: CXX is '/bin/false', which does not run\n" in out
     )
     assert "kernels hint:   install g++" in out
     told = json.loads(info(checkout, "--json", METAZOO_KERNELS="emulated", CXX="/bin/false")[1])[
