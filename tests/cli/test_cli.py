@@ -1,4 +1,4 @@
-"""The command line: what it prints where."""
+"""The command line: what it prints, and whether to stdout or to stderr."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import pytest
 from commands import Capture, failure, output
 
 import metazoo.plugins.error_source
-from metazoo.cli import BUILT_IN, run
+from metazoo import options
+from metazoo.base.recipe import Recipe
+from metazoo.cli import run
+from metazoo.cli.commands import BUILT_IN
+from metazoo.cli.training import FLAGS, PREFIXES
 from metazoo.datasets.glyphs import Glyphs
-from metazoo.plugins import checks
 from metazoo.plugins.registry import Plugin
 from metazoo.zoo import run_folder
 
@@ -89,14 +92,14 @@ def test_the_traceback_is_there_whatever_asking_for_the_plugin_does(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meets(KeyError("\n what"), monkeypatch)
-    monkeypatch.setattr(metazoo.blame, "registry", lambda: 1 / 0)
+    monkeypatch.setattr(metazoo.plugins.error_source, "registry", lambda: 1 / 0)
     assert run(["list"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback (most recent call last):")
     assert "\nKeyError: " in err
     assert "ZeroDivisionError" not in err
     assert err.splitlines()[-2].startswith(
-        f"error: metazoo {metazoo.__version__} met an error that it did not foresee: KeyError"
+        f"error: unexpected error in metazoo {metazoo.__version__}: KeyError"
     )
 
 
@@ -113,7 +116,9 @@ def test_an_os_error_is_a_plugins_bug_where_it_is_and_a_full_disk_nobodys(
 ) -> None:
     owner = Plugin("near", "near", "near", "1.0")
     monkeypatch.setattr(
-        metazoo.blame, "at_fault", lambda error: metazoo.blame.Fault(owner, "File x")
+        metazoo.plugins.error_source,
+        "at_fault",
+        lambda error: metazoo.plugins.error_source.Fault(owner, "File x"),
     )
     meets(FileNotFoundError(2, "No such file", "tasks.txt"), monkeypatch)
     assert run(["list"]) == 1
@@ -125,27 +130,21 @@ def test_an_os_error_is_a_plugins_bug_where_it_is_and_a_full_disk_nobodys(
     )
     meets(OSError(28, "No space left on device"), monkeypatch)
     assert failure(capsys, 1, "list")[0] == "error: No space left on device"
-    monkeypatch.setattr(metazoo.blame, "at_fault", lambda error: None)
+    monkeypatch.setattr(metazoo.plugins.error_source, "at_fault", lambda error: None)
     meets(FileNotFoundError(2, "No such file", "tasks.txt"), monkeypatch)
     assert failure(capsys, 1, "list")[0] == "error: No such file: tasks.txt"
 
 
 def test_sizes_beyond_numbers_are_told(capsys: Capture, tmp_path: Path) -> None:
-    for steps in (10**30, 2**62):
-        words = [
-            "train",
-            "maml",
-            *QUICK,
-            "--inner-steps",
-            str(steps),
-            "--out",
-            str(tmp_path / "run"),
-        ]
-        error, hint = failure(capsys, 2, *words)
-        assert error.startswith("error: the network cannot be made: ")
+    maml = ["maml", "--learned-rates", "per-step", "--inner-steps"]
+    for words in (
+        [*maml, str(10**30)],
+        [*maml, str(2**62)],
+        ["protonet", "--backbone-width", str(10**30)],
+    ):
+        error, hint = failure(capsys, 2, "train", *QUICK, *words, "--out", str(tmp_path / "run"))
+        assert error.startswith("error: the network cannot be built: ")
         assert hint == "hint: make it smaller"
-    error, hint = failure(capsys, 2, "train", "protonet", *QUICK, "--backbone-width", str(10**30))
-    assert error.startswith("error: the network cannot be made: ")
 
 
 def test_data_whose_model_could_not_be_read_again_are_not_trained_on(
@@ -153,7 +152,7 @@ def test_data_whose_model_could_not_be_read_again_are_not_trained_on(
 ) -> None:
     monkeypatch.setattr(Glyphs, "input_format", property(lambda self: {"size": 28}))
     error, _ = failure(capsys, 1, "train", "protonet", *QUICK, "--out", str(tmp_path / "run"))
-    assert "data set 'glyphs' cannot be used: 'input_format' is not" in error
+    assert "data set 'glyphs' has an invalid input_format: " in error
     assert not (tmp_path / "run").exists()
 
 
@@ -163,15 +162,30 @@ def test_the_version(capsys: Capture) -> None:
 
 def test_help_shows_the_options_of_algorithm_data_set_and_backbone(capsys: Capture) -> None:
     out = output(capsys, "train", "maml", "--dataset", "omniglot", "--backbone=resnet12", "-h")[0]
-    for part in ("Options of maml", "--inner-lr", "Options of data set omniglot", "--data-rotations / --no-data-rotations",
-                 "Options of backbone resnet12", "--backbone-scale", "Training:", "--meta-batch", "--resume"):  # fmt: skip
+    for part in (
+        "Options of maml",
+        "--inner-lr",
+        "Options of data set omniglot",
+        "--data-rotations / --no-data-rotations",
+        "Options of backbone resnet12",
+        "--backbone-scale",
+        "Training:",
+        "--meta-batch",
+        "--resume",
+    ):
         assert part in out, part
     assert re.search(
         r"--meta-batch INTEGER[^\[]*\[default:\s+8\]", out
     )  # maml's own, not the recipe's 1
+    for words in (["protonet"], ["--dataset", "glyphs"], ["--data-seed=1"], ["--backbone=conv4"]):
+        out = output(capsys, "train", *words, "-h")[0]
+        assert "Options of data set glyphs" in out
+        assert "Options of backbone conv4" in out
+        assert "--inner-lr" not in out
+    # Without a name it imports no plugin, and shows the options that every run has.
     out = output(capsys, "train", "-h")[0]
-    assert "Options of data set glyphs" in out
-    assert "--inner-lr" not in out
+    assert "Training:" in out
+    assert "Options of" not in out
     assert "--data-low" in output(capsys, "train", "maml", "--dataset=sinusoid", "-h")[0]
 
 
@@ -199,8 +213,22 @@ def test_a_shell_that_completes_words_is_told_nothing(capsys: Capture) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_plugins_may_not_take_the_name_of_a_built_in_command() -> None:
-    assert set(BUILT_IN) == checks.COMMANDS
+def test_the_flags_that_algorithms_may_not_take_are_those_of_train() -> None:
+    train = metazoo.cli.cli.get_command(click.Context(metazoo.cli.cli), "train")
+    assert train is not None
+    own = {
+        word.lstrip("-").replace("-", "_")
+        for parameter in train.get_params(click.Context(train))
+        for word in [*parameter.opts, *parameter.secondary_opts]
+        if word.startswith("--")
+    }
+    assert own == set(FLAGS)
+    # The others come from Config classes: those of the recipe are checked when a plugin is registered.
+    assert not own & {option.name for option in options.read(Recipe)}
+    named = ["maml", "--dataset", "folder", "--backbone", "resnet12"]
+    context = train.make_context("train", [*named, "-h"], resilient_parsing=True)
+    prefixes = {section.prefix for section in context.meta["sections"]} - {""}
+    assert {prefix.replace("-", "_") for prefix in prefixes} == set(PREFIXES)
 
 
 def test_list_shows_all_that_is_built_in(capsys: Capture) -> None:
@@ -258,11 +286,11 @@ def test_train_prints_its_result_alone(capsys: Capture, tmp_path: Path) -> None:
         "run": str(folder),
         **json.loads((folder / run_folder.RESULT).read_text()),
     }
-    assert "is finished already" in err
+    assert "is already finished" in err
 
 
 def test_a_training_that_learned_nothing_says_so(capsys: Capture, tmp_path: Path) -> None:
-    told = "note: that cannot be told from guessing"
+    told = "note: this is no better than guessing"
     words = ["train", "protonet", *QUICK, "--backbone-width", "16", "--steps", "30", "--out"]
     assert (
         told not in output(capsys, *words, str(tmp_path / "learned"), "--test-episodes", "100")[1]
@@ -302,8 +330,9 @@ def test_train_in_any_order_of_words(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_train_of_a_regression(capsys: Capture, tmp_path: Path) -> None:
-    words = "train maml --dataset sinusoid --steps 2 --validation-episodes 2 --test-episodes 4 --progress lines"
-    out, err = output(capsys, *shlex.split(words), "--out", str(tmp_path / "run"))
+    words = "train maml --dataset sinusoid --steps 2 --validation-episodes 2 --test-episodes 4"
+    shown = ["--progress", "bar", "--out", str(tmp_path / "run")]
+    out, err = output(capsys, *shlex.split(words), *shown)
     assert re.search(
         r"10-shot test mse \d+\.\d{4} ± \d+\.\d{4} \(95 % interval, 4 tasks, inductive\)$",
         out.strip(),
@@ -322,6 +351,8 @@ def test_progress_is_shown_on_stderr_as_asked(
     assert len(out.splitlines()) == 1
     assert ("validation" in err) == (progress != "none")
     assert ("chance 33.3%" in err) == (progress != "none")
+    assert ("step      2/2  loss" in err) == (progress != "none")
+    assert ("\nvalidation accuracy (chance 33.3%):\n" in err) == (progress == "bar")  # the plot
 
 
 def test_without_out_runs_are_numbered(
@@ -380,7 +411,7 @@ def test_export_where_a_card_is_damaged_or_stands_alone(
     card.write_text("my notes")
     assert (
         failure(capsys, 2, "export", str(protonet_run), *words)[0]
-        == f"error: {card} exists and is no model card"
+        == f"error: {card} exists and is not a model card"
     )
     assert card.read_text() == "my notes"
     card.unlink()

@@ -92,7 +92,11 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "eval RUN --split dev": (1, "has no split 'dev'", "train, val, test"),
     "eval RUN --ways 500": (1, "20 classes, but a task needs 500", "fewer ways"),
     "eval RUN --shots 500": (1, "20 examples, but a task needs 500", "fewer shots"),
-    "eval RUN --protocol official": (2, "has no protocol 'official'", "it has no official protocols"),
+    "eval RUN --protocol official": (
+        2,
+        "has no protocol 'official'",
+        "it has no official protocols",
+    ),
     "eval RUN --protocol official --ways 5": (2, "--protocol brings tasks of its own", "leave out"),
     "eval RUN --dataset nothing": (2, "no data set named 'nothing'", "metazoo list"),
     "eval RUN --dataset sinusoid": (2, "is a classification model", "another --dataset"),

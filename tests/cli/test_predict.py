@@ -172,7 +172,11 @@ def test_mistakes_are_told(
         (words(support, tmp_path / "nothing", protonet_run), 1, "nothing"),
         (words(support, empty, protonet_run), 1, "is empty"),
         (words(empty, query, protonet_run), 1, "is empty"),
-        (words(support, query / "notes.txt", protonet_run), 1, "notes.txt does not have the suffix of an image"),
+        (
+            words(support, query / "notes.txt", protonet_run),
+            1,
+            "notes.txt does not have the suffix of an image",
+        ),
         (words(query / "a.png", query, protonet_run), 1, "a.png is a file"),
         (words(support, query, sinusoid_run), 2, "is a regression model"),
         (words(support, query, tmp_path / "x" / "nothing"), 2, "no run folder or model file"),
