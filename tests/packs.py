@@ -1,4 +1,4 @@
-"""Data to pack, and programs that pack or read them in a process of their own."""
+"""Data to pack, and scripts that pack or read them in another process."""
 
 from __future__ import annotations
 

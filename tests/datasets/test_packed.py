@@ -1,4 +1,4 @@
-"""Packed data: the same tasks as the data they were made of, in bounded memory."""
+"""Packed data give the same tasks as their source, with little memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(tree: Path) -> ClassDataset:
 
 
 @pytest.mark.parametrize("source", [vectors, made, folder])
-def test_the_same_tasks_as_the_source(
+def test_packed_data_give_the_tasks_of_their_source(
     source: Callable[[Path], ClassDataset], tree: Path, tmp_path: Path
 ) -> None:
     data = source(tree)
@@ -58,7 +58,7 @@ def test_the_same_tasks_as_the_source(
     assert (tmp_path / "out" / "train.bin").read_bytes() == x.numpy().tobytes()
 
 
-def test_a_split_without_examples(tmp_path: Path) -> None:
+def test_a_split_without_examples_can_be_packed(tmp_path: Path) -> None:
     class Empty(Vectors):
         def load(self) -> dict[str, Examples]:
             return {**super().load(), "val": Examples(torch.zeros(0, 5), (), ())}
@@ -75,13 +75,13 @@ def test_training_on_packed_data_gives_the_same_model(tmp_path: Path, packed_gly
     assert losses[0] == losses[1]
     weights = [load_tensors(run / run_folder.LAST)[0] for run in (one, two)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    # Where the data lie is not kept with the model; how images become examples is.
+    # The model keeps how images become examples, but not the folder of the data.
     metadata = load_tensors(two / run_folder.BEST)[1]
     assert metadata["dataset_options"] == {}
     assert metadata["input_format"] == Glyphs().input_format
 
 
-def test_moving_loads_nothing(packed_glyphs: Path) -> None:
+def test_moving_to_a_device_loads_nothing(packed_glyphs: Path) -> None:
     data = packed(packed_glyphs)
     before = data.split("train")
     data.move("cpu")
@@ -93,13 +93,11 @@ def test_moving_loads_nothing(packed_glyphs: Path) -> None:
 
 
 class Tasks(torch.utils.data.Dataset):
-    """What a DataLoader takes."""
+    """Tasks and batches for a DataLoader."""
 
     def __init__(self, data: Packed):
-        self.sampler, self.batches = (
-            data.tasks("train", 5, 1, 2, seed=3),
-            BatchSampler(data.split("train"), 8, seed=1),
-        )
+        self.sampler = data.tasks("train", 5, 1, 2, seed=3)
+        self.batches = BatchSampler(data.split("train"), 8, seed=1)
 
     def __len__(self) -> int:
         return 6
@@ -123,7 +121,7 @@ def test_spawned_workers_draw_the_same_tasks(packed_glyphs: Path) -> None:
         assert torch.equal(x, here[i][2])
 
 
-def test_another_process_opens_the_file_as_the_first_did(
+def test_another_process_opens_and_checks_the_file_again(
     packed_vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(packed_vectors.parent)
@@ -143,7 +141,7 @@ def test_another_process_opens_the_file_as_the_first_did(
         (lambda: index.write_text("{"), "cannot be read"),
         (
             lambda: index.write_text(text.replace("train0", "train9")),
-            r"small \(train\) holds other data than when it was",
+            r"small \(train\) has changed since it was opened",
         ),
         (lambda: index.write_text(text.replace('"train"', '"val"', 1)), "has no file val.bin"),
         (file.unlink, r"has no file train\.bin"),
@@ -158,7 +156,7 @@ def test_another_process_opens_the_file_as_the_first_did(
 
 
 def sparse(out: Path, size: int, classes: int, side: int) -> Path:
-    """Make packed data of zeros that take no room: so many bytes of images (1, side, side)."""
+    """Make a sparse file of `size` bytes of packed zero images (1, side, side)."""
     pack(Vectors(), "vectors", out)
     examples = size // side**2
     split = {
@@ -175,7 +173,7 @@ def sparse(out: Path, size: int, classes: int, side: int) -> Path:
     try:
         os.truncate(out / "train.bin", size)
     except OSError:
-        pytest.skip("this file system has no file of that size")
+        pytest.skip("the file system does not allow a file of this size")
     return out
 
 
@@ -191,12 +189,12 @@ def test_data_larger_than_memory_are_mapped(tmp_path: Path) -> None:
 
 @linux
 @pytest.mark.slow
-def test_drawing_holds_few_pages(tmp_path: Path) -> None:
+def test_drawing_holds_few_pages_in_memory(tmp_path: Path) -> None:
     out = sparse(tmp_path / "out", 2**30, 512, 256)
     text = (
         RESIDENT
         + """
-    from metazoo.datasets.packed import RESIDENT, Packed
+    from metazoo.datasets.packed.dataset import RESIDENT, Packed
     torch.set_num_threads(1)
     tasks = Packed(Packed.Config(root=sys.argv[1])).tasks("train", 5, 1, 15, 0)
     tasks.draw(0, 1)

@@ -1,4 +1,4 @@
-"""Folders of packed data that are none, lie or are damaged: refused in words, and the shards that differ are named."""
+"""Folders that are not packed data, or are damaged, are refused; damaged shards are named."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ def refused(root: Path, match: str) -> None:
     assert caught.value.hint
 
 
-def test_folders_that_are_none(tmp_path: Path, packed_vectors: Path) -> None:
+def test_folders_with_missing_or_damaged_files_are_refused(
+    tmp_path: Path, packed_vectors: Path
+) -> None:
     refused(tmp_path / "gone", "gone does not exist")
     refused(tmp_path, "has no index.json")
-    with pytest.raises(OptionError, match="which folder") as caught:
+    with pytest.raises(OptionError, match="needs a folder") as caught:
         Packed().split("train")
     assert "--data-root" in (caught.value.hint or "")
     file = packed_vectors / "train.bin"
     data = file.read_bytes()
     file.write_bytes(data[:-1])
-    refused(packed_vectors, r"train\.bin is truncated: it has 479 bytes, and should have 480")
+    refused(packed_vectors, r"train\.bin is truncated: it has 479 bytes instead of 480")
     file.write_bytes(data + b"x")
     refused(packed_vectors, r"train\.bin is too long")
     file.unlink()
@@ -49,7 +51,7 @@ def test_folders_that_are_none(tmp_path: Path, packed_vectors: Path) -> None:
         ({"shape": 5}, "'shape'"),
         ({"counts": [4, 6, 5, -9]}, "'counts'"),
         ({"counts": [4, 6, 5, True]}, "'counts'"),
-        ({"counts": [4, 6, 5]}, "4 names of classes and 3 counts"),
+        ({"counts": [4, 6, 5]}, "4 names of classes but 3 counts"),
         ({"counts": [4, 6, 5, 10**30]}, "checksums"),
         ({"names": ["a", "b", "c", 1]}, "'names'"),
         ({"names": "abcd"}, "'names'"),
@@ -57,11 +59,13 @@ def test_folders_that_are_none(tmp_path: Path, packed_vectors: Path) -> None:
         ({"dtype": ["uint8"]}, "'dtype'"),
         ({"dtype": "float64"}, "truncated"),
         ({"shard": 0}, "'shard'"),
-        ({"sha256": ["0"] * 11}, "11 checksums of 12 shards"),
+        ({"sha256": ["0"] * 11}, "11 checksums for 12 shards"),
         ({"sha256": [0] * 12}, "'sha256'"),
     ],
 )
-def test_an_index_that_lies(packed_vectors: Path, change: dict[str, Any], match: str) -> None:
+def test_an_index_with_wrong_values_is_refused(
+    packed_vectors: Path, change: dict[str, Any], match: str
+) -> None:
     index = json.loads((packed_vectors / "index.json").read_text())
     index["splits"]["train"] |= change
     (packed_vectors / "index.json").write_text(json.dumps(index))
@@ -91,22 +95,24 @@ def test_an_index_that_lies(packed_vectors: Path, change: dict[str, Any], match:
         '{"format": 99}',
     ],
 )
-def test_an_index_that_is_none(packed_vectors: Path, text: str, capsys: Capture) -> None:
+def test_a_file_that_is_not_an_index_is_refused(
+    packed_vectors: Path, text: str, capsys: Capture
+) -> None:
     (packed_vectors / "index.json").write_text(text)
     refused(
         packed_vectors, r"index\.json (cannot be read|does not describe packed data|has format 99)"
     )
     assert run(["data", "verify", str(packed_vectors)]) == 1
     assert "Traceback" not in capsys.readouterr().err
-    # Nor is anything put in its place.
+    # Packing does not overwrite it.
     with pytest.raises(DataError):
         pack(Vectors(), "vectors", packed_vectors)
     assert (packed_vectors / "index.json").read_text() == text
 
 
-def test_verify_names_the_shards_that_differ(packed_vectors: Path, capsys: Capture) -> None:
+def test_verify_names_the_damaged_shards(packed_vectors: Path, capsys: Capture) -> None:
     assert run(["data", "verify", str(packed_vectors)]) == 0
-    assert capsys.readouterr() == ("19 of 19 shards are whole\n", "")
+    assert capsys.readouterr() == ("19 of 19 shards are intact\n", "")
     for name, place in (("train", 479), ("test", 41)):
         data = bytearray((packed_vectors / f"{name}.bin").read_bytes())
         data[place] ^= 1
@@ -116,7 +122,7 @@ def test_verify_names_the_shards_that_differ(packed_vectors: Path, capsys: Captu
     assert out.splitlines() == [
         "train.bin: shard 11 (bytes 440 to 479, examples 22 to 23) is damaged",
         "test.bin: shard 1 (bytes 40 to 79, examples 2 to 3) is damaged",
-        "17 of 19 shards are whole",
+        "17 of 19 shards are intact",
     ]
     assert err.startswith(f"error: 2 of 19 shards in {packed_vectors} are damaged\nhint: ")
     assert run(["data", "verify", str(packed_vectors), "--json"]) == 1

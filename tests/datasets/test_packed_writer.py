@@ -1,4 +1,4 @@
-"""Packing: whatever stops it, the next call goes on; what cannot be packed is refused; all in bounded memory."""
+"""Packing continues after interruptions, refuses what cannot be packed, and needs little memory."""
 
 from __future__ import annotations
 
@@ -38,22 +38,23 @@ def test_packing_again_does_nothing(packed_vectors: Path) -> None:
     assert {
         path: path.stat().st_mtime_ns for path in packed_vectors.iterdir() if path.name != ".lock"
     } == before
-    # A kill between the index and the end of the journal.
+    # As after a kill between writing the index and removing the journal.
     (packed_vectors / format.JOURNAL).write_text("{")
     assert pack(Vectors(), "vectors", packed_vectors).found == 37
     assert not (packed_vectors / format.JOURNAL).exists()
 
 
-# Packs in children that kill themselves before the K-th piece, sync or removal, for every K in turn, and goes on from there.
+# For every K, a child process kills itself before its K-th piece, sync or removal, and another one
+# continues.
 EVERY_KILL = """
     import os, signal, sys
     from pathlib import Path
-    from metazoo.datasets import packing
     from metazoo.datasets.folder import Folder
+    from metazoo.datasets.packed import writer
 
-    packing.SHARD, packing.PIECE = 9000, 5000
+    writer.SHARD, writer.PIECE = 9000, 5000
     data = Folder(Folder.Config(root=sys.argv[1], size=16))
-    real, unlink, as_bytes = os.fsync, Path.unlink, packing.as_bytes
+    real, unlink, as_bytes = os.fsync, Path.unlink, writer.as_bytes
 
     def work(out, last):
         calls = 0
@@ -64,9 +65,9 @@ EVERY_KILL = """
                 os.kill(os.getpid(), signal.SIGKILL)
             return what(*words, **more)
         os.fsync = lambda fd: step(real, fd)
-        packing.as_bytes = lambda x: step(as_bytes, x)
+        writer.as_bytes = lambda x: step(as_bytes, x)
         Path.unlink = lambda path, missing_ok=False: step(unlink, path, missing_ok)
-        found = packing.pack(data, "folder", out).found
+        found = writer.pack(data, "folder", out).found
         print(found, flush=True)
 
     def child(out, last):
@@ -101,7 +102,7 @@ def test_a_kill_at_any_time_loses_nothing(tree: Path, tmp_path: Path) -> None:
     assert set(whole) == {"index.json", "train.bin", "val.bin", "test.bin"}
     for out in outs[:-1]:
         assert contents(out) == whole, out.name
-    # Every child but the last went on from where it was killed: with more and more, and never with nothing but at first.
+    # The later the kill, the more examples the next child found.
     assert found[:-1] == sorted(found[:-1])
     assert found[-2] == 72
     assert len(set(found)) > 8
@@ -109,14 +110,14 @@ def test_a_kill_at_any_time_loses_nothing(tree: Path, tmp_path: Path) -> None:
     assert whole["train.bin"] == x.numpy().tobytes()
 
 
-# Its disk is slow, so that a signal comes in between on a busy machine, too; and it heeds Ctrl-C, which a shell makes those
-# ignore that it starts in the background.
+# The slow disk leaves time for a signal on a busy machine. SIGINT is reset, because a shell lets
+# its background processes ignore it.
 COMMAND = """
     import os, signal, sys, time
     from metazoo.cli import run
-    from metazoo.datasets import packing
+    from metazoo.datasets.packed import writer
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    packing.SHARD = 1
+    writer.SHARD = 1
     fsync = os.fsync
     os.fsync = lambda file: (time.sleep(0.05), fsync(file))
     sys.exit(run(sys.argv[1:]))
@@ -125,7 +126,7 @@ COMMAND = """
 
 @contextlib.contextmanager
 def midway(tree: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start the command, and wait until some shards, but not all, are on disk."""
+    """Start the command, and wait until some of the shards are on disk."""
     process = script(COMMAND, "data", "pack", "folder", out, "--data-root", tree, "--data-size", 64)
     journal = out / format.JOURNAL
     while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
@@ -141,7 +142,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_kill_9(
+def test_packing_continues_after_kill_9(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(writer, "SHARD", 1)
@@ -155,39 +156,29 @@ def test_kill_9(
         words = [*command, "--data-root", str(tmp_path / "out")] if "train" in command else command
         assert run(words) == 1
         assert (
-            "is not finished\nhint: give the same `metazoo data pack` again"
+            "is not finished\nhint: run the same `metazoo data pack` again"
             in capsys.readouterr().err
         )
-    assert (
-        run(
-            [
-                "data",
-                "pack",
-                "folder",
-                str(tmp_path / "out"),
-                "--data-root",
-                str(many),
-                "--data-size",
-                "64",
-            ]
-        )
-        == 0
-    )
-    assert "of 200 examples were there already" in capsys.readouterr().err
+    words = f"data pack folder {tmp_path / 'out'} --data-root {many} --data-size 64"
+    assert run(words.split()) == 0
+    assert "of 200 examples were already there" in capsys.readouterr().err
     pack(folder(many, 64), "folder", tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(many: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_continue(many: Path, tmp_path: Path) -> None:
     with midway(many, tmp_path / "out") as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert err == "error: interrupted\nhint: the same command goes on from the last whole shard\n"
+    assert err == (
+        "error: interrupted\n"
+        "hint: run the same command again: it continues after the last complete shard\n"
+    )
 
 
-def test_two_at_once(packed_vectors: Path) -> None:
+def test_a_second_process_is_refused(packed_vectors: Path) -> None:
     with (
         locked(packed_vectors, wait=False),
         pytest.raises(DataError, match="another process is packing"),
@@ -196,7 +187,7 @@ def test_two_at_once(packed_vectors: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk(many: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_a_hint(many: Path, tmp_path: Path) -> None:
     limit = """
         import resource, sys
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
@@ -207,14 +198,14 @@ def test_a_full_disk(many: Path, tmp_path: Path) -> None:
     out, err = process.communicate()
     assert (process.returncode, out) == (1, "")
     assert err.startswith("error: cannot write ")
-    assert "start again: it goes on\n" in err
+    assert "run the same command again to continue\n" in err
     assert "Traceback" not in err
 
 
 def unfinished(
     out: Path, monkeypatch: pytest.MonkeyPatch, data: ClassDataset, after: int = 5
 ) -> None:
-    """Leave a packing of which so many shards are done."""
+    """Leave a packing with `after` finished shards."""
 
     def stop(done: int, total: int) -> None:
         if len((out / format.JOURNAL).read_bytes().splitlines()) > after:
@@ -225,21 +216,20 @@ def unfinished(
         pack(data, "data", out, stop)
 
 
-def test_what_is_on_disk_is_verified_before_going_on(
+def test_bytes_on_disk_are_verified_before_packing_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unfinished(tmp_path / "out", monkeypatch, Vectors())
     file = tmp_path / "out" / "train.bin"
     file.write_bytes(file.read_bytes()[:100] + b"changed" + file.read_bytes()[107:])
-    assert (
-        pack(Vectors(), "data", tmp_path / "out").found == 4
-    )  # of shards of two, the third is damaged
+    # The third shard of two examples is damaged.
+    assert pack(Vectors(), "data", tmp_path / "out").found == 4
     pack(Vectors(), "data", tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_source_that_has_changed(
+def test_a_source_that_has_changed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
     root, out = images(tmp_path / "tree"), tmp_path / "out"
@@ -258,14 +248,14 @@ def test_a_source_that_has_changed(
     changed.unlink()
     with pytest.raises(DataError, match="the data have changed since"):
         pack(folder(root), "data", out)
-    # As long as before, and of another time.
+    # The same length, another time.
     changed.write_bytes(picture[:-20] + b"x" + picture[-19:])
     with pytest.raises(DataError, match="the data have changed since"):
         pack(folder(root), "data", out)
     assert contents(out) == before
 
 
-def test_values_in_memory_that_have_changed(packed_vectors: Path) -> None:
+def test_changed_values_in_memory_are_refused(packed_vectors: Path) -> None:
     class Changed(Vectors):
         def load(self) -> dict[str, Examples]:
             found = super().load()
@@ -276,7 +266,7 @@ def test_values_in_memory_that_have_changed(packed_vectors: Path) -> None:
         pack(Changed(), "vectors", packed_vectors)
 
 
-def test_what_cannot_be_packed(tmp_path: Path) -> None:
+def test_data_that_cannot_be_packed_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(OptionError, match="has no examples to pack"):
         pack(Sinusoid(), "sinusoid", out)
@@ -305,11 +295,11 @@ def test_what_cannot_be_packed(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="complex64"):
         pack(Complex(), "data", out)
     assert not out.exists()
-    with pytest.raises(DataError, match="examples 0 to 8 of uneven are not like the first"):
+    with pytest.raises(DataError, match="examples 0 to 8 of uneven are unlike the first"):
         pack(Uneven(), "data", out)
 
 
-def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(OptionError, match=r"holds something else \(letter.txt\)"):
         pack(Vectors(), "vectors", tmp_path)
@@ -318,7 +308,7 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
         pack(Vectors(), "vectors", tmp_path / "letter.txt")
 
 
-def test_the_command(tree: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_the_command_prints_what_was_packed(tree: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     words = ["data", "pack", "--data-size=16", "folder", str(out), "--data-root", str(tree)]
     assert run(words) == 0
@@ -333,7 +323,7 @@ def test_the_command(tree: Path, tmp_path: Path, capsys: Capture) -> None:
         "bytes": 9216,
         "shards": 1,
     }
-    assert err == f"{out} is packed already\n"
+    assert err == f"{out} is already packed\n"
     assert run(["data", "pack", "folder", "-h"]) == 0
     assert "--data-val-fraction" in capsys.readouterr().out
     assert run(["data"]) == 2
@@ -341,14 +331,14 @@ def test_the_command(tree: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 MISTAKES = {
-    # What the call gets wrong: a name, an option, a place that is taken.
+    # Mistakes in the command: a name, an option, an output that exists.
     "data pack": (2, "Missing argument 'SOURCE'"),
     "data pack glyphs": (2, "Missing argument 'OUT'"),
     "data pack foldr {out}": (2, "no data set named 'foldr'\nhint: did you mean 'folder'?"),
     "data pack glyphs {out} --data-alphabets 1": (2, "--data-alphabets cannot be '1'"),
     "data pack glyphs {out} --size 3": (2, "No such option '--size'"),
-    "data pack folder {out}": (2, "the data set 'folder' needs to know which folder"),
-    "data pack packed {out}": (2, "the data set 'packed' needs to know which folder"),
+    "data pack folder {out}": (2, "the data set 'folder' needs a folder of images"),
+    "data pack packed {out}": (2, "the data set 'packed' needs a folder of packed data"),
     "data pack sinusoid {out}": (2, "data set 'sinusoid' has no examples to pack"),
     "data pack glyphs {tree}": (2, "{tree} holds something else (c00)"),
     "data pack glyphs {file}": (2, "{file} is a file"),
@@ -358,7 +348,7 @@ MISTAKES = {
     ),
     "data pack folder {packed} --data-root {tree}": (2, "{packed} holds packed data of 'glyphs'"),
     "data verify": (2, "Missing argument 'FOLDER'"),
-    # What is wrong with what it finds, or on the way.
+    # Failures: missing or damaged data, a folder that cannot be written.
     "data pack folder {out} --data-root nowhere": (
         1,
         "there is no directory or zip archive nowhere",
@@ -369,7 +359,7 @@ MISTAKES = {
     ),
     "data pack folder {out} --data-root {bad}/train/a": (
         1,
-        "{bad}/train/a/0.png does not lie in the folder of a class",
+        "{bad}/train/a/0.png is not in the folder of a class",
     ),
     "data pack packed {out} --data-root {tree}": (1, "{tree} has no index.json"),
     "data pack glyphs {file}/new --data-alphabets 6": (
@@ -383,7 +373,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_has_the_status_of_its_kind(
+def test_mistakes_exit_with_2_and_failures_with_1(
     line: str,
     tree: Path,
     packed_glyphs: Path,
@@ -410,7 +400,7 @@ def test_a_mistake_has_the_status_of_its_kind(
 
 
 @linux
-def test_packing_a_folder_holds_few_images(tmp_path: Path) -> None:
+def test_packing_a_folder_holds_few_images_in_memory(tmp_path: Path) -> None:
     root = images(tmp_path / "tree", classes=10, each=1)
     for path in root.glob("*/0.png"):
         for i in range(1, 100):
@@ -419,7 +409,7 @@ def test_packing_a_folder_holds_few_images(tmp_path: Path) -> None:
         RESIDENT
         + """
     from metazoo.datasets.folder import Folder
-    from metazoo.datasets.packing import pack
+    from metazoo.datasets.packed.writer import pack
     data = Folder(Folder.Config(root=sys.argv[1], size=128))
     before = memory("VmRSS")
     index = pack(data, "folder", Path(sys.argv[2])).index

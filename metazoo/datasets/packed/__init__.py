@@ -1,1 +1,1 @@
-"""Data sets larger than memory: the format, its writer, and the data set that reads it."""
+"""Data sets larger than memory: the file format, its writer and its reader."""

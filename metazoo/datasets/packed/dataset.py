@@ -1,4 +1,4 @@
-"""Data larger than memory: what `metazoo data pack` wrote, mapped from disk."""
+"""The data set `packed`: examples on disk, mapped into memory as tasks are drawn."""
 
 from __future__ import annotations
 
@@ -20,37 +20,35 @@ from metazoo.errors import DataError, OptionError
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples
 
-RESIDENT = 128 * 2**20  # bytes of a data file that may count to this process, about
+RESIDENT = 128 * 2**20  # bytes of a data file that stay mapped in memory, approximately
 _ADVISED = hasattr(mmap, "MADV_WILLNEED")  # not on Windows
-_AROUND = (
-    2**16
-)  # bytes that Linux maps around one that is touched, where they are in memory already
+_FAULT_AROUND = 2**16  # bytes that Linux maps around a touched byte if they are in its cache
 
 
 class Packed(ClassDataset):
-    """Examples in a folder that `metazoo data pack` wrote, read from disk as tasks are drawn.
+    """Examples in a folder written by `metazoo data pack`, read from disk as tasks are drawn.
 
-    Splits, classes, tasks and `input_format` are those of the data that were packed; only official protocols are not
-    packed. A task reads its own examples and no others, so the data may be larger than memory. They stay on disk whatever the
-    device: each task is copied to it.
+    Splits, classes, tasks and `input_format` are those of the packed data; official protocols are
+    not packed. A task reads only its own examples, so the data may be larger than memory. On a GPU,
+    the data stay on disk and each task is copied to the device.
 
-    Raises DataError where the folder, its index or a data file is missing, damaged or has not the size that it should have;
-    `metazoo data verify` reads every byte.
+    Raises DataError if the folder, its index or a data file is missing, damaged or has the wrong
+    size. `metazoo data verify` checks every byte.
     """
 
     @dataclass(frozen=True)
     class Config(options.Config):
-        root: Annotated[str, "the folder that `metazoo data pack` wrote"] = ""
+        root: Annotated[str, "the folder written by `metazoo data pack`"] = ""
 
     config: Config
     local_options = ("root",)
 
     @functools.cached_property
     def index(self) -> Index:
-        """What the folder holds, read when first asked for."""
+        """The contents of the folder, read on first access."""
         if not self.config.root:
             raise OptionError(
-                "the data set 'packed' needs to know which folder", "give it with --data-root"
+                "the data set 'packed' needs a folder of packed data", "name it with --data-root"
             )
         return read_index(self._folder)
 
@@ -68,26 +66,31 @@ class Packed(ClassDataset):
 
     def load(self) -> dict[str, Examples]:
         return {
-            name: _mapped(self._folder.absolute(), name, split, f"{self._folder} ({name})")
+            name: _map(self._folder.absolute(), name, split, f"{self._folder} ({name})")
             for name, split in self.index.splits.items()
         }
 
     def move(self, device: torch.device | str) -> None:
-        """Do nothing: the whole of the data may fit no device."""
+        """Do nothing: the data may be too large for the device."""
 
 
 @dataclass(frozen=True)
 class Mapped(Examples):
-    """Examples in a file that is mapped into memory: taking some reads the pages that they lie on, and no others.
+    """Examples in a file that is mapped into memory; only the pages of taken examples are read.
 
-    A process that they are pickled for maps the file itself, which raises DataError where the folder holds other data by then.
+    When unpickled, they are mapped again. This raises DataError if the folder holds other data by
+    then.
+
+    Attributes:
+        pages: the pages of the mapped file.
+        source: folder, split name and split, to open the file again.
     """
 
     pages: Pages = field(kw_only=True)
     source: tuple[Path, str, Split] = field(kw_only=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (*self.source, self.title)
+        return _reopen, (*self.source, self.title)
 
     def to(self, device: torch.device | str) -> Examples:
         return self if torch.device(device).type == "cpu" else self.with_values(self.x.to(device))
@@ -101,36 +104,37 @@ class Mapped(Examples):
 
 
 class Pages:
-    """The pages of a mapped file: asked for before they are touched, given back when RESIDENT bytes of them may be held."""
+    """The pages of a mapped file: requested ahead of use, released beyond RESIDENT bytes."""
 
     def __init__(self, file: mmap.mmap, example_bytes: int):
         self._file, self._example_bytes, self._resident = file, example_bytes, 0
         if _ADVISED:
-            # Else a page that is read brings those behind it, which are of other classes.
+            # Without this, reading a page also reads the pages after it, which hold other classes.
             file.madvise(mmap.MADV_RANDOM)
 
     def expect(self, rows: Tensor) -> None:
-        """Prepare for these rows of examples to be read."""
+        """Request the pages of these rows of examples."""
         if not _ADVISED:
             return
         if self._resident > RESIDENT:
-            # They stay in the system's cache for as long as it has room: touching them again reads no disk.
+            # The system keeps the pages in its cache while there is room; touching them again does
+            # not read the disk.
             self._file.madvise(mmap.MADV_DONTNEED)
             self._resident = 0
-        self._resident += rows.numel() * (self._example_bytes + _AROUND)
-        # All at once: a page that is read when it is touched keeps the next one waiting.
+        self._resident += rows.numel() * (self._example_bytes + _FAULT_AROUND)
+        # Requested together, the pages are read in parallel; on first touch, one after the other.
         length = self._example_bytes + mmap.PAGESIZE
         for start in (rows.flatten() * self._example_bytes & -mmap.PAGESIZE).tolist():
             self._file.madvise(mmap.MADV_WILLNEED, start, length)
 
 
-def _reopened(folder: Path, name: str, split: Split, title: str) -> Examples:
+def _reopen(folder: Path, name: str, split: Split, title: str) -> Examples:
     if read_index(folder).splits.get(name) != split:
-        raise DataError(f"{title} holds other data than when it was opened", "start again")
-    return _mapped(folder, name, split, title)
+        raise DataError(f"{title} has changed since it was opened", "start again")
+    return _map(folder, name, split, title)
 
 
-def _mapped(folder: Path, name: str, split: Split, title: str) -> Examples:
+def _map(folder: Path, name: str, split: Split, title: str) -> Examples:
     path = data_file(folder, name)
     if not split.examples:
         return Examples(
@@ -138,12 +142,12 @@ def _mapped(folder: Path, name: str, split: Split, title: str) -> Examples:
         )
     try:
         with path.open("rb") as file:
-            # For reading alone: Linux refuses a map that could be written if the file is larger than memory.
+            # Read-only: Linux refuses a writable map of a file that is larger than memory.
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be mapped: {error}", "check its permissions") from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it cannot be written is what is wanted
+        warnings.simplefilter("ignore")  # torch warns that the buffer is not writable
         x = torch.frombuffer(pages, dtype=split.dtype).view(-1, *split.shape)
     return Mapped(
         x,

@@ -1,11 +1,11 @@
-"""Packed data on disk: what `metazoo data pack` writes, and the data set `packed` reads.
+"""Packed data on disk: what `metazoo data pack` writes and the data set `packed` reads.
 
-index.json     what the data are and come from, and the sha256 of every shard; there when all else is whole, and not before
-SPLIT.bin      the examples of a split, values in C order and little-endian, class by class, with nothing between them
-journal.jsonl  only while packing: what is being packed, and then a line for every shard that is on disk
-.lock          what keeps two processes from packing here at once
+index.json     description of the data and the sha256 of every shard, written last
+SPLIT.bin      the examples of a split, class by class, as little-endian values in C order
+journal.jsonl  only while packing: the plan, then one line for each finished shard
+.lock          keeps two processes from packing into the same folder
 
-A shard is a range of a data file: so many whole examples, the last one's shard being shorter.
+A shard is a range of a data file with a fixed number of examples; the last one may have fewer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,33 @@ SPLITS = ("train", "val", "test")
 TYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
-        torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-        torch.float16, torch.bfloat16, torch.float32, torch.float64,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
     )
-}  # fmt: skip
-AGAIN = "copy the folder again, or pack it again into another one"
-_BLOCK = 2**20
+}
+AGAIN = "copy the folder again, or pack the data into a new one"
+_BLOCK = 2**20  # bytes that are hashed at a time
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a data file holds: examples of one type and shape, grouped by class, `shard` of them in a shard."""
+    """The contents of a data file: examples of one type and shape, grouped by class.
+
+    Attributes:
+        dtype: type of the values.
+        shape: shape of one example.
+        names: name of each class.
+        counts: number of examples of each class.
+        shard: number of examples in a shard.
+        sha256: checksum of each shard.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -70,7 +86,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of packed data holds."""
+    """The contents of a folder of packed data."""
 
     licence: str
     input_format: dict[str, Any]
@@ -79,7 +95,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard that is not what was packed: its number in a data file, and the rows and bytes of that file."""
+    """A damaged shard: its number in a data file, and its rows and bytes there."""
 
     file: str
     shard: int
@@ -88,45 +104,50 @@ class Damage:
 
 
 def data_file(folder: Path, split: str) -> Path:
-    """Return the path of a split's data file: it depends on the name of the split alone, whatever an index says."""
+    """Return the path of a split's data file; an index cannot choose another one."""
     return folder / f"{split}.bin"
 
 
 def read_index(folder: Path) -> Index:
-    """Return what a folder of packed data holds, every data file being there in the size that it should have.
+    """Return the contents of a folder of packed data, after checking the sizes of its files.
 
-    Raises DataError where the folder, its index or a data file is missing or damaged, or packing is not finished.
+    Raises DataError if the folder, its index or a data file is missing or damaged, or if the
+    packing is not finished.
     """
     path = folder / INDEX
     if not path.is_file():
-        if (folder / JOURNAL).is_file():
-            raise DataError(
-                f"the packing of {folder} is not finished",
-                "give the same `metazoo data pack` again: it goes on",
-            )
-        what = (
-            "has no index.json"
-            if folder.is_dir()
-            else "is a file"
-            if folder.exists()
-            else "does not exist"
-        )
-        raise DataError(f"{folder} {what}", "give a folder that `metazoo data pack` wrote")
+        raise _no_index(folder)
     index = parse_index(load_json(path), str(path))
     for name, split in index.splits.items():
         file = data_file(folder, name)
         if not file.is_file():
             raise DataError(f"{folder} has no file {file.name}", AGAIN)
         if (size := file.stat().st_size) != split.bytes:
-            wrong = "truncated" if size < split.bytes else "too long"
+            problem = "truncated" if size < split.bytes else "too long"
             raise DataError(
-                f"{file} is {wrong}: it has {size} bytes, and should have {split.bytes}", AGAIN
+                f"{file} is {problem}: it has {size} bytes instead of {split.bytes}", AGAIN
             )
     return index
 
 
+def _no_index(folder: Path) -> DataError:
+    """Return the error for a folder without an index."""
+    if (folder / JOURNAL).is_file():
+        return DataError(
+            f"the packing of {folder} is not finished",
+            "run the same `metazoo data pack` again to continue",
+        )
+    if folder.is_dir():
+        problem = f"has no {INDEX}"
+    elif folder.exists():
+        problem = "is a file"
+    else:
+        problem = "does not exist"
+    return DataError(f"{folder} {problem}", "give a folder that `metazoo data pack` wrote")
+
+
 def load_json(path: Path) -> Any:
-    """Return what a JSON file holds, or raise DataError."""
+    """Return the contents of a JSON file. Raises DataError if it cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -134,18 +155,18 @@ def load_json(path: Path) -> Any:
 
 
 def parse_index(values: Any, where: str) -> Index:
-    """Return the Index that JSON describes, or raise DataError naming `where` it came from."""
+    """Return the index described by JSON values. Errors (DataError) name the file `where`."""
     try:
         if values["format"] != FORMAT:
             raise DataError(
-                f"{where} has format {values['format']!r}, this metazoo reads {FORMAT}",
-                "`pip install -U metazoo`",
+                f"{where} has format {values['format']!r}, but this metazoo reads format {FORMAT}",
+                "run `pip install -U metazoo`",
             )
         licence, splits = values["licence"], values["splits"]
-        _require(isinstance(licence, str), "'licence' is no text")
+        _require(isinstance(licence, str), "'licence' is not text")
         _require(
             isinstance(splits, dict) and set(splits) <= set(SPLITS),
-            f"its splits are not {', '.join(SPLITS)}",
+            f"'splits' has names other than {', '.join(SPLITS)}",
         )
         input_format = check_input_format(values["input_format"])
         return Index(
@@ -164,29 +185,27 @@ def _split(values: Any) -> Split:
         values[key] for key in ("dtype", "shape", "names", "counts", "shard", "sha256")
     )
     _require(isinstance(dtype, str) and dtype in TYPES, f"'dtype' is not one of {', '.join(TYPES)}")
-    _require(_whole_numbers(shape, 1), "'shape' is no list of whole numbers above 0")
-    _require(_whole_numbers(counts, 0), "'counts' is no list of whole numbers of at least 0")
-    _require(_whole_numbers([shard], 1), "'shard' is no whole number above 0")
-    _require(
-        isinstance(names, list) and all(isinstance(name, str) for name in names),
-        "'names' is no list of texts",
-    )
-    _require(
-        isinstance(sha256, list) and all(isinstance(sha, str) for sha in sha256),
-        "'sha256' is no list of texts",
-    )
+    _require(_whole_numbers(shape, 1), "'shape' is not a list of whole numbers above 0")
+    _require(_whole_numbers(counts, 0), "'counts' is not a list of whole numbers of at least 0")
+    _require(_whole_numbers([shard], 1), "'shard' is not a whole number above 0")
+    _require(_texts(names), "'names' is not a list of texts")
+    _require(_texts(sha256), "'sha256' is not a list of texts")
     _require(
         len(names) == len(counts),
-        f"there are {len(names)} names of classes and {len(counts)} counts",
+        f"it has {len(names)} names of classes but {len(counts)} counts",
     )
     split = Split(TYPES[dtype], tuple(shape), tuple(names), tuple(counts), shard, tuple(sha256))
     expected = -(-split.examples // shard)
-    _require(len(sha256) == expected, f"there are {len(sha256)} checksums of {expected} shards")
+    _require(len(sha256) == expected, f"it has {len(sha256)} checksums for {expected} shards")
     return split
 
 
 def _whole_numbers(values: Any, low: int) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= low for value in values)
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -195,7 +214,10 @@ def _require(holds: bool, problem: str) -> None:
 
 
 def damaged(folder: Path, index: Index, watch: Callable[[int, int], None]) -> Iterator[Damage]:
-    """Yield every shard whose sha256 is not that of the index; `watch` is told how many bytes of how many are read."""
+    """Yield every shard whose sha256 differs from the index.
+
+    `watch(done, total)` is called with the bytes read so far and the bytes to read.
+    """
     done, total = 0, sum(split.bytes for split in index.splits.values())
     for name, split in index.splits.items():
         with data_file(folder, name).open("rb") as file:
@@ -208,12 +230,12 @@ def damaged(folder: Path, index: Index, watch: Callable[[int, int], None]) -> It
 
 
 def byte_range(split: Split, rows: range) -> range:
-    """Return where rows lie in a data file."""
+    """Return the bytes of these rows in a data file."""
     return range(rows.start * split.example_bytes, rows.stop * split.example_bytes)
 
 
 def hash_range(file: BinaryIO, part: range) -> str:
-    """Return the sha256 of these bytes of a file, or of as many of them as there are."""
+    """Return the sha256 of a range of bytes in a file. The file may end before the range does."""
     sha, left = hashlib.sha256(), len(part)
     file.seek(part.start)
     while left and (block := file.read(min(_BLOCK, left))):

@@ -1,4 +1,4 @@
-"""Writing packed data: piece by piece, and on from where it stopped."""
+"""Writes packed data shard by shard, and continues an interrupted packing."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ from metazoo.tasks.examples import Stream, as_bytes
 from metazoo.tasks.sampler import EpisodeSampler
 from metazoo.version import VERSION
 
-SHARD = (
-    64 * 2**20
-)  # bytes of a shard, about: what a packing that is killed may have to do again; fixed with FORMAT
-PIECE = 4 * 2**20  # bytes of examples that are in memory at a time, about
+# Bytes of a shard, approximately: after an interruption, at most this much is written again. A
+# change needs a new FORMAT.
+SHARD = 64 * 2**20
+PIECE = 4 * 2**20  # bytes of examples in memory at a time, approximately
+
+_NEW_FOLDER = "pack into a new folder, or remove this one first"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a folder holds after packing, and how many examples were in it before."""
+    """The result of packing: the folder's index, and how many examples were already there."""
 
     index: Index
     found: int
@@ -52,26 +54,26 @@ def pack(
     folder: Path,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Write a data set, called `name`, into a folder for the data set `packed`, or go on where that was stopped.
+    """Write a data set into a folder for the data set `packed`, or continue an interrupted packing.
 
-    Whatever stops it, a folder that has an index is whole, and the next call goes on from the last whole shard. Examples
-    are read PIECE bytes at a time. `watch` is told how many examples of how many are written.
+    The index is written last, so a folder with an index is complete. After an interruption, the
+    next call continues after the last complete shard. Examples are read PIECE bytes at a time.
 
-    Raises OptionError where the data set cannot be packed, or the folder holds something else; DataError where the data have
-    changed since the packing began, cannot be read, or the disk is full.
+    Args:
+        data: the data set.
+        name: its name.
+        folder: a new folder, or one with an interrupted packing of the same data.
+        watch: called as `watch(done, total)` with the examples written so far and in total.
+
+    Raises:
+        OptionError: if the data set cannot be packed, or the folder holds something else.
+        DataError: if the data have changed since the packing began, the data cannot be read, or the
+            disk is full.
     """
-    if not isinstance(data, ClassDataset):
-        raise OptionError(
-            f"data set '{name}' has no examples to pack: it makes its tasks", "use it as it is"
-        )
-    if type(data).tasks is not ClassDataset.tasks or data.sampler is not EpisodeSampler:
-        raise OptionError(
-            f"data set '{name}' draws its tasks in its own way with these options, which packed data could not",
-            "leave the option for that out, or use the data set as it is",
-        )
+    packable = _packable(data, name)
     _check_free(folder)
-    with data.streams() as streams:
-        plan = _plan(data, name, streams)
+    with packable.streams() as streams:
+        plan = _plan(packable, name, streams)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder, wait=False):
@@ -81,32 +83,48 @@ def pack(
                 f"another process is packing into {folder}", "wait for it, or stop it first"
             ) from None
         except OSError as error:
-            where = error.filename or folder
             raise DataError(
-                f"cannot write {where}: {error.strerror or error}",
-                "mend that (the disk may be full), and start again: it goes on",
+                f"cannot write {error.filename or folder}: {error.strerror or error}",
+                "solve this (the disk may be full), and run the same command again to continue",
             ) from error
 
 
+def _packable(data: Dataset, name: str) -> ClassDataset:
+    """Return the data set, or raise OptionError if packed data cannot draw the same tasks."""
+    if not isinstance(data, ClassDataset):
+        raise OptionError(
+            f"data set '{name}' has no examples to pack: it generates its tasks",
+            "use it without packing",
+        )
+    if type(data).tasks is not ClassDataset.tasks or data.sampler is not EpisodeSampler:
+        raise OptionError(
+            f"data set '{name}' draws its tasks in its own way with these options, which packed "
+            "data cannot do",
+            "leave out the option that causes this, or use the data set without packing",
+        )
+    return data
+
+
 def _check_free(folder: Path) -> None:
-    """Raise OptionError where a folder holds what no packing left there."""
+    """Raise OptionError if a folder holds files that no packing wrote."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"{folder} is a file", "give a new folder")
-    if folder.exists() and not (folder / INDEX).exists() and not (folder / JOURNAL).exists():
-        foreign = sorted(
-            entry.name
-            for entry in folder.iterdir()
-            if not entry.name.startswith((".lock", f".{JOURNAL}."))
-        )
-        if foreign:
-            raise OptionError(f"{folder} holds something else ({foreign[0]})", "give a new folder")
+    if not folder.exists() or (folder / INDEX).exists() or (folder / JOURNAL).exists():
+        return
+    left_by_packing = (".lock", f".{JOURNAL}.")
+    others = sorted(
+        entry.name for entry in folder.iterdir() if not entry.name.startswith(left_by_packing)
+    )
+    if others:
+        raise OptionError(f"{folder} holds something else ({others[0]})", "give a new folder")
 
 
 def _plan(data: ClassDataset, name: str, streams: Mapping[str, Stream]) -> dict[str, Any]:
-    """Return what is to be packed, as the index has it, but for the checksums of the shards."""
+    """Return the index of the packed data, without the checksums of the shards."""
     if unknown := [split for split in streams if split not in SPLITS]:
         raise OptionError(
-            f"data set '{name}' has a split '{unknown[0]}'", f"packed data have {', '.join(SPLITS)}"
+            f"data set '{name}' has a split '{unknown[0]}'",
+            f"packed data can have {', '.join(SPLITS)}",
         )
     given = {
         key: value
@@ -121,15 +139,18 @@ def _plan(data: ClassDataset, name: str, streams: Mapping[str, Stream]) -> dict[
         "input_format": data.input_format,
         "splits": {split: _outline(streams[split]) for split in SPLITS if split in streams},
     }
+    # As it reads from a file, to be compared with one: lists instead of tuples.
     return json.loads(json.dumps(plan))
 
 
 def _outline(stream: Stream) -> dict[str, Any]:
+    """Return the entry of a split in the index, without the checksums of its shards."""
     x = stream.read(0, 1)
     dtype = str(x.dtype).removeprefix("torch.")
     if dtype not in TYPES or not all(x.shape[1:]):
         raise OptionError(
-            f"{stream.title} cannot be packed: it has examples {tuple(x.shape[1:])} of type {dtype}"
+            f"{stream.title} cannot be packed: it has examples of shape {tuple(x.shape[1:])} and "
+            f"type {dtype}"
         )
     size = x[0].numel() * x.dtype.itemsize if len(x) else 1
     return {
@@ -151,36 +172,57 @@ def _pack(
     splits = {name: _split(values) for name, values in plan["splits"].items()}
     total = sum(split.examples for split in splits.values())
     if (folder / INDEX).exists():
-        index = read_index(folder)
-        _check_same(plan, load_json(folder / INDEX), f"{folder} holds packed data")
-        (folder / JOURNAL).unlink(missing_ok=True)
-        return Outcome(index, total)
+        return Outcome(_finished(plan, folder), total)
     for leftover in [*folder.glob(f".{INDEX}.*"), *folder.glob(f".{JOURNAL}.*")]:
         leftover.unlink()
     done = _resume(plan, splits, folder)
-    found = written = sum(
+    found = sum(
         min(split.shard * len(done[name]), split.examples) for name, split in splits.items()
     )
-    watch(written, total)
-    with (folder / JOURNAL).open("ab") as journal:
-        for name, split in splits.items():
-            path = data_file(folder, name)
-            with path.open("r+b" if path.exists() else "w+b") as file:
-                rest = split.shards()[len(done[name]) :]
-                file.truncate(file.seek(byte_range(split, rest[0]).start if rest else split.bytes))
-                for rows in rest:
-                    sha = _write(file, streams[name], split, rows)
-                    _sync(file)
-                    # Only then: what the journal has is on disk.
-                    journal.write(_line(name, sha))
-                    _sync(journal)
-                    done[name].append(sha)
-                    written += len(rows)
-                    watch(written, total)
+    watch(found, total)
+    _write_shards(splits, streams, folder, done, lambda written: watch(found + written, total))
     whole = {name: {**values, "sha256": done[name]} for name, values in plan["splits"].items()}
     write_atomically(folder / INDEX, json.dumps({**plan, "splits": whole}).encode() + b"\n")
     (folder / JOURNAL).unlink()
     return Outcome(read_index(folder), found)
+
+
+def _finished(plan: dict[str, Any], folder: Path) -> Index:
+    """Return the index of a finished folder, or raise an error if it holds other data."""
+    index = read_index(folder)
+    _check_same(plan, load_json(folder / INDEX), f"{folder} holds packed data")
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return index
+
+
+def _write_shards(
+    splits: Mapping[str, Split],
+    streams: Mapping[str, Stream],
+    folder: Path,
+    done: dict[str, list[str]],
+    watch: Callable[[int], None],
+) -> None:
+    """Write the missing shards and append their checksums to `done` and to the journal.
+
+    `watch` is called with the number of examples written so far.
+    """
+    written = 0
+    with (folder / JOURNAL).open("ab") as journal:
+        for name, split in splits.items():
+            path = data_file(folder, name)
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                missing = split.shards()[len(done[name]) :]
+                start = byte_range(split, missing[0]).start if missing else split.bytes
+                file.truncate(file.seek(start))
+                for rows in missing:
+                    sha256 = _write_rows(file, streams[name], split, rows)
+                    # The shard must be on disk before the journal says so.
+                    _sync(file)
+                    journal.write(_journal_line(name, sha256))
+                    _sync(journal)
+                    done[name].append(sha256)
+                    written += len(rows)
+                    watch(written)
 
 
 def _split(values: Mapping[str, Any]) -> Split:
@@ -188,98 +230,97 @@ def _split(values: Mapping[str, Any]) -> Split:
     return Split(TYPES[values["dtype"]], shape, names, counts, values["shard"], ())
 
 
-def _line(split: str, sha256: str) -> bytes:
+def _journal_line(split: str, sha256: str) -> bytes:
     return json.dumps({"split": split, "sha256": sha256}).encode() + b"\n"
 
 
 def _resume(
     plan: dict[str, Any], splits: Mapping[str, Split], folder: Path
 ) -> dict[str, list[str]]:
-    """Return the checksums of the shards that an earlier call has put on disk, and begin or mend the journal.
+    """Return the checksums of the shards that are on disk, and rewrite the journal with them.
 
-    The journal is believed as far as the bytes on disk agree with it.
+    A journal line counts only if the bytes on disk have its checksum. The first line that fails
+    ends the list.
     """
     path = folder / JOURNAL
     done: dict[str, list[str]] = {name: [] for name in splits}
     kept = [json.dumps(plan).encode() + b"\n"]
-    if path.exists():
-        # The last line may have been cut off: what follows the last line end is none.
-        first, *lines = [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
-        try:
-            before = json.loads(first)
-        except ValueError as error:
-            raise DataError(
-                f"{path} is damaged: {error}", f"remove {folder}, and start again"
-            ) from error
-        _check_same(plan, before, f"{folder} holds an unfinished packing")
-        for line, (name, rows) in zip(
-            lines, [(name, rows) for name, split in splits.items() for rows in split.shards()]
-        ):
-            part = byte_range(splits[name], rows)
-            file = data_file(folder, name)
-            sha = _hash(file, part) if file.exists() else ""
-            if line != _line(name, sha):
-                break
-            done[name].append(sha)
-            kept.append(line)
+    shards = [(name, rows) for name, split in splits.items() for rows in split.shards()]
+    for line, (name, rows) in zip(_journal_lines(plan, folder), shards):
+        sha256 = _sha256_on_disk(data_file(folder, name), byte_range(splits[name], rows))
+        if line != _journal_line(name, sha256):
+            break
+        done[name].append(sha256)
+        kept.append(line)
     write_atomically(path, b"".join(kept))
     return done
 
 
-def _hash(path: Path, part: range) -> str:
+def _journal_lines(plan: dict[str, Any], folder: Path) -> list[bytes]:
+    """Return the lines of the journal's shards, or raise an error if it belongs to other data."""
+    path = folder / JOURNAL
+    if not path.exists():
+        return []
+    # Without a line end, the last line was cut off and does not count.
+    first, *lines = [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
+    try:
+        before = json.loads(first)
+    except ValueError as error:
+        raise DataError(
+            f"{path} is damaged: {error}", f"remove {folder}, and start again"
+        ) from error
+    _check_same(plan, before, f"{folder} holds an unfinished packing")
+    return lines
+
+
+def _sha256_on_disk(path: Path, part: range) -> str:
+    """Return the sha256 of a range of bytes in a file, or an empty string if there is no file."""
+    if not path.exists():
+        return ""
     with path.open("rb") as file:
         return hash_range(file, part)
 
 
 def _check_same(plan: Mapping[str, Any], found: Any, holder: str) -> None:
-    """Raise where a folder was packed, in whole or in part, from something else than is to be packed now.
+    """Raise an error if a folder was packed from other data than the plan's.
 
-    OptionError where that was asked for, DataError where it is the data that are no longer what they were.
+    OptionError if the user asks for other data, DataError if the data have changed. `holder` begins
+    the message.
     """
     if not isinstance(found, dict) or not isinstance(found.get("splits"), dict):
-        raise DataError(f"{holder}, but its plan cannot be read", _ELSEWHERE)
+        raise DataError(f"{holder}, but its plan cannot be read", _NEW_FOLDER)
     if found.get("source") != plan["source"]:
         raise OptionError(
             f"{holder} of {_source(found.get('source'))}, not of {_source(plan['source'])}",
-            _ELSEWHERE,
+            _NEW_FOLDER,
         )
-    same = {key: found.get(key) == plan[key] for key in ("format", "licence", "input_format")}
-    same |= {
-        name: _outline_of(found["splits"].get(name)) == values
-        for name, values in plan["splits"].items()
-    }
-    same["splits"] = set(found["splits"]) == set(plan["splits"])
-    if not all(same.values()):
-        raise DataError(
-            f"{holder} of {_source(plan['source'])}, but the data have changed since", _ELSEWHERE
-        )
-
-
-_ELSEWHERE = "pack into a new folder, or remove this one first"
-
-
-def _outline_of(values: Any) -> dict[str, Any] | None:
-    return (
-        {key: value for key, value in values.items() if key != "sha256"}
-        if isinstance(values, dict)
-        else None
+    splits = {name: _without_checksums(values) for name, values in found["splits"].items()}
+    unchanged = splits == plan["splits"] and all(
+        found.get(key) == plan[key] for key in ("format", "licence", "input_format")
     )
+    if not unchanged:
+        raise DataError(
+            f"{holder} of {_source(plan['source'])}, but the data have changed since", _NEW_FOLDER
+        )
+
+
+def _without_checksums(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return None
+    return {key: value for key, value in values.items() if key != "sha256"}
 
 
 def _source(values: Any) -> str:
+    """Return the name and options of a data set, for a message."""
     try:
-        return " ".join(
-            [
-                f"'{values['dataset']}'",
-                *(f"{key}={value}" for key, value in values["options"].items()),
-            ]
-        )
+        given = [f"{key}={value}" for key, value in values["options"].items()]
+        return " ".join([f"'{values['dataset']}'", *given])
     except (TypeError, KeyError, AttributeError):
         return "unknown data"
 
 
-def _write(file: BinaryIO, stream: Stream, split: Split, rows: range) -> str:
-    """Write rows of a stream at the end of a file, and return their sha256."""
+def _write_rows(file: BinaryIO, stream: Stream, split: Split, rows: range) -> str:
+    """Write rows of a stream to a file, and return their sha256."""
     sha = hashlib.sha256()
     step = max(1, PIECE // split.example_bytes)
     for first in range(rows.start, rows.stop, step):
@@ -287,7 +328,8 @@ def _write(file: BinaryIO, stream: Stream, split: Split, rows: range) -> str:
         x = stream.read(first, last)
         if x.dtype != split.dtype or x.shape != (last - first, *split.shape):
             raise DataError(
-                f"examples {first} to {last - 1} of {stream.title} are not like the first: {x.dtype}, {tuple(x.shape)}"
+                f"examples {first} to {last - 1} of {stream.title} are unlike the first: "
+                f"{x.dtype}, {tuple(x.shape)}"
             )
         data = as_bytes(x)
         sha.update(data)
