@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import benchmarks.caltech as caltech  # noqa: E402
-from benchmarks.__main__ import NAMES  # noqa: E402
+from benchmarks.__main__ import NAMES, main  # noqa: E402
 from benchmarks.harness import Bench, Different, Unavailable, Way, distance, write  # noqa: E402
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -187,10 +187,8 @@ def test_the_gpu_script_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) 
             shutil.copy(ROOT / name, checkout)
     # Nothing answers at this proxy: a request to the network fails.
     offline = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    words = ["--device", "cpu", "--quick", "--out", str(out), "--parts"]
-    first = run("benchmarks.gpu", *words, "kernels", root=checkout, **offline)
-    assert first.returncode == 0, first.stdout + first.stderr
-    script = [str(checkout / "benchmarks" / "gpu.sh"), *words, "tests,memcheck"]
+    words = ["--device", "cpu", "--quick", "--out", str(out), "--parts", "tests,memcheck,kernels"]
+    script = [str(checkout / "benchmarks" / "gpu.sh"), *words]
     environment = {**os.environ, **ONE_THREAD, **offline, "PYTHON": sys.executable}
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -235,19 +233,32 @@ def test_a_part_that_fails_or_takes_too_long_loses_nothing_else(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["benchmarks.gpu", "benchmarks"])
-def test_says_that_there_is_no_gpu(module: str) -> None:
-    done = run(module, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
+    done = run("benchmarks.gpu", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no CUDA device")
     assert "\nhint: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_benchmark_is_named() -> None:
-    done = run("benchmarks", "drawings")
-    assert done.returncode == 2
-    assert "no benchmark named drawings; choose from startup, drawing" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda"], "error: there is no CUDA device\nhint: "),
+        (["drawings"], "no benchmark named drawings; choose from startup, drawing"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -280,6 +291,8 @@ def caltech_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         return list(commands)
 
     monkeypatch.setattr(caltech, "metazoo", metazoo)
+    monkeypatch.setattr(caltech, "VALIDATIONS", 2)
+    monkeypatch.setattr(caltech, "VALIDATIONS_FROM_BASELINE", 1)
     return run_caltech
 
 
