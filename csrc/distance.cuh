@@ -1,9 +1,10 @@
-// What the kernels of squared distances and of the prototypical loss have in common.
+// Code shared by the kernels of squared distances and of the prototypical loss.
 //
-// Distances are sums of squared differences: |x|^2 + |y|^2 - 2xy would be faster for many points and wrong for close ones of
-// large norm. A warp takes ROWS rows of x and TILE points of y at a time; its lanes share out the numbers of a vector, so
-// that loads are contiguous, and each keeps ROWS * TILE sums in registers. The block's warps share the points, which they
-// read from shared memory: for few points, time is that of reading x once.
+// Distances are sums of squared differences. |x|^2 + |y|^2 - 2xy would be faster for many points,
+// but wrong for close points of large norm. A warp processes ROWS rows of x and TILE points of y at a
+// time. Its lanes divide the elements of a vector, so that loads are contiguous, and each lane keeps
+// ROWS * TILE sums in registers. The warps of a block read the same points from shared memory. With
+// few points, the time is that of reading x once.
 #pragma once
 
 #include "launchers.h"
@@ -28,8 +29,9 @@ struct Rows {
   __device__ const T* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// Adds to sums[r * TILE + p] this lane's share of the squared distance between row `row + r` and point `point + p`.
-// Every thread of the block must call it, with the same points; rows beyond the last stand for the last.
+// Adds this lane's part of the squared distance between row `row + r` and point `point + p` to
+// sums[r * TILE + p]. All threads of the block must call it with the same points. Rows beyond the
+// last one repeat it.
 template <typename T, int V, int ROWS>
 __device__ __forceinline__ void add_squares(
     const Rows<T>& x, int64_t row, const Rows<T>& y, int64_t point, int points, int64_t size, Acc<T> (&sums)[ROWS * TILE]) {
@@ -43,7 +45,7 @@ __device__ __forceinline__ void add_squares(
 
   for (int64_t start = 0; start < size; start += CHUNK) {
     const int width = static_cast<int>(size - start < CHUNK ? size - start : CHUNK);
-    __syncthreads();  // all have done with the chunk before
+    __syncthreads();  // all threads are done with the previous chunk
     const int packs = width / V;
     for (int i = threadIdx.x; i < points * packs; i += THREADS) {
       const int p = i / packs, d = i % packs * V;
@@ -76,9 +78,10 @@ __device__ __forceinline__ void add_squares(
   }
 }
 
-// Adds up values[0], ..., values[COUNT - 1] over the warp's lanes, so that lane l ends with the sum of value l / (WARP / COUNT)
-// in values[0]. Each step halves the values that a lane has and doubles the lanes it has summed over: COUNT sums take
-// COUNT - 1 shuffles and not 5 * COUNT. A recursion, for the compiler keeps the values in registers only if it knows every index.
+// Sums values[0], ..., values[COUNT - 1] over the lanes of a warp; lane l gets the sum of value
+// l / (WARP / COUNT) in values[0]. Each step halves the number of a lane's values and doubles the
+// number of lanes summed, so COUNT sums take COUNT - 1 shuffles instead of 5 * COUNT. It is recursive
+// because the compiler keeps values in registers only if every index is known.
 template <int COUNT, int STEP = WARP / 2, int SIZE, typename A>
 __device__ __forceinline__ void sum_over_lanes(A (&values)[SIZE]) {
   if constexpr (COUNT > 1) {
@@ -96,11 +99,11 @@ __device__ __forceinline__ void sum_over_lanes(A (&values)[SIZE]) {
   }
 }
 
-// Rows that a warp takes at a time: four where there are enough to keep every multiprocessor busy, else one.
+// Rows of a warp: four if that keeps every multiprocessor busy, else one.
 inline int rows_at_once(int64_t rows, int64_t tiles) { return rows * tiles >= 8 * 1024 ? 4 : 1; }
 
-// Numbers that a thread may load at once: 16 bytes of float or double, 8 of half types, if every vector begins at such a
-// boundary and a warp has work for all its lanes.
+// Elements of one load: 16 bytes of float or double, 8 of half types, if every vector is aligned to
+// that and all lanes of a warp have work.
 template <typename T>
 int pack_size(int64_t size, std::initializer_list<Points> all) {
   constexpr int wide = sizeof(T) == 8 ? 2 : 4;
@@ -117,8 +120,9 @@ constexpr int GRADIENT_THREADS = 128;
 constexpr int GRADIENT_ROWS = 8;
 constexpr int GRADIENT_POINTS = 32;
 
-// gx[q] = 2 sum_n w[q, n] (x[q] - y[n]) and gy[n] = 2 sum_q w[q, n] (y[n] - x[q]), in one launch: the first jobs are rows of
-// x, the others rows of y. A thread has V numbers of GRADIENT_ROWS rows in registers; weights come through shared memory.
+// gx[q] = 2 sum_n w[q, n] (x[q] - y[n]) and gy[n] = 2 sum_q w[q, n] (y[n] - x[q]) in one launch. The
+// first jobs are rows of x, the others rows of y. A thread has V elements of GRADIENT_ROWS rows in
+// registers; weights come through shared memory.
 template <typename T, int V, typename Weights>
 __global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(Weights weights, Points x, Points y, T* gx, T* gy, Shape shape) {
   using A = Acc<T>;
@@ -145,7 +149,7 @@ __global__ void __launch_bounds__(GRADIENT_THREADS) gradient_kernel(Weights weig
 
     for (int64_t start = 0; start < points.count; start += GRADIENT_POINTS) {
       const int width = static_cast<int>(points.count - start < GRADIENT_POINTS ? points.count - start : GRADIENT_POINTS);
-      __syncthreads();  // all have done with the weights before
+      __syncthreads();  // all threads are done with the previous weights
 #pragma unroll 1
       for (int i = threadIdx.x; i < GRADIENT_ROWS * GRADIENT_POINTS; i += blockDim.x) {
         const int64_t row = first + i / GRADIENT_POINTS;
@@ -191,7 +195,7 @@ void launch_gradient(Place place, Weights weights, Points x, Points y, void* gx,
   MZ_LAUNCH(kernel, grid(jobs), threads, place, weights, x, y, static_cast<T*>(gx), static_cast<T*>(gy), shape);
 }
 
-// What the gradient kernel stores to is contiguous, but may begin anywhere.
+// The outputs of the gradient kernel are contiguous, but may have any alignment.
 template <typename T>
 int gradient_pack_size(int64_t size, Points x, Points y, void* gx, void* gy) {
   return pack_size<T>(size, {x, y, Points{gx, 0, size, 0}, Points{gy, 0, size, 0}});

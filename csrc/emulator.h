@@ -1,8 +1,8 @@
-// Runs kernels on the CPU: a fibre for each thread of a block, the blocks one after another.
+// Runs kernels on the CPU: blocks one after another, with a fibre for each thread of a block.
 //
-// Made to find mistakes, not to be fast. A warp that was begun runs on for as long as it can, the lanes and the next warp
-// come in random order, and shared memory is full of NaN when a block begins: a missing barrier shows. A barrier or shuffle
-// that only some threads reach is an error. Reads and writes out of bounds are for AddressSanitizer to find.
+// It finds mistakes and is not fast. To expose missing barriers, a warp runs for as long as it can,
+// the order of lanes and warps is random, and shared memory is NaN when a block begins. A barrier or
+// shuffle that only some threads reach is an error. AddressSanitizer finds accesses out of bounds.
 #pragma once
 
 #include <ucontext.h>
@@ -50,7 +50,7 @@ struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[STACK]};
   State state = State::DONE;
-  int line = 0;  // of the barrier that it waits at
+  int line = 0;  // source line of the barrier it waits at
   uint64_t slots[2];
   unsigned shuffles = 0;
 };
@@ -67,7 +67,7 @@ struct Machine {
   uint64_t launches = 0;
 };
 
-// One for the library, whichever of its sources asks.
+// One instance for all sources of the library.
 inline Machine& machine() {
   static Machine it;
   return it;
@@ -89,7 +89,7 @@ auto& shared() {
   return memory;
 }
 
-// What a GPU refuses, a CPU mostly does.
+// Checks the limits of a GPU, which a CPU does not have.
 inline void check_aligned(const void* pointer, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(pointer) % bytes) machine().complaint = "a load or store that is not aligned";
 }
@@ -110,7 +110,7 @@ template <typename T>
 T shuffle_xor(unsigned mask, T value, int lanes, int line) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves one number");
   if (mask != 0xffffffffu) machine().complaint = "a shuffle of some lanes only";
-  // Two slots in turn: a lane may be one shuffle ahead of another that has still to read.
+  // Two alternating slots, because a lane may be one shuffle ahead of a lane that has not read yet.
   const unsigned turn = self().shuffles++ % 2;
   std::memcpy(&self().slots[turn], &value, sizeof value);
   wait_for_warp(line);
@@ -129,7 +129,7 @@ inline void resume(unsigned thread) {
   swapcontext(&m.scheduler, &m.fibres[thread]->context);
 }
 
-// Whether all of these threads wait at one barrier, which then lets them through.
+// Releases these threads if all of them wait at the same barrier, and returns whether it did.
 inline bool release(unsigned first, unsigned last, State barrier) {
   Machine& m = machine();
   const Fibre& one = *m.fibres[first];

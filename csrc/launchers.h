@@ -1,4 +1,4 @@
-// The kernels as plain C++ functions: no CUDA and no torch in sight.
+// The kernels as plain C++ functions, without CUDA or torch.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ struct Place {
   void* stream;
 };
 
-// Vectors (tasks, rows, size) whose numbers lie side by side; strides in elements, 0 where a dimension is broadcast.
+// Vectors (tasks, rows, size) with contiguous elements; strides are in elements, 0 in a broadcast
+// dimension.
 struct Points {
   const void* data;
   int64_t task_stride;
@@ -21,7 +22,7 @@ struct Points {
   int64_t rows;
 };
 
-// A matrix (tasks, rows, columns) of whatever strides.
+// A matrix (tasks, rows, columns) with any strides.
 struct Matrix {
   const void* data;
   int64_t task_stride;
@@ -37,26 +38,26 @@ struct Shape {
 // out (tasks, x.rows, y.rows): squared distances.
 void sqdist(Place, Type, Points x, Points y, void* out, Shape);
 
-// gx (tasks, x.rows, size), gy (tasks, y.rows, size): the gradient by x and y, where weights (tasks, x.rows, y.rows) are
-// that of the squared distances.
+// gx (tasks, x.rows, size), gy (tasks, y.rows, size): the gradient by x and y. weights (tasks, x.rows,
+// y.rows) is the gradient by the squared distances.
 void sqdist_backward(Place, Type, Matrix weights, Points x, Points y, void* gx, void* gy, Shape);
 
-// nll (tasks, query.rows), prob (tasks, query.rows, prototypes.rows), both float for half types; target (tasks, query.rows).
-// A target that is no row of prototypes makes its nll NaN.
+// nll (tasks, query.rows), prob (tasks, query.rows, prototypes.rows), both float for half types; target
+// (tasks, query.rows). For a target out of range nll is NaN.
 void prototypical_nll(Place, Type, Points query, Points prototypes, const int64_t* target, void* nll, void* prob, Shape);
 
-// The gradient of prototypical_nll; g (tasks, query.rows) is that of nll and of its type.
+// The gradient of prototypical_nll; g (tasks, query.rows) is the gradient by nll and has its type.
 void prototypical_nll_backward(
     Place, Type, Matrix g, const void* prob, const int64_t* target, Points query, Points prototypes, void* gx, void* gy, Shape);
 
-// One tensor of a list: (tasks, size), its tasks `task_stride` apart.
+// One tensor of a list, (tasks, size) with stride `task_stride` between tasks.
 struct Piece {
   const void* data;
   int64_t task_stride;
   int64_t size;
 };
 
-// A buffer (tasks, size), or what broadcasts against one; null where there is none.
+// A buffer (tasks, size), or one that broadcasts against that; null if there is none.
 struct Buffer {
   const void* data;
   int64_t task_stride;
@@ -70,16 +71,17 @@ struct Step {
 };
 
 // h = scale * gradient + weight_decay * params;  v = momentum * velocity + h;  out = params - factor * lr * v,
-// where the pieces, one behind the other, are the gradient. lr has the parameters' type; scale (tasks,) is float for half
-// types. velocity_out may be null; out may be params, and velocity_out velocity.
+// where the gradient is the concatenation of the pieces. lr has the parameters' type; scale (tasks,) is
+// float for half types. velocity_out may be null; out may be params, and velocity_out may be velocity.
 void sgd_update(
     Place, Type, Buffer params, const std::vector<Piece>& gradient, Buffer lr, Buffer velocity, const void* scale, void* out,
     void* velocity_out, Shape, Step);
 
-// How many partial sums a task has in square_norm.
+// The number of partial sums of a task in square_norm.
 int64_t square_norm_partials(const std::vector<Piece>&);
 
-// out (tasks,), float for half types: each task's sum of squares over all pieces; partials (tasks, square_norm_partials).
+// out (tasks,), float for half types: each task's sum of squares over all pieces; partials (tasks,
+// square_norm_partials) is scratch memory.
 void square_norm(Place, Type, const std::vector<Piece>&, void* partials, void* out, int64_t tasks);
 
 #ifndef METAZOO_EMULATED

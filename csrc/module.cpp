@@ -1,4 +1,4 @@
-// What the dispatcher does not carry: how the library was built and, in the emulated one, the emulator's own controls.
+// The Python module of the library: its build information and, if emulated, the emulator's controls.
 #include <pybind11/pybind11.h>
 
 #include "launchers.h"

@@ -1,7 +1,7 @@
-// The kernels as implementations of torch.ops.metazoo.*, whose schemas are in metazoo/kernels/*.py.
+// Implements torch.ops.metazoo.* by the kernels; the schemas are in metazoo/kernels/*.py.
 //
-// Written against the LibTorch stable ABI of torch 2.11, so that one library serves that version and later ones. No CUDA
-// header is needed: it compiles where torch has no CUDA, too.
+// It uses the LibTorch stable ABI of torch 2.11, so one library serves that version and later ones. It
+// needs no CUDA header and also compiles with a torch without CUDA.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -38,7 +38,7 @@ metazoo::Type type_of(const Tensor& t) {
   }
 }
 
-// The type that sums are kept in.
+// The type to sum in.
 ScalarType sum_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -60,7 +60,7 @@ Place place_of(const Tensor& t) {
 #ifdef METAZOO_EMULATED
   return {t.get_device_index(), nullptr};
 #else
-  // Looked up when first needed: a library that names it would not load where torch has no CUDA, as in CI.
+  // Looked up at run time, because a library linked to it would not load with a torch without CUDA.
   using CurrentStream = AOTITorchError (*)(int32_t, void**);
   static const auto current_stream = [] {
     void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
@@ -76,7 +76,7 @@ Place place_of(const Tensor& t) {
 
 int64_t stride_of(const Tensor& t, int64_t d) { return t.size(d) == 1 ? 0 : t.stride(d); }
 
-// t itself if the numbers of its vectors lie side by side, whatever the other strides (0 in a broadcast), else a copy.
+// t itself if the elements of its vectors are contiguous, else a copy. Other strides do not matter.
 Tensor side_by_side(const Tensor& t) {
   return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
 }
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> sqdist_backward(const Tensor& g, const Tensor& x, con
   return {gx, gy};
 }
 
-// ---- the head of Prototypical Networks -----------------------------------------------------------------------------------
+// ---- the loss of Prototypical Networks ---------------------------------------------------------------
 
 Tensor checked_target(const Tensor& query, const Tensor& target) {
   check_alike(query, target, ScalarType::Long);
@@ -155,7 +155,8 @@ std::tuple<Tensor, Tensor> prototypical_nll_backward(
 
 // ---- inner-loop steps ----------------------------------------------------------------------------------------------------
 
-// The tensors of a gradient, each (tasks, *), as pieces; `kept` holds the copies of those whose tasks are not contiguous.
+// The tensors of a gradient, each (tasks, *), as pieces. `kept` holds the copies of tensors whose tasks
+// are not contiguous.
 std::vector<Piece> pieces_of(const std::vector<Tensor>& gradient, std::vector<Tensor>& kept) {
   std::vector<Piece> pieces;
   for (const Tensor& given : gradient) {

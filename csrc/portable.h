@@ -1,4 +1,4 @@
-// What the kernels take from CUDA, by names that the emulator has, too.
+// The parts of CUDA that the kernels use, under names that the emulator has too.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -15,7 +15,7 @@
 #include <stdexcept>
 #include <string>
 
-// g++ cannot read `<<< >>>`, and shared memory needs a place on a CPU; all else is spelled as CUDA spells it.
+// g++ cannot parse `<<< >>>`, and shared memory needs storage on a CPU. All else is as in CUDA.
 #define MZ_ALIGNED(pointer, bytes)
 #define MZ_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define MZ_LAUNCH(kernel, blocks, threads, place, ...)                        \
@@ -32,7 +32,8 @@ inline void check(cudaError_t error) {
     throw std::runtime_error(std::string("a metazoo kernel failed: ") + cudaGetErrorString(error));
 }
 
-// Makes a device the current one for as long as it lives: this library's CUDA runtime is not the one that torch uses.
+// Makes a device current during its lifetime. This is needed because torch uses another CUDA runtime
+// than this library.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -60,7 +61,7 @@ using BFloat16 = c10::BFloat16;
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// What values of a type are summed up in.
+// The type to sum values of a type in.
 template <typename T>
 struct Accumulator {
   using type = float;
@@ -72,7 +73,7 @@ struct Accumulator<double> {
 template <typename T>
 using Acc = typename Accumulator<T>::type;
 
-// V neighbours that one instruction loads or stores.
+// V adjacent elements that one instruction loads or stores.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T at[V];
@@ -100,10 +101,10 @@ __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
 
-// Blocks for so many jobs: a kernel's blocks take further jobs when there are more than a grid may have.
+// The number of blocks for `jobs` jobs. Beyond the largest grid, each block takes several jobs.
 inline unsigned grid(int64_t jobs) {
 #ifdef METAZOO_EMULATED
-  constexpr int64_t most = 7;  // so that tests see blocks take a second job
+  constexpr int64_t most = 7;  // so that in tests blocks take a second job
 #else
   constexpr int64_t most = int64_t(1) << 30;
 #endif
@@ -112,7 +113,7 @@ inline unsigned grid(int64_t jobs) {
 
 inline int64_t pieces_of(int64_t size, int64_t piece) { return (size + piece - 1) / piece; }
 
-// Calls `work` with a value of the type that a code names.
+// Calls `work` with a value of the type that `type` names.
 template <typename Work>
 void with_type(int type, const Work& work) {
   switch (type) {

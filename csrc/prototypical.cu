@@ -1,11 +1,12 @@
-// The head of Prototypical Networks (Snell et al. 2017, arXiv:1703.05175, equation 2) in one kernel: squared distances to the
-// prototypes, the softmax of their negatives, and the negative log-likelihood of the target.
+// The loss of Prototypical Networks (Snell et al. 2017, arXiv:1703.05175, equation 2) in one kernel:
+// squared distances to the prototypes, the softmax of their negatives, and the negative log-likelihood
+// of the target.
 #include "distance.cuh"
 
 namespace metazoo {
 
-// A warp has ROWS queries and goes over all prototypes, TILE at a time, with a running maximum and sum, so that their number
-// is not limited; prob holds the logits until the sum is known.
+// A warp has ROWS queries and processes TILE prototypes at a time with a running maximum and sum, so
+// their number is not limited. prob holds the logits until the sum is known.
 template <typename T, int V, int ROWS>
 __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) prototypical_nll_kernel(
     Points query, Points prototypes, const int64_t* target, Acc<T>* nll, Acc<T>* prob, Shape shape) {
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) prototypical_
         tile_peak = other > tile_peak ? other : tile_peak;
       }
       const A higher = tile_peak > peak ? tile_peak : peak;
-      // Prototypes may be so far away that their distances are infinite, and all of them so far.
+      // The distances of the prototypes so far may all be infinite.
       const A base = higher == -static_cast<A>(INFINITY) ? A(0) : higher;
       A tile_mass = exponential(logit - base);
       A tile_picked = p < points && point + p == label ? logit : A(0);
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) prototypical_
       const bool known = label >= 0 && label < ways;
       nll[row] = known ? total - picked : static_cast<A>(NAN);
     }
-    __syncwarp();  // what other lanes wrote to prob is read now
+    __syncwarp();  // prob is read after other lanes wrote to it
     if (there) {
       const int mine = lane % (LANES_EACH * TILE);
       for (int64_t n = mine; n < ways; n += LANES_EACH * TILE) prob[row * ways + n] = exponential(prob[row * ways + n] - total);

@@ -1,7 +1,7 @@
 // Inner-loop steps of gradient descent for many tasks at once, on a flat buffer (tasks, parameters).
 //
-// The gradient comes as the list of tensors that differentiation gives, and is gathered as it is used. A block takes SPAN
-// numbers of one tensor for one task.
+// The gradient is a list of tensors, which the kernel gathers. A block takes SPAN elements of one tensor
+// for one task.
 #include <algorithm>
 
 #include "launchers.h"
@@ -11,14 +11,14 @@ namespace metazoo {
 
 constexpr int SGD_THREADS = 256;
 constexpr int SPAN = 8 * SGD_THREADS;
-// As many as fit comfortably into a kernel's arguments; more are taken in several launches.
+// Pieces of one launch, whose arguments hold them; more pieces take several launches.
 constexpr int MOST_PIECES = 64;
 
 struct Pieces {
   const void* data[MOST_PIECES];
   int64_t task_stride[MOST_PIECES];
-  int64_t begin[MOST_PIECES + 1];  // where each lies in a task's parameters, and where the last ends
-  int block[MOST_PIECES + 1];      // the number of the first block of each, and of all blocks
+  int64_t begin[MOST_PIECES + 1];  // offset of each piece in a task's parameters, and the end of the last
+  int block[MOST_PIECES + 1];      // first block of each piece, and the number of blocks
   int count;
 };
 
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(SGD_THREADS) partial_squares_kernel(
       sum += value * value;
     }
     for (int step = WARP / 2; step >= 1; step /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
-    __syncthreads();  // all have read the sums before
+    __syncthreads();  // all threads have read the previous sums
     if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = sum;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(SGD_THREADS) partial_squares_kernel(
   }
 }
 
-// A warp for each task adds up its partial sums, in an order that does not depend on the launch.
+// One warp per task adds its partial sums, in an order that does not depend on the launch.
 template <typename A>
 __global__ void __launch_bounds__(WARP) sum_kernel(const A* partials, int64_t stride, A* out, int64_t tasks) {
   for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {

@@ -105,7 +105,9 @@ class Mistake:
 
 MISTAKES = {
     "a chunk is overwritten while it is read": Mistake(
-        "distance.cuh", "    __syncthreads();  // all have done with the chunk before\n", ""
+        "distance.cuh",
+        "    __syncthreads();  // all threads are done with the previous chunk\n",
+        "",
     ),
     "a chunk is read before it is there": Mistake(
         "distance.cuh",
@@ -113,7 +115,9 @@ MISTAKES = {
         "    for (int d = lane * V",
     ),
     "weights are overwritten while they are read": Mistake(
-        "distance.cuh", "      __syncthreads();  // all have done with the weights before\n", ""
+        "distance.cuh",
+        "      __syncthreads();  // all threads are done with the previous weights\n",
+        "",
     ),
     "weights are read before they are there": Mistake(
         "distance.cuh", "      __syncthreads();\n      if (active)", "      if (active)"
