@@ -67,8 +67,7 @@ class Omniglot(ClassDataset):
 
     Splits:
 
-    - `lake` trains on the 30 background alphabets, except 5 that are for validation, and tests on
-    the
+    - `lake` trains on 25 of the 30 background alphabets, validates on the other 5 and tests on the
       20 evaluation alphabets;
     - `vinyals` has 1028/172/423 characters, divided by alphabet except for one alphabet;
     - `random` has 1100/100/423 characters from all alphabets, as in Finn et al. 2017

@@ -21,7 +21,7 @@ from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples
 
 RESIDENT = 128 * 2**20  # bytes of a data file that stay mapped in memory, approximately
-_ADVISED = hasattr(mmap, "MADV_WILLNEED")  # not on Windows
+_HAS_MADVISE = hasattr(mmap, "MADV_WILLNEED")  # not on Windows
 _FAULT_AROUND = 2**16  # bytes that Linux maps around a touched byte if they are in its cache
 
 
@@ -99,7 +99,7 @@ class Mapped(Examples):
         return Examples(x, self.counts, self.names, self.title)
 
     def take(self, rows: Tensor) -> Tensor:
-        self.pages.expect(rows)
+        self.pages.prefetch(rows)
         return super().take(rows)
 
 
@@ -108,13 +108,13 @@ class Pages:
 
     def __init__(self, file: mmap.mmap, example_bytes: int):
         self._file, self._example_bytes, self._resident = file, example_bytes, 0
-        if _ADVISED:
+        if _HAS_MADVISE:
             # Without this, reading a page also reads the pages after it, which hold other classes.
             file.madvise(mmap.MADV_RANDOM)
 
-    def expect(self, rows: Tensor) -> None:
+    def prefetch(self, rows: Tensor) -> None:
         """Request the pages of these rows of examples."""
-        if not _ADVISED:
+        if not _HAS_MADVISE:
             return
         if self._resident > RESIDENT:
             # The system keeps the pages in its cache while there is room; touching them again does
