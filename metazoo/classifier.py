@@ -146,7 +146,8 @@ class FewShotClassifier:
             expected = ", ".join(map(str, shape))
             hint = "give image files, which are resized, or " if self.input_format else ""
             raise DataError(
-                f"the examples have shape {tuple(x.shape)}, but '{self.name}' takes (N, {expected})",
+                f"the examples have shape {tuple(x.shape)}, "
+                f"but '{self.name}' takes (N, {expected})",
                 f"{hint}reshape the tensor; pass a single example as x[None]",
             )
         if self.input_format and x.numel() and not (x.min() >= 0 and x.max() <= 1):
@@ -162,7 +163,7 @@ def _plain(label: Any) -> Any:
 
 
 def _sorted_classes(labels: Sequence[Hashable]) -> list[Any]:
-    """Return the distinct labels, sorted by type and value; raise DataError if there are not two."""
+    """Return the distinct labels, sorted by type and value, or raise DataError if there is one."""
     try:
         classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
     except TypeError as error:

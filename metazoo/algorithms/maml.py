@@ -63,12 +63,12 @@ class MAML(metazoo.Algorithm):
         ] = "none"
         multi_step_loss: Annotated[
             int,
-            "outer steps over which the loss moves from all inner steps to the last; 0: last only (MAML++)",
+            "outer steps in which the loss moves from all inner steps to the last (MAML++)",
             Range(0),
         ] = 0
         batch_norm: Annotated[
             Literal["batch", "support"],
-            "normalise queries by their own statistics (as the paper, transductive) or by those of the support set",
+            "statistics for queries: their own (as in the paper, transductive) or the support set's",
         ] = "batch"
         zero_head: Annotated[bool, "initialise the head to zero"] = False
         center: Annotated[bool, "subtract the batch mean from the features"] = False
@@ -77,14 +77,15 @@ class MAML(metazoo.Algorithm):
         ] = False
         tasks: Annotated[
             Literal["auto", "loop", "vmap"],
-            "how to run the tasks of a meta-batch: one by one (on a CPU in threads), or in one batch with vmap",
+            "run tasks one by one (on a CPU in threads), or all at once with vmap",
         ] = "auto"
         checkpoint_inner: Annotated[
             bool, "recompute inner steps in the backward pass: less memory, more time"
         ] = False
         tta: Annotated[
             Literal["none", "shifted"],
-            "test-time augmentation; shifted averages the embeddings of a query image and of four one-pixel shifts",
+            "test-time augmentation; shifted averages the embeddings of a query image and of four "
+            "one-pixel shifts",
         ] = "none"
 
     config: Config
@@ -100,7 +101,7 @@ class MAML(metazoo.Algorithm):
         super().__init__(backbone, spec, config)
         if self.config.per_step_norm and self.config.adapt == "head":
             raise metazoo.OptionError(
-                "per_step_norm has no effect with adapt=head, whose inner steps do not run the backbone",
+                "per_step_norm has no effect with adapt=head: its inner steps do not run the backbone",
                 "leave out one of the two options",
             )
         self.tta = metazoo.TestTimeAugmentation(self.config.tta, spec.input_shape)
@@ -292,7 +293,7 @@ class MAML(metazoo.Algorithm):
     def _features(
         self, backbone: dict[str, Tensor], x: Tensor, support: int | None = None
     ) -> Tensor:
-        """Return features (N, D), normalised by the statistics of the first `support` examples or of all."""
+        """Return features (N, D), normalised over the first `support` examples, or over all."""
         for norm in self.norms:
             norm.support = support
         z = functional_call(self.backbone, backbone, x)
@@ -302,8 +303,10 @@ class MAML(metazoo.Algorithm):
         outputs = self.spec.outputs if self.spec.regression else metazoo.ways_of(support_y)
         if outputs > self.spec.outputs:
             raise metazoo.OptionError(
-                f"this model's head has {self.spec.outputs} outputs, but the task has {outputs} classes",
-                f"train a model with --ways {outputs} or more, or use protonet, which takes any number of classes",
+                f"this model's head has {self.spec.outputs} outputs, "
+                f"but the task has {outputs} classes",
+                f"train a model with --ways {outputs} or more, or use protonet, "
+                "which takes any number of classes",
             )
         return outputs
 
@@ -362,7 +365,7 @@ class MAML(metazoo.Algorithm):
         return rates.repeat_interleave(self.sizes, output_size=sum(sizes))
 
     def _split(self, theta: Tensor) -> Parameters:
-        """Return the parameters (B, *) that theta (B, P) concatenates, convolutions channels last."""
+        """Return the parameters (B, *) in theta (B, P), those of convolutions channels last."""
         shapes = [_channels_last(p).shape for p in self._initial_parameters()]
         pieces = theta.split([shape.numel() for shape in shapes], 1)
         return tuple(piece.reshape(len(theta), *shape) for piece, shape in zip(pieces, shapes))

@@ -30,7 +30,8 @@ class MatchingNet(metazoo.FeatureLearner):
         ] = "cosine"
         temperature: Annotated[
             float,
-            "temperature of the softmax of cosines, or its start if learned; the paper's is 1, which hardly trains",
+            "temperature of the softmax of cosines, or its start if learned; the paper's is 1, "
+            "which hardly trains",
             Range(1e-4),
         ] = 0.1
         learn_temperature: Annotated[bool, "learn the temperature; the paper does not"] = True

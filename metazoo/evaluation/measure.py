@@ -16,7 +16,7 @@ from metazoo.evaluation.score import Score, score
 from metazoo.tasks.episode import TaskSource
 from metazoo.tasks.sampler import EpisodeSampler
 
-# Values in the examples that are embedded at once on a CPU: more is no faster, and takes more memory.
+# Values in the examples embedded at once on a CPU: more takes memory and saves no time.
 EMBEDDED_AT_ONCE = 2**18
 # Values in the tasks that are answered at once, and in the examples embedded at once on a GPU.
 DRAWN_AT_ONCE = 2**21

@@ -41,7 +41,7 @@ class Protocol:
         return cls(**drawn, count=result["tasks"])
 
     def first(self, count: int) -> Protocol:
-        """Return the protocol limited to its first `count` tasks; official protocols have no limit."""
+        """Return the protocol limited to `count` tasks; an official one ignores the limit."""
         return dataclasses.replace(self, count=min(count, self.count))
 
     def tasks(self, data: Dataset) -> tuple[TaskSource, int]:
@@ -62,7 +62,7 @@ class Protocol:
         return official[self.name]()
 
     def classes(self, data: Dataset) -> tuple[str, ...]:
-        """Return the names of the classes that tasks are drawn from, or () if the tasks do not list them."""
+        """Return the names of the classes that tasks are drawn from, or () if they are not listed."""
         return tuple(getattr(self.tasks(data)[0], "names", ()))
 
     def as_dict(self, data: Dataset) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def returns_logits(case: ClassificationCase) -> None:
 
 
 def accepts_other_ways(case: ClassificationCase) -> None:
-    """A task with fewer or more ways than in training is answered, or refused with a MetazooError."""
+    """Tasks with other ways than in training are answered, or refused with a MetazooError."""
     for trained, ways in ((5, 3), (3, 5)):
         episode = case.episode(ways=ways)
         try:
@@ -73,7 +73,7 @@ def accepts_other_ways(case: ClassificationCase) -> None:
 
 
 def trains_every_parameter(case: ClassificationCase) -> None:
-    """The training loss is a finite scalar and gives every trainable parameter a finite gradient."""
+    """The training loss is a finite scalar, and every trainable parameter has a finite gradient."""
     model = case.model().train()
     name = "batch_loss" if isinstance(model, BatchLearner) else "loss"
     loss = _training_loss(case, model)

@@ -167,7 +167,8 @@ class Reptile(metazoo.Algorithm):
         outputs = self.spec.outputs if self.spec.regression else metazoo.ways_of(y)
         if outputs > self.spec.outputs:
             raise metazoo.OptionError(
-                f"this model's head has {self.spec.outputs} outputs, but the task has {outputs} classes",
+                f"this model's head has {self.spec.outputs} outputs, "
+                f"but the task has {outputs} classes",
                 f"train a model with --ways {outputs} or more",
             )
         return outputs

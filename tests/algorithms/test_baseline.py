@@ -1,4 +1,4 @@
-"""The baseline's new heads against torch.optim, one task at a time, and its training on base classes."""
+"""The baseline: new heads compared with torch.optim, and training on base classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def randn(*shape: int, seed: int = 2) -> Tensor:
 
 
 def linear_logits(model: Baseline, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-    """Train nn.Linear on one task with torch.optim.SGD, on features centred and scaled by their mean square."""
+    """Train nn.Linear on one task with torch.optim.SGD, on standardised features."""
     mean = support.mean(0)
     size = math.sqrt(sum(((z - mean) ** 2).sum().item() for z in support) / len(support))
     head = nn.Linear(4, 3).double()
@@ -48,7 +48,7 @@ def linear_logits(model: Baseline, support: Tensor, labels: Tensor, query: Tenso
 
 
 def cosine_logits(model: Baseline, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-    """Train one vector a class on one task with torch.optim.SGD, at the learning rate over the scale squared."""
+    """Train one vector per class with torch.optim.SGD, at the rate over the scale squared."""
     assert model.log_scale is not None
     scale = model.log_scale.exp().item()
     start = torch.stack([F.normalize(support[labels == k], dim=1).mean(0) for k in range(3)])
@@ -82,9 +82,7 @@ def test_new_heads_equal_those_of_an_optimizer_run_task_by_task(
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("ways", [2, 9])
-def test_heads_have_as_many_ways_as_the_task_whatever_the_base_classes(
-    head: str, ways: int
-) -> None:
+def test_heads_have_the_ways_of_the_task(head: str, ways: int) -> None:
     model = build(head=head).eval()
     labels = torch.arange(ways).repeat(2, 1)
     with torch.inference_mode():
@@ -94,7 +92,7 @@ def test_heads_have_as_many_ways_as_the_task_whatever_the_base_classes(
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_scale_of_the_features_changes_nothing(head: str) -> None:
+def test_the_scale_of_features_does_not_matter(head: str) -> None:
     model = build(head=head)
     support, query = randn(2, 6, 4), randn(2, 5, 4, seed=3)
     with torch.no_grad():
@@ -105,7 +103,7 @@ def test_scale_of_the_features_changes_nothing(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_features_that_are_all_alike_give_finite_logits(head: str) -> None:
+def test_identical_features_give_finite_logits(head: str) -> None:
     model = build(head=head)
     for z in (torch.zeros(2, 6, 4, dtype=torch.float64), torch.ones(2, 6, 4, dtype=torch.float64)):
         with torch.no_grad():
@@ -114,7 +112,7 @@ def test_features_that_are_all_alike_give_finite_logits(head: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_fine_tuning_fits_the_support_and_beats_the_nearest_centroid(head: str) -> None:
-    # Classes that differ in two weak directions beside two strong ones that say nothing.
+    # Classes differ in two weak directions; two strong directions are noise.
     generator = torch.Generator().manual_seed(4)
     spread = torch.tensor([3.0, 3.0, 0.3, 0.3], dtype=torch.float64)
     centres = torch.tensor([[0, 0, 1, 0], [0, 0, -1, 1], [0, 0, -1, -1]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""MAML against a naive implementation that shares nothing with it, and against finite differences."""
+"""MAML compared with a naive implementation and with finite differences."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def line_model(**config: object) -> MAML:
     ).double()
 
 
-# --- a naive MAML: autograd with create_graph, parameters in a list, one task after another --------------------------
+# --- A naive MAML: autograd with create_graph, parameters in a list, one task at a time. ---
 
 
 def naive_forward(weights: list[Tensor], x: Tensor, center: bool = False) -> Tensor:
@@ -123,7 +123,7 @@ def compare(
     step_weights: list[float] | None = None,
     head_only: bool = False,
 ) -> None:
-    """Hold loss and meta-gradient, of weights and of learned rates, against the naive ones."""
+    """Compare the loss and the meta-gradient of weights and rates with the naive ones."""
     model.zero_grad()
     ours = model.loss(episode)
     ours.backward()
@@ -193,31 +193,33 @@ def test_meta_gradient_equals_the_naive_one(
     compare(line_model(**options), sinusoids())
 
 
-def test_tasks_run_together_where_that_is_quicker() -> None:
-    elsewhere = [torch.empty(count, 6, 1, 16, 16, device="meta") for count in (1, 2)]  # as on a GPU
-    assert [image_model()._uses_vmap(x) for x in elsewhere] == [False, True]
+def test_vmap_is_used_where_it_is_faster() -> None:
+    on_gpu = [torch.empty(count, 6, 1, 16, 16, device="meta") for count in (1, 2)]  # not a CPU
+    assert [image_model()._uses_vmap(x) for x in on_gpu] == [False, True]
     assert not image_model()._uses_vmap(images().support_x)
     assert line_model()._uses_vmap(sinusoids().support_x)
 
 
 @pytest.mark.parametrize("tasks", ["loop", "vmap"])
-def test_steps_that_are_computed_again_give_the_naive_gradient(tasks: str) -> None:
+def test_checkpointed_steps_give_the_naive_gradient(tasks: str) -> None:
     options = {"tasks": tasks, "inner_steps": 3, "checkpoint_inner": True}
     compare(image_model(**options), images())
     compare(line_model(**options), sinusoids())
     compare(image_model(**options, multi_step_loss=10), images(), step_weights=[1 / 3] * 3)
     compare(image_model(**options, adapt="head"), images(), head_only=True)
     gradients = []
-    for again in (False, True):
+    for checkpoint in (False, True):
         model = image_model(
-            **{**options, "checkpoint_inner": again}, learned_rates="per-step", per_step_norm=True
+            **{**options, "checkpoint_inner": checkpoint},
+            learned_rates="per-step",
+            per_step_norm=True,
         )
         model.loss(images()).backward()
         gradients.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
-def test_steps_that_are_computed_again_are_not_kept() -> None:
+def test_checkpointed_steps_save_memory() -> None:
     class Saved:
         def __init__(self, value: Tensor):
             self.value = value
@@ -258,7 +260,7 @@ def test_head_only_adaptation_is_anil(tasks: str) -> None:
 @pytest.mark.parametrize(
     "options", [{"head_lr": 0.7}, {"center": True}, {"per_step_norm": True}], ids=str
 )
-def test_what_is_added_to_the_paper_gets_the_naive_gradient(
+def test_extensions_of_the_paper_get_the_naive_gradient(
     tasks: str, options: dict[str, object]
 ) -> None:
     compare(image_model(tasks=tasks, inner_steps=2, **options), images())
@@ -273,14 +275,14 @@ def _gradients(model: MAML) -> list[Tensor]:
     return [p.grad for name, p in model.named_parameters() if name.startswith("head")]  # type: ignore[misc]
 
 
-def test_every_inner_step_has_norms_of_its_own() -> None:
+def test_every_inner_step_has_its_own_norms() -> None:
     model, episode = image_model(per_step_norm=True, inner_steps=3, eval_inner_steps=5), images()
     model.loss(episode).backward()
     assert all(
         offsets.grad is not None and (offsets.grad.flatten(1).norm(dim=1) > 1e-6).all()
         for offsets in model.norm_offsets
     )
-    # The first step alone changes where only its offsets do; what comes after the last step goes on with the last one's.
+    # Only steps from the third on use the third offsets; steps beyond training use the last.
     task = (episode.support_x, episode.support_y, episode.query_x)
     before = {steps: _after(model, task, steps) for steps in (1, 2, 5)}
     with torch.no_grad():
@@ -308,7 +310,7 @@ def _after(model: MAML, task: tuple[Tensor, Tensor, Tensor], steps: int) -> Tens
     return model.eval()(*task).detach()
 
 
-def test_a_beginning_of_first_order() -> None:
+def test_the_first_outer_steps_can_be_first_order() -> None:
     episode = images()
     gradients = {}
     for name, config, done in (
@@ -326,7 +328,7 @@ def test_a_beginning_of_first_order() -> None:
     assert not torch.allclose(gradients["first"], gradients["second"])
 
 
-def test_a_head_of_zeros_favours_nothing() -> None:
+def test_a_zero_head_favours_no_class() -> None:
     episode = images()
     task = (episode.support_x, episode.support_y, episode.query_x)
     assert not _after(image_model(zero_head=True), task, 0).any()
@@ -336,7 +338,7 @@ def test_a_head_of_zeros_favours_nothing() -> None:
 def test_multi_step_loss_weighs_every_step() -> None:
     model = image_model(multi_step_loss=10, inner_steps=4)
     model.outer_steps += 5
-    # Half way each early step has half of its first weight, 1 / 4.
+    # Half way, each early step has half of its initial weight, 1 / 4.
     compare(model, images(), step_weights=[0.125, 0.125, 0.125, 0.625])
     assert int(model.outer_steps) == 6
     model.outer_steps += 4
@@ -354,7 +356,7 @@ def test_second_order_differs_from_first_order() -> None:
 
 @pytest.mark.parametrize("make", [image_model, line_model])
 def test_meta_gradient_equals_finite_differences(make: object) -> None:
-    # Cross-entropy through ReLU and max-pooling is smooth almost everywhere; a step of 1e-6 in float64 stays within a piece.
+    # ReLU and max-pooling are smooth almost everywhere; a step of 1e-6 rarely crosses a kink.
     model = make(inner_steps=2, learned_rates="per-step", per_step_norm=True)  # type: ignore[operator]
     episode = images() if make is image_model else sinusoids()
     model.loss(episode).backward()
@@ -368,7 +370,7 @@ def test_meta_gradient_equals_finite_differences(make: object) -> None:
                 parameter += sign * 1e-6 * direction
                 values.append(model.loss(episode))
                 parameter -= sign * 1e-6 * direction
-        # A convolution's bias is undone by BatchNorm: its gradient is exactly 0 but for rounding.
+        # BatchNorm cancels a convolution's bias, so its gradient is 0 up to rounding.
         torch.testing.assert_close(
             (values[0] - values[1]) / 2e-6,
             slope,
@@ -384,7 +386,7 @@ def test_an_inner_rate_of_zero_is_zero() -> None:
     assert MAML(MLP((1,)), metazoo.TaskSpec((1,), 5)).rates == pytest.approx(0.4)
 
 
-def test_evaluation_takes_its_own_number_of_steps() -> None:
+def test_evaluation_has_its_own_number_of_steps() -> None:
     model, episode = image_model(inner_steps=1, eval_inner_steps=4), images()
     more = image_model(inner_steps=4)
     more.load_state_dict(model.state_dict())
@@ -394,13 +396,13 @@ def test_evaluation_takes_its_own_number_of_steps() -> None:
     assert not torch.allclose(trained, evaluated)
 
 
-def test_no_steps_leave_the_initialisation() -> None:
+def test_zero_steps_use_the_initialisation() -> None:
     model, episode = line_model(eval_inner_steps=0), sinusoids()
     answer = model.eval()(episode.support_x, episode.support_y, episode.query_x)
     torch.testing.assert_close(answer[0], model.head(model.backbone(episode.query_x[0])))
 
 
-def test_per_step_rates_go_on_with_the_last() -> None:
+def test_steps_beyond_training_use_the_last_rates() -> None:
     model = image_model(learned_rates="per-step", inner_steps=2, eval_inner_steps=5)
     with torch.no_grad():
         model.rates[1] = 0.0
@@ -427,7 +429,7 @@ def test_adapts_in_inference_mode(adapt: str) -> None:
     assert torch.equal(answer, expected.detach())
 
 
-def test_derivatives_by_the_images_are_there() -> None:
+def test_images_get_a_gradient() -> None:
     slopes = []
     for tasks in ("loop", "vmap"):
         episode = images()
@@ -519,7 +521,7 @@ def test_learns_sinusoids() -> None:
     assert sum(losses[-30:]) < 0.9 * sum(losses[:30])
 
 
-def test_a_parameter_of_one_number_is_adapted_too() -> None:
+def test_scalar_parameters_are_adapted() -> None:
     class Scaled(metazoo.Backbone):
         def __init__(self) -> None:
             super().__init__((3,))
@@ -538,7 +540,7 @@ def test_a_parameter_of_one_number_is_adapted_too() -> None:
         assert model.backbone.scale.grad.isfinite()
 
 
-def test_modules_without_affine_batch_norm_are_adapted_too() -> None:
+def test_batch_norm_without_weights_is_supported() -> None:
     class Plain(metazoo.Backbone):
         def __init__(self) -> None:
             super().__init__((1, 4, 4))

@@ -37,7 +37,7 @@ def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tu
 def naive_context(
     model: MatchingNet, support: Tensor, query: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Appendix A of the paper for one query (D,) and one support set (S, D), read in the order given."""
+    """Appendix A of the paper for one query (D,) and a support set (S, D) in reading order."""
     p = dict(model.context.named_parameters())
     passes = []
     for suffix, order in (("", range(len(support))), ("_reverse", reversed(range(len(support))))):
@@ -116,7 +116,7 @@ def test_equals_the_equations(options: dict[str, object], fce: bool) -> None:
             torch.testing.assert_close(got[b, q], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_attention_far_below_underflow_keeps_its_logarithm_and_gradient() -> None:
+def test_tiny_attention_keeps_its_logarithm_and_gradient() -> None:
     similarity = torch.tensor([[[0.0, -1e4, -2e4, -1e4, 0.0, -3e4]]], requires_grad=True)
     labels = torch.tensor([[0, 1, 2, 1, 0, 2]])
     logits = class_log_attention(similarity, labels)
@@ -135,7 +135,7 @@ def test_gradients(options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("fce", [False, True])
 @torch.no_grad()
-def test_a_query_is_judged_by_itself(fce: bool) -> None:
+def test_queries_do_not_affect_each_other(fce: bool) -> None:
     model = build(fce=fce)
     support, query = features(2, 6), features(2, 5).flip(0)
     one = model.classify(support, UNEQUAL, query[:, 3:4])
@@ -143,7 +143,7 @@ def test_a_query_is_judged_by_itself(fce: bool) -> None:
 
 
 @torch.no_grad()
-def test_full_context_is_read_class_by_class_however_the_classes_are_interleaved() -> None:
+def test_full_context_does_not_depend_on_the_order_of_classes() -> None:
     model = build(fce=True)
     support, query = features(1, 6), features(1, 5)
     labels = torch.tensor([[0, 0, 1, 1, 2, 2]])

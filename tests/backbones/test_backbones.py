@@ -1,4 +1,4 @@
-"""Shapes, sizes and limits of the networks that embed examples."""
+"""Shapes, sizes and limits of the backbones."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def parameters(module: nn.Module) -> int:
     ids=lambda value: f"{type(value).__name__}{getattr(value, 'input_shape', '')}",
 )
 @torch.no_grad()
-def test_features_have_the_size_that_is_declared(backbone: metazoo.Backbone, features: int) -> None:
+def test_features_have_the_declared_size(backbone: metazoo.Backbone, features: int) -> None:
     assert backbone.out_features == features
     assert backbone(torch.rand(3, *backbone.input_shape)).shape == (3, features)
 
 
 @pytest.mark.parametrize("build", [Conv4, MLP, ResNet12])
 @torch.no_grad()
-def test_each_example_is_embedded_by_itself_in_eval_mode(build: type[metazoo.Backbone]) -> None:
+def test_examples_do_not_affect_each_other_in_eval_mode(build: type[metazoo.Backbone]) -> None:
     torch.manual_seed(0)
     backbone = build((1, 16, 16))
     x = torch.rand(4, 1, 16, 16)
@@ -62,7 +62,7 @@ def test_conv4_grows_from_block_to_block() -> None:
 
 
 def test_conv4_with_a_head_has_the_known_number_of_parameters() -> None:
-    # 3x3 kernels and biases, BatchNorm's two vectors: 1 -> 64, then 64 -> 64 three times; a linear head of 5 ways.
+    # 3x3 kernels, biases and BatchNorm: 1 -> 64, then 64 -> 64 three times; a head of 5 ways.
     known = (9 * 64 + 64 + 128) + 3 * (9 * 64 * 64 + 64 + 128) + (64 * 5 + 5)
     backbone = Conv4((1, 28, 28))
     assert (
@@ -83,7 +83,7 @@ def test_mlp_with_a_head_is_the_sinusoid_regressor() -> None:
 
 
 @torch.no_grad()
-def test_conv4_pools_before_relu_with_the_numbers_of_relu_before_pooling() -> None:
+def test_conv4_equals_blocks_with_relu_before_pooling() -> None:
     torch.manual_seed(0)
     backbone = Conv4((2, 32, 32))
     x = torch.randn(3, 2, 32, 32)
@@ -99,7 +99,7 @@ def test_conv4_pools_before_relu_with_the_numbers_of_relu_before_pooling() -> No
 
 @pytest.mark.parametrize("build", [Conv4, ResNet12])
 @pytest.mark.parametrize("shape", [(1, 15, 28), (1, 28, 15), (28, 28), (6,)], ids=str)
-def test_what_is_no_image_or_too_small_is_an_error_with_a_hint(
+def test_other_shapes_and_small_images_are_refused_with_a_hint(
     build: type[metazoo.Backbone], shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(metazoo.OptionError, match=f"'{build.__name__.lower()}'.*16x16") as caught:
@@ -124,7 +124,7 @@ def test_gradients_reach_every_parameter(build: type[metazoo.Backbone]) -> None:
     "backbone",
     [Conv4((1, 28, 28)), ResNet12((1, 28, 28), ResNet12.Config(scale=0.1)), MLP((1, 28, 28))],
 )
-def test_low_precision_gives_float32_features_near_those_of_float32_and_much_the_same_gradient(
+def test_low_precision_features_and_gradients_are_close_to_float32(
     backbone: metazoo.Backbone,
 ) -> None:
     torch.manual_seed(0)
@@ -145,5 +145,5 @@ def test_low_precision_gives_float32_features_near_those_of_float32_and_much_the
     (exact, exact_gradient), (near, near_gradient) = found
     assert near.dtype == near_gradient.dtype == torch.float32
     assert 1e-5 < (near - exact).norm() / exact.norm() < 0.03  # not the same: bf16 has 8 bits
-    # Where pooling or ReLU decides otherwise, a gradient jumps: of one batch it keeps its direction, no more.
+    # Pooling and ReLU may choose otherwise, so only the direction of the gradient is compared.
     assert F.cosine_similarity(exact_gradient, near_gradient, dim=0) > 0.9

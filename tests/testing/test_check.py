@@ -49,7 +49,7 @@ class Correct(metazoo.FeatureLearner):
 
 
 class Plain(metazoo.Algorithm):
-    """Nearest class mean without FeatureLearner; in regression, a mean of the support by distance."""
+    """Nearest class mean without FeatureLearner; regression weighs the support by distance."""
 
     supports_regression = True
 

@@ -11,7 +11,7 @@ from metazoo.testing.check import check_algorithm
 
 
 class Linear(metazoo.Backbone):
-    """Leaves an example as it is."""
+    """The identity."""
 
     def __init__(self, input_shape, config=None):
         super().__init__(input_shape, config)
@@ -44,7 +44,7 @@ def model(**options) -> Reptile:
     ],
 )
 def test_it_conforms(options: dict[str, object]) -> None:
-    # Fewer steps than the default of 50, which would say no more.
+    # Fewer steps than the default of 50, to save time.
     check_algorithm(Reptile, {"eval_inner_steps": 7, **options})
 
 
@@ -52,9 +52,7 @@ def test_it_is_registered() -> None:
     check_algorithm("reptile", {"eval_inner_steps": 5})
 
 
-def test_the_outer_step_goes_the_fraction_lr_of_the_way_to_the_mean_of_the_adapted_parameters() -> (
-    None
-):
+def test_the_outer_step_moves_by_lr_towards_the_mean_of_the_adapted_parameters() -> None:
     reptile, tasks = (
         model(inner_optimizer="sgd", inner_lr=0.5, inner_steps=4, inner_batch=100),
         episode(2),
@@ -96,7 +94,7 @@ def test_the_inner_adam_is_adam_without_a_first_moment() -> None:
     )
 
 
-def test_minibatches_go_through_all_examples_before_any_comes_again() -> None:
+def test_minibatches_visit_every_example_once_per_epoch() -> None:
     batches = model(inner_batch=4)._minibatches(6)
     drawn = [next(batches).tolist() for _ in range(3)]
     assert [len(batch) for batch in drawn] == [4, 4, 4]
