@@ -290,7 +290,7 @@ def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
 
     spec = source.blueprint.spec
     if data.regression and wanted.ways:
-        raise OptionError("regression tasks have no classes to set by --ways", "leave it out")
+        raise OptionError("--ways cannot be set: regression tasks have no classes", "leave it out")
     if data.regression != spec.regression:
         kinds = ("classification", "regression")
         raise OptionError(
@@ -349,7 +349,7 @@ def _warn_of_known_classes(one: Measured) -> None:
     classes = one.protocols[-1].classes(one.data)
     if known := len(one.source.trained_on(one.data).intersection(classes)):
         click.echo(
-            f"note: '{one.source.name}' was trained on classes with the names of {known} of these "
-            f"{len(classes)}, so the result does not hold for new classes",
+            f"note: {known} of the {len(classes)} classes have names of classes that "
+            f"'{one.source.name}' was trained on, so the result does not hold for new classes",
             err=True,
         )

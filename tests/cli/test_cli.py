@@ -403,7 +403,7 @@ def test_export_where_a_card_is_damaged_or_stands_alone(
     weights.unlink()  # they may be elsewhere
     assert (
         failure(capsys, 2, "export", str(other_run), *words)[0]
-        == f"error: {card} exists and is another model of that name"
+        == f"error: {card} exists and describes another model of that name"
     )
     weights.write_bytes(whole[:-1])  # the way to mend them is to export the model again
     output(capsys, "export", str(protonet_run), *words)
@@ -417,7 +417,7 @@ def test_export_where_a_card_is_damaged_or_stands_alone(
     card.unlink()
     assert (
         failure(capsys, 2, "export", str(other_run), *words)[0]
-        == f"error: {weights} exists and is another model's"
+        == f"error: {weights} exists and belongs to another model"
     )
 
 
@@ -434,7 +434,7 @@ def test_export_takes_no_other_models_place(
     error, hint = failure(capsys, 2, "export", str(other_run), *words)
     assert (
         error
-        == f"error: {tmp_path / 'protonet.tiny.json'} exists and is another model of that name"
+        == f"error: {tmp_path / 'protonet.tiny.json'} exists and describes another model of that name"
     )
     assert "another --name or --out" in hint
     assert weights.read_bytes() == there

@@ -92,10 +92,10 @@ def test_paired_differences_know_more_than_two_intervals(
 
 def test_options_set_otherwise_stand_beside_the_result(capsys: Capture, protonet_run: Path) -> None:
     words = ["eval", str(protonet_run), "--episodes", "4"]
-    out, _ = output(capsys, *words, "-o", "views=shifted", "-o", "distance=euclidean")
-    assert "inductive, views=shifted, distance=euclidean" in " ".join(out.split())
-    out, _ = output(capsys, *words, "-o", "views=shifted", "--json")
-    assert json.loads(out)["results"][0]["options"] == {"views": "shifted"}
+    out, _ = output(capsys, *words, "-o", "tta=shifted", "-o", "distance=euclidean")
+    assert "inductive, tta=shifted, distance=euclidean" in " ".join(out.split())
+    out, _ = output(capsys, *words, "-o", "tta=shifted", "--json")
+    assert json.loads(out)["results"][0]["options"] == {"tta": "shifted"}
     out, _ = output(capsys, *words, "--json")
     assert "options" not in json.loads(out)["results"][0]
 
@@ -180,7 +180,7 @@ def test_classes_that_the_model_was_trained_on_are_told(
         assert output(capsys, *words, "--split", split)[1] == ""
     _, err = output(capsys, *words, "--split", "train")
     assert err.startswith(
-        f"note: these tasks are of 80 classes, and '{protonet_run}' was trained on 80 of the same names"
+        f"note: 80 of the 80 classes have names of classes that '{protonet_run}' was trained on"
     )
     assert err.count("note: ") == 1  # not for each kind of task
     assert output(capsys, "eval", str(sinusoid_run), "--episodes", "4", "--split", "train")[1] == ""
@@ -262,12 +262,12 @@ def test_what_a_run_was_trained_on_is_sought_where_its_data_lie(
     assert output(capsys, *words)[1] == ""
     _, err = output(capsys, *words, "--data-root", str(tmp_path / "b"))
     assert err.startswith(
-        f"note: these tasks are of 2 classes, and '{tmp_path / 'run'}' was trained on 1 of the same names"
+        f"note: 1 of the 2 classes have names of classes that '{tmp_path / 'run'}' was trained on"
     )
     # Where they are no more, they are sought where the present ones lie.
     (tmp_path / "a").rename(tmp_path / "moved")
     _, err = output(capsys, *words, "--data-root", str(tmp_path / "moved"), "--split", "train")
-    assert "trained on 2 of the same names" in err
+    assert err.startswith("note: 2 of the 2 classes have names of classes that ")
 
 
 def test_eval_with_other_options_of_the_algorithm(capsys: Capture, maml_run: Path) -> None:

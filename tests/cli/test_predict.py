@@ -104,22 +104,22 @@ def test_options_of_the_algorithm(
     support: Path, query: Path, protonet_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
-    for more in ([], ["-o", "views=shifted"]):
+    for more in ([], ["-o", "tta=shifted"]):
         assert run(words(support, query, protonet_run, "--json", *more)) == 0
         found.append(
             [list(item["probabilities"].values()) for item in json.loads(capsys.readouterr().out)]
         )
     shots = [(p, label) for label in CLASSES for p in sorted((support / label).iterdir())]
-    classifier = FewShotClassifier(protonet_run, device="cpu", views="shifted")
+    classifier = FewShotClassifier(protonet_run, device="cpu", tta="shifted")
     classifier.fit([p for p, _ in shots], [label for _, label in shots])
     assert np.allclose(
         found[1],
         classifier.predict_proba([query / "a.png", query / "b.JPG", query / "deeper" / "c.gif"]),
     )
     assert not np.allclose(found[0], found[1])
-    error, hint = failure(capsys, 2, *words(support, query, protonet_run, "-o", "viewz=shifted"))
-    assert error == "error: algorithm 'protonet' has no option 'viewz'"
-    assert "did you mean 'views'" in hint
+    error, hint = failure(capsys, 2, *words(support, query, protonet_run, "-o", "ttaa=shifted"))
+    assert error == "error: algorithm 'protonet' has no option 'ttaa'"
+    assert "did you mean 'tta'" in hint
 
 
 def test_a_single_file(
@@ -152,7 +152,7 @@ def test_a_transductive_model_says_so(
     assert run(words(support, query, maml_run, "--csv")) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 4
-    assert "is transductive: it judges the 3 images together" in err
+    assert "is transductive: each answer depends on all 3 images" in err
 
 
 def test_mistakes_are_told(
@@ -180,7 +180,11 @@ def test_mistakes_are_told(
         (words(query / "a.png", query, protonet_run), 1, "a.png is a file"),
         (words(support, query, sinusoid_run), 2, "is a regression model"),
         (words(support, query, tmp_path / "x" / "nothing"), 2, "no run folder or model file"),
-        (words(support, query, protonet_run, "--json", "--csv"), 2, "exclude each other"),
+        (
+            words(support, query, protonet_run, "--json", "--csv"),
+            2,
+            "choose --json or --csv, not both",
+        ),
         (words(support, query, protonet_run, "--device", "abacus"), 2, "device 'abacus'"),
         (words(tmp_path / "one", query, protonet_run), 1, "only one class"),
         (["predict", "--query", str(query)], 2, "--support"),

@@ -12,6 +12,7 @@ import torch
 
 from metazoo import zoo
 from metazoo.cli import run
+from metazoo.io import files
 from metazoo.plugins.registry import registry
 
 NAME = "protonet.tiny_3w1s"
@@ -65,7 +66,7 @@ def test_only_the_same_model_is_replaced(exported: Path, tmp_path: Path, capsys:
     words = (str(exported / CARD), str(tmp_path))
     # What a push that was interrupted leaves; weights of another's are not replaced.
     (tmp_path / WEIGHTS).write_bytes(b"theirs")
-    assert "exists and is another model's" in failure(capsys, *words)
+    assert "exists and belongs to another model" in failure(capsys, *words)
     assert (tmp_path / WEIGHTS).read_bytes() == b"theirs"
     (tmp_path / WEIGHTS).write_bytes((exported / WEIGHTS).read_bytes())
     assert run(["push", *words]) == 0
@@ -78,7 +79,7 @@ def test_only_the_same_model_is_replaced(exported: Path, tmp_path: Path, capsys:
     whole = (exported / CARD).read_text()
     sha256 = json.loads(whole)["sha256"]
     for text, what in (
-        ("{}", "no model card"),
+        ("{}", "is not a model card"),
         (whole.replace(NAME, "protonet.x", 1), "protonet.x"),
         (whole.replace(sha256, sha256[::-1]), "another model of that name"),
     ):
@@ -93,9 +94,7 @@ def test_the_weights_come_before_the_card(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(
-        "metazoo.cli.pushing.write_atomically", lambda path, data: written.append(path.name)
-    )
+    monkeypatch.setattr(files, "write_atomically", lambda path, data: written.append(path.name))
     assert run(["push", str(exported / CARD), str(tmp_path)]) == 0
     assert written == [WEIGHTS, CARD]
 
@@ -108,8 +107,8 @@ def test_what_cannot_be_pushed(
     assert "no pretrained model named" in failure(capsys, "protonet.nothing", out)
     assert "there is no card" in failure(capsys, str(tmp_path / "nothing.json"), out)
     assert "metazoo export" in failure(capsys, str(protonet_run), out)
-    assert "cannot be pushed to" in failure(capsys, card, "https://host/folder")
-    assert "is no address" in failure(capsys, card, "file://[x")
+    assert "cannot push to" in failure(capsys, card, "https://host/folder")
+    assert "is not a valid address" in failure(capsys, card, "file://[x")
     assert "another machine" in failure(capsys, card, "file://host/folder")
     assert "more than a repository" in failure(capsys, card, f"hf://us/zoo/{NAME}")
     assert "--private" in failure(capsys, card, out, "--private")
