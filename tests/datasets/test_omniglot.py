@@ -449,7 +449,7 @@ def test_options_of_training_leave_evaluations_comparable(root, tmp_path, capsys
     assert cli.run([*both, "--split", "val"]) == 0
     err = capsys.readouterr().err
     # Three characters with four rotations each.
-    assert f"'{other}' was trained on classes with the names of 12 of these 12" in err
+    assert f"12 of the 12 classes have names of classes that '{other}' was trained on" in err
     assert err.count("was trained on") == 1
 
 
