@@ -1,4 +1,4 @@
-"""What a run is made from: names and options resolved, defaults filled in, checked against the data."""
+"""Plan a run: resolve names and options, fill in defaults, check them against the data."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def _check_kind(
     if data.regression and not algorithm_class.supports_regression:
         able = [entry.name for entry in registry().algorithms if entry.value.supports_regression]
         raise OptionError(
-            f"data set '{dataset}' has regression tasks, and algorithm '{algorithm}' only classifies",
+            f"data set '{dataset}' has regression tasks, "
+            f"and algorithm '{algorithm}' only classifies",
             f"use one of {', '.join(able)}, or another data set",
         )
 
@@ -99,7 +100,8 @@ def _resolve_recipe(
     for name in sorted(unread_options(on_batches) & set(given)):
         what = "batches" if on_batches else "episodes"
         raise OptionError(
-            f"algorithm '{algorithm}' trains on {what} and does not read --{name.replace('_', '-')}",
+            f"algorithm '{algorithm}' trains on {what} "
+            f"and does not read --{name.replace('_', '-')}",
             "leave it out",
         )
     merged = {**algorithm_class.recipe, **data.recipe, **given}
@@ -122,7 +124,7 @@ def _base_classes(data: Dataset) -> int:
 def _draw_example(
     algorithm_class: type[Algorithm], dataset: str, data: Dataset, recipe: Recipe
 ) -> Episode:
-    """Return a validation task, after making sure that every split can supply the tasks of the run."""
+    """Return a validation task; raise DataError if a split cannot supply the tasks of the run."""
     data.tasks("test", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
     validation = data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
     if not issubclass(algorithm_class, BatchLearner):
@@ -155,7 +157,7 @@ def _input_format(dataset: str, data: Dataset) -> dict[str, Any]:
 
 
 def _try_model(blueprint: Blueprint, example: Episode) -> None:
-    """Build the network once and ask it, or raise OptionError if it cannot be built or trained so."""
+    """Build and run the network once; raise OptionError if it cannot be built or trained so."""
     try:
         model = blueprint.model().eval()
     except MetazooError:
@@ -182,5 +184,6 @@ def _cannot_build(error: Exception) -> OptionError:
         return OptionError(what, "make it smaller")
     return OptionError(
         f"{what}\n  plugin '{fault.plugin.name}' of {fault.plugin.owner}: {fault.place}",
-        "choose other sizes or options; if none works, send the two lines above to the plugin's author",
+        "choose other sizes or options; if none works, "
+        "send the two lines above to the plugin's author",
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stopper:
-    """A context in which the first Ctrl-C or SIGTERM only sets `asked`; a second one acts as usual."""
+    """A context in which the first Ctrl-C or SIGTERM only sets `asked`; a second acts as usual."""
 
     def __init__(self) -> None:
         self.asked = False

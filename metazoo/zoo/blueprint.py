@@ -42,7 +42,10 @@ class Blueprint:
     metazoo: str = VERSION
 
     def model(self, **changes: Any) -> Algorithm:
-        """Return a new model, initialised from torch's generator; `changes` override algorithm options."""
+        """Return a new model, initialised from torch's generator.
+
+        `changes` override options of the algorithm.
+        """
         backbone = registry().backbone(self.backbone).value
         backbone_config = options.build(
             backbone.Config, self.backbone_options, f"backbone '{self.backbone}'"
@@ -75,7 +78,10 @@ class Blueprint:
 
     @classmethod
     def from_dict(cls, values: Any, where: str) -> Blueprint:
-        """Return the blueprint that `as_dict` wrote; raise CheckpointError naming `where` if it is damaged."""
+        """Return the blueprint that `as_dict` wrote.
+
+        Raises CheckpointError naming `where` if it is damaged.
+        """
         try:
             return cls._parse(_upgraded(values, where))
         except (
@@ -108,7 +114,7 @@ class Blueprint:
 
 
 def _upgraded(values: Any, where: str) -> Mapping[str, Any]:
-    """Return the values in today's format. Format 1 (before 0.1.0) had other names for a few options."""
+    """Return the values in today's format; format 1 (before 0.1.0) had other option names."""
     if values["format"] == FORMAT:
         return values
     if values["format"] != 1:

@@ -96,7 +96,7 @@ def check_free(folder: Path, name: str, sha256: str, elsewhere: str) -> None:
 
 
 def command(blueprint: Blueprint) -> str:
-    """Return the command that trains a blueprint, without options that hold only on this machine."""
+    """Return the command that trains a blueprint, without the options for this machine only."""
     blueprint = blueprint.portable()
     algorithm = registry().algorithm(blueprint.algorithm).value
     dataset = registry().dataset(blueprint.dataset).value

@@ -27,7 +27,10 @@ ONLINE = "are you offline? a model in the cache loads without network if you giv
 
 @dataclass(frozen=True)
 class Place:
-    """A repository on the Hub, a revision (None: the main branch) and a model or file (None: the only model)."""
+    """A model or file in a repository on the Hub.
+
+    `revision` None is the main branch; `name` None is the only model.
+    """
 
     repo: str
     revision: str | None

@@ -21,7 +21,10 @@ from metazoo.zoo.find import Source, find
 
 @dataclass(frozen=True)
 class Recheck:
-    """A result of a card (empty if the card is unreadable), and the same measured now or a problem."""
+    """A result of a card, and the same measured now or the problem that prevented it.
+
+    `card` is empty if the card is unreadable.
+    """
 
     model: str
     card: dict[str, Any]

@@ -25,7 +25,7 @@ def is_address(name: str) -> bool:
 
 
 def find(address: str) -> tuple[Path, bytes]:
-    """Return the weights of the model whose card is at an address: their path in the cache, and their bytes.
+    """Return the path in the cache and the bytes of the weights of the card at an address.
 
     The address is `https://.../NAME.json`, `file:///.../NAME.json` or `hf://user/repo/NAME`. A
     fragment `#sha256=HEX` pins the weights: the card must state that sha256, and weights in the
@@ -54,7 +54,7 @@ def find(address: str) -> tuple[Path, bytes]:
 
 
 def fetch(url: str, card: dict[str, Any]) -> tuple[Path, bytes]:
-    """Return a card's weights, which are at an address: their path in the cache, and their bytes.
+    """Return the path in the cache and the bytes of a card's weights, which are at an address.
 
     Raises UnknownNameError if the address is malformed, CheckpointError if they cannot be
     downloaded or are not the expected ones.

@@ -1,4 +1,4 @@
-"""A model's weights on disk: a safetensors file whose metadata is JSON. Nothing in it can execute."""
+"""A model's weights on disk: a safetensors file with JSON metadata, which cannot execute code."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_weights(path: Path) -> bytes:
 
 
 def metadata_of(contents: bytes, where: str) -> Any:
-    """Return the metadata of a safetensors file's bytes; raise CheckpointError if they are not ours."""
+    """Return the metadata of a safetensors file's bytes; raise CheckpointError if damaged."""
     try:
         header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
         return json.loads(header["__metadata__"][KEY])
@@ -83,7 +83,7 @@ def metadata_of(contents: bytes, where: str) -> Any:
 
 
 def tensors_of(contents: bytes, where: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file's bytes; raise CheckpointError if they are damaged."""
+    """Return the tensors of a safetensors file's bytes; raise CheckpointError if damaged."""
     try:
         return safetensors.torch.load(contents)
     except (
@@ -99,7 +99,7 @@ def tensors_of(contents: bytes, where: str) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the tensors and the metadata of a file; raise CheckpointError if it is missing or damaged."""
+    """Return the tensors and metadata of a file; raise CheckpointError if missing or damaged."""
     contents = read_weights(path)
     return tensors_of(contents, str(path)), metadata_of(contents, str(path))
 
@@ -175,12 +175,13 @@ class _SizeLimit(TorchFunctionMode):
     def _check(self, numbers: int) -> None:
         if numbers > ALWAYS_ALLOWED + 4 * self.numbers:
             raise RuntimeError(
-                f"they have {self.numbers} numbers in all, but the options ask for {numbers} or more"
+                f"they have {self.numbers} numbers in all, "
+                f"but the options ask for {numbers} or more"
             )
 
 
 def _product(size: Sequence[Any]) -> int:
-    """Return the product of a size that is given as numbers or as one sequence, before other arguments."""
+    """Return the product of a size, given as numbers or as a sequence before other arguments."""
     return math.prod(size[0] if size and isinstance(size[0], Sequence) else size)
 
 
