@@ -245,6 +245,6 @@ BUGGY = {
     "bug-in-loss": ("AttributeError: ", "loss"),
     "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
     "bug-of-file": ("FileNotFoundError: ", "loss"),
-    "bug-in-return": ("TypeError: ", ""),
+    "bug-in-return": ("AttributeError: ", ""),
     "bug-of-size": ("RuntimeError: ", ""),
 }

@@ -1,4 +1,4 @@
-"""Whose bug it is: the plugin whose own code an exception came from, and nobody else's; and how that is told."""
+"""The plugin whose code an exception came from, and how a bug of a plugin is reported."""
 
 from __future__ import annotations
 
@@ -122,15 +122,29 @@ UNMADE = {
 }
 
 
+# Its only entry point is a command.
+COMMAND = Distribution(
+    """
+import click
+
+@click.command()
+def command():
+    {}["key"]  # bug-of-command-only
+""",
+    plugins={},
+    commands={"bug-of-command-only": "MODULE:command"},
+)
+
+
 @pytest.fixture(scope="module")
 def installed(install: Callable[[Mapping[str, Distribution]], Path]) -> Path:
-    """The plugin with the bugs, installed."""
-    return install({"buggy": Distribution(BUGS)})
+    """The plugins with bugs, installed."""
+    return install({"buggy": BUGS, "command": COMMAND})
 
 
 @pytest.fixture(scope="module")
 def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
-    """What each algorithm with a bug makes `metazoo train` say, and a command with one."""
+    """What `metazoo train` says of each algorithm with a bug, and what each command with a bug says."""
     folder = tmp_path_factory.mktemp("met")
     quick = ["--data-alphabets", "6", "--backbone-width", "4", "--steps", "1", "--device", "cpu"]
     names = [*BUGGY, "no-bug"]
@@ -139,15 +153,20 @@ def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         ["train", *quick, *words, "--out", str(folder / "unmade")]
         for words, _, _ in UNMADE.values()
     ]
-    [said] = metazoo_calls(folder, ([installed / "buggy"], [*calls, ["bug-in-command"]]))
-    return dict(zip([*names, *UNMADE, "bug-in-command"], said))
+    commands = ["bug-in-command", "bug-of-command-only"]
+    calls += [[command] for command in commands]
+    [said] = metazoo_calls(folder, ([installed / "buggy", installed / "command"], calls))
+    return dict(zip([*names, *UNMADE, *commands], said))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "cause", "function"),
     [(bug, *BUGGY[bug]) for bug in BUGGY if BUGGY[bug][1]]
-    + [("bug-in-command", "ZeroDivisionError: ", "<lambda>")],
+    + [
+        ("bug-in-command", "ZeroDivisionError: ", "command"),
+        ("bug-of-command-only", "KeyError: ", "command"),
+    ],
 )
 def test_a_bug_of_a_plugin_is_traced_and_its_own(
     bug: str, cause: str, function: str, met: dict[str, Call], installed: Path
@@ -155,17 +174,19 @@ def test_a_bug_of_a_plugin_is_traced_and_its_own(
     status, out, err = met[bug]
     *traced, error, place, hint = err.splitlines()
     assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
-    assert error.startswith(f"error: plugin 'buggy' of zoo-buggy 1.2.3 has a bug: {cause}")
+    name, case = (bug, "command") if bug == "bug-of-command-only" else ("buggy", "buggy")
+    assert error.startswith(f"error: plugin '{name}' of zoo-{case} 1.2.3 has a bug: {cause}")
     # The last line of the plugin's own, whatever of metazoo's or torch's it called.
-    assert place == f"  {place_of(installed, bug)}, in {function}"
-    assert (
-        hint
-        == "hint: its author needs the traceback above; `pip uninstall zoo-buggy` does without it"
+    assert place == f"  {place_of(installed, bug, case)}, in {function}"
+    assert hint == (
+        "hint: send the traceback above to its author; "
+        f"`pip uninstall zoo-{case}` removes the plugin"
     )
 
 
-def place_of(installed: Path, mark: str) -> str:
-    module = installed / "buggy" / "zoo_buggy.py"
+def place_of(installed: Path, mark: str, case: str = "buggy") -> str:
+    """Return the line of a plugin's module that ends with a mark, as tracebacks name it."""
+    module = installed / case / f"zoo_{case}.py"
     line = next(
         i
         for i, text in enumerate(module.read_text().splitlines(), start=1)
@@ -183,7 +204,7 @@ def test_a_network_that_cannot_be_made_is_the_users_to_mend_or_the_plugins(
     status, out, err = met[case]
     error, *place, hint = err.splitlines()
     assert (status, out) == (2, "")
-    assert re.match(f"error: the network cannot be made: .*({cause})", error)
+    assert re.match(f"error: the network cannot be built: .*({cause})", error)
     if mark:
         [place_text] = place
         assert place_text.startswith(
@@ -191,7 +212,7 @@ def test_a_network_that_cannot_be_made_is_the_users_to_mend_or_the_plugins(
         )
         assert (
             hint
-            == "hint: choose other sizes or options; where none will do, its author needs the two lines above"
+            == "hint: choose other sizes or options; if none works, send the two lines above to the plugin's author"
         )
     else:
         assert (place, hint) == ([], "hint: make it smaller")
@@ -203,7 +224,7 @@ def test_a_bug_that_shows_outside_of_the_plugin_is_traced_too(met: dict[str, Cal
     *traced, error, hint = err.splitlines()
     assert (status, out, traced[0]) == (1, "", "Traceback (most recent call last):")
     assert error.startswith(
-        f"error: metazoo {metazoo.__version__} met an error that it did not foresee: TypeError: "
+        f"error: unexpected error in metazoo {metazoo.__version__}: AttributeError: "
     )
     assert "check_algorithm" in hint
 
@@ -214,4 +235,4 @@ def test_what_is_no_bug_has_no_traceback(met: dict[str, Call]) -> None:
     status, out, err = met["bug-of-size"]
     assert (status, out) == (1, "")
     assert err.startswith("error: out of memory: RuntimeError: ")
-    assert err.splitlines()[1].startswith("hint: take fewer or smaller tasks")
+    assert err.splitlines()[1].startswith("hint: use fewer tasks per step (--meta-batch)")

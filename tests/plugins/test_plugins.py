@@ -1,4 +1,4 @@
-"""Plugins of every sort of brokenness, as distributions that pip installed: each is named with its cause, the rest works."""
+"""Broken plugins, installed by pip: metazoo names each with its cause, and everything else works."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from distributions import (
     module_of,
 )
 
-import metazoo.cli
-from metazoo.plugins import checks
+import metazoo
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +49,7 @@ def returning(value: str) -> str:
 
 @dataclass(frozen=True)
 class Broken(Distribution):
-    """A plugin, what must be said of it, and of the hint."""
+    """A plugin, the problem that metazoo must name, and the hint."""
 
     problem: str
     hint: str = ""
@@ -125,20 +124,16 @@ CASES = {
     "exiting-hook": Broken(
         returning("exit(3)"), "its hook register_algorithms raised SystemExit: 3"
     ),
-    "raising-command": Broken(
-        "import metazoo\n@metazoo.hookimpl\ndef register_commands(cli):\n    raise RuntimeError('no terminal')",
-        "its hook register_commands raised RuntimeError: no terminal",
-    ),
-    "taking-command": Broken(
-        "import metazoo\n@metazoo.hookimpl\ndef register_commands(cli):\n    cli.command('train')(lambda: print('mine'))",
-        "offers an unusable 'train': metazoo has a command of that name itself",
+    "command-hook": Broken(
+        "import metazoo\n@metazoo.hookimpl\ndef register_commands(cli):\n    pass",
+        "the hook register_commands, which does not exist",
     ),
     "config-no-default": Broken(
         with_config(FROZEN + "    alpha: float"), "field 'alpha' of Nearest.Config has no default"
     ),
     "config-dict": Broken(
         with_config(FROZEN + "    alpha: dict = None"),
-        "field 'alpha' of Nearest.Config has the type <class 'dict'>, which no option",
+        "field 'alpha' of Nearest.Config has the type <class 'dict'>, which options do not support",
     ),
     "config-wrong-default": Broken(
         with_config(FROZEN + "    alpha: int = 0.5"),
@@ -150,11 +145,8 @@ CASES = {
     ),
     "config-taken-name": Broken(
         with_config(FROZEN + "    lr: float = 0.1"),
-        "field 'lr' of Nearest.Config has the name of a training",
-    ),
-    "config-taken-flag": Broken(
-        with_config(FROZEN + "    out: str = ''"),
-        "field 'out' of Nearest.Config has the name of a training",
+        "field 'lr' of Nearest.Config is also a training option",
+        "give it another name",
     ),
     "config-not-frozen": Broken(
         with_config("@dataclass\nclass Config:\n    alpha: float = 0.1"),
@@ -182,29 +174,36 @@ CASES = {
         "the recipe of NAME has no option 'epochs'",
     ),
     "no-recipe": Broken(
-        ALGORITHM + "    recipe = None\n" + REGISTERED, "offers an unusable 'NAME': TypeError"
+        ALGORITHM + "    recipe = None\n" + REGISTERED,
+        "offers 'NAME', which cannot be used: TypeError",
     ),
     "nowhere-module": Broken(
         "",
         "its entry point names zoo_no.such.module, which does not exist",
-        target="zoo_no.such.module",
+        plugins={"NAME": "zoo_no.such.module"},
     ),
     "nowhere-part": Broken(
-        "", "its entry point names MODULE.part, which does not exist", target="MODULE.part"
+        "",
+        "its entry point names MODULE.part, which does not exist",
+        plugins={"NAME": "MODULE.part"},
     ),
     "nowhere-attribute": Broken(
-        "", "its entry point names MODULE:plugin, which does not exist", target="MODULE:plugin"
+        "",
+        "its entry point names MODULE:plugin, which does not exist",
+        plugins={"NAME": "MODULE:plugin"},
     ),
     "nowhere-form": Broken(
-        "", "its entry point names 'not a module', which is not of the form", target="not a module"
+        "", "its entry point 'not a module' is not of the form", plugins={"NAME": "not a module"}
     ),
     "class": Broken(
         ALGORITHM + REGISTERED,
         "its entry point names the class MODULE:Nearest",
-        target="MODULE:Nearest",
+        plugins={"NAME": "MODULE:Nearest"},
     ),
     "function": Broken(
-        ALGORITHM + REGISTERED, "it implements no hook", target="MODULE:register_algorithms"
+        ALGORITHM + REGISTERED,
+        "it implements no hook",
+        plugins={"NAME": "MODULE:register_algorithms"},
     ),
     "no-hooks": Broken(ALGORITHM, "it implements no hook", "@metazoo.hookimpl"),
     "undecorated-hook": Broken(
@@ -215,7 +214,7 @@ CASES = {
     "raising-attribute": Broken(
         "class Plugin:\n    def __dir__(self): raise OSError('gone')\nplugin = Plugin()",
         "OSError: gone",
-        target="MODULE:plugin",
+        plugins={"NAME": "MODULE:plugin"},
     ),
 }
 
@@ -265,15 +264,19 @@ def register_backbones():
 def register_datasets():
     return {"dots": Dots}
 
-@metazoo.hookimpl
-def register_commands(cli):
-    @cli.command()
-    @click.argument("name")
-    def greet(name):
-        '''Say hello.'''
-        click.echo(f"hello {name}")
-"""
+@click.command()
+@click.argument("name")
+def greet(name):
+    '''Say hello.'''
+    click.echo(f"hello {name}")
+""",
+    commands={"greet": "MODULE:greet"},
 )
+# Algorithms with an option that `metazoo train` has a flag for, or that begins like one.
+TAKEN = {
+    "taken-flag": Distribution(with_config(FROZEN + "    out: str = ''")),
+    "taken-prefix": Distribution(with_config(FROZEN + "    data_root: str = ''")),
+}
 OTHERS = {
     "twin-one": Distribution(ALGORITHM + REGISTERED.replace("NAME", "twin")),
     "twin-two": Distribution(ALGORITHM + REGISTERED.replace("NAME", "twin")),
@@ -283,8 +286,11 @@ OTHERS = {
         + "@metazoo.hookimpl(specname='register_algorithms')\ndef mine():\n    return {'renamed': Nearest}\n"
         + "@metazoo.hookimpl(optionalhook=True)\ndef of_another_version():\n    pass\n"
     ),
-    "two-points": Distribution(ALGORITHM + REGISTERED, again="again"),
-    "buggy": Distribution(BUGS),
+    "two-points": Distribution(
+        ALGORITHM + REGISTERED, plugins={"two-points": "MODULE", "again": "MODULE"}
+    ),
+    "buggy": BUGS,
+    **TAKEN,
 }
 
 
@@ -362,6 +368,7 @@ def test_all_of_them_at_once(installed: Path, tmp_path: Path) -> None:
         "good",
         "renamed",
         "two-points",
+        *TAKEN,
         *BUGGY,
         "bug-in-constructor",
         "no-bug",
@@ -408,7 +415,7 @@ def test_two_entry_points_to_one_module(installed: Path, tmp_path: Path) -> None
         "two-points"
     }
     assert (
-        "registered already by another entry point"
+        "is already registered by another entry point"
         in plugin_named(plugins, "two-points")["problem"]
     )
 
@@ -487,10 +494,10 @@ def test_a_good_plugin_adds_an_algorithm_a_backbone_a_data_set_and_a_command(
         "algorithms": ["good"],
         "backbones": ["flat"],
         "datasets": ["dots"],
-        "commands": ["greet"],
     }
-    # What it prints on import is talk: it must not stand among the data.
-    assert "hello from a plugin" in listed.err
+    assert plugin_named(plugins, "greet")["provides"] == {"commands": ["greet"]}
+    # stdout is for data, so what it prints on import is on stderr.
+    assert listed.err == "hello from a plugin\n"
     assert (greeting.status, greeting.out) == (0, "hello you\n")
     assert "greet" in usage.out
     assert trained.status == 0, trained.err
@@ -513,14 +520,22 @@ def test_the_installed_command_itself_ends_without_a_traceback(installed: Path) 
     )
 
 
-def test_the_words_that_plugins_may_not_take_are_those_of_the_command_line() -> None:
-    train = metazoo.cli.cli.get_command(None, "train")  # type: ignore[arg-type]
-    assert train is not None
-    flags = {
-        option.lstrip("-")
-        for parameter in train.params
-        for option in parameter.opts
-        if option.startswith("--")
-    }
-    assert set(metazoo.cli.BUILT_IN) == checks.COMMANDS
-    assert flags | {"help"} == checks.FLAGS
+def test_an_option_with_the_name_of_a_flag_of_train_is_refused_by_train(
+    installed: Path, tmp_path: Path
+) -> None:
+    calls = [["list", "--json"], ["plugins", "--json"], ["train", "protonet", "--help"]]
+    calls += [["train", name, *more] for name in TAKEN for more in ([], ["--help"])]
+    path = [installed / name for name in TAKEN]
+    [[listed, plugins, usage, *refused]] = metazoo_calls(tmp_path, (path, calls))
+    assert TAKEN.keys() < {each["name"] for each in json.loads(listed.out)["algorithms"]}
+    assert all(plugin_named(plugins, name)["problem"] is None for name in TAKEN)
+    assert usage.status == 0
+    for call, (name, option) in zip(
+        refused, [("taken-flag", "out")] * 2 + [("taken-prefix", "data_root")] * 2
+    ):
+        assert call == Call(
+            1,
+            "",
+            f"error: option '{option}' of algorithm '{name}' (zoo-{name} 1.2.3) has the name of a "
+            "flag of `metazoo train`, or begins like one\nhint: its author must rename it\n",
+        )
