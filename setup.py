@@ -1,4 +1,4 @@
-"""The kernels: their sources go into every wheel; with METAZOO_BUILD=1 they are compiled into it, too (docs/kernels.md)."""
+"""Adds the kernels' sources to the wheel; METAZOO_BUILD=1 also compiles them (docs/kernels.md)."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def builder() -> ModuleType:
-    """Import metazoo.kernels.build alone: metazoo itself needs what a build environment has not."""
+    """Import metazoo.kernels.build without metazoo, whose dependencies may be missing here."""
     for name in ("metazoo", "metazoo.kernels"):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = [str(ROOT.joinpath(*name.split(".")))]
@@ -25,7 +25,8 @@ def builder() -> ModuleType:
 class WithSources(build_py):
     def run(self):
         super().run()
-        if not self.editable_mode:  # a checkout has them at hand
+        # An editable install finds the sources in the checkout.
+        if not self.editable_mode:
             target = Path(self.build_lib, "metazoo", "csrc")
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(ROOT / "csrc", target, ignore=shutil.ignore_patterns("*.md"))
@@ -45,15 +46,13 @@ class AheadOfTime(build_ext):
                 again=True,
             )
         except build.KernelBuildError as error:
-            raise SystemExit(f"error: METAZOO_BUILD=1, and {error}") from None
+            raise SystemExit(f"error: METAZOO_BUILD=1, but {error}") from None
         shutil.copyfile(built, target)
 
 
 ahead = os.environ.get("METAZOO_BUILD") or "0"
 if ahead not in ("0", "1"):
-    raise SystemExit(
-        f"error: METAZOO_BUILD is '{ahead}'; it takes 0, or 1 to compile the kernels now"
-    )
+    raise SystemExit(f"error: METAZOO_BUILD is '{ahead}'; it takes 0, or 1 to compile the kernels")
 setup(
     cmdclass={"build_py": WithSources, "build_ext": AheadOfTime},
     ext_modules=[Extension("metazoo.kernels._cuda", sources=[])] if ahead == "1" else [],

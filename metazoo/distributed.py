@@ -1,7 +1,7 @@
-"""Several processes that work as one, started by `torchrun --nproc-per-node N -m metazoo ...`.
+"""Work shared by several processes, started by `torchrun --nproc-per-node N -m metazoo ...`.
 
-What one process would do to tasks 0, 1, ... the processes do to shares of them, and put the results together in the same order.
-In a single process nothing here does anything.
+Each process computes a share of the tasks, and the results are put together in the order of the
+tasks. In a single process these functions do no communication.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metazoo.errors import MetazooError
 
-I = TypeVar("I")
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 _joined = False
@@ -32,42 +32,54 @@ class ProcessLost(MetazooError):
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that torchrun started, while it lasts; only the first of them speaks.
+    """Join the processes that torchrun started; only the first of them prints.
 
-    A library does not do this: in a program that has processes of its own, nothing of metazoo's is shared out.
+    The command line uses this. Metazoo as a library in a program with several processes does not
+    share work among them. Raises ProcessLost if another process ends.
     """
     global _joined
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    # Where torchrun starts processes again, its store still has the addresses of those that ended (torch 2.13).
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
-    )
+    _join()
     _joined = True
     try:
-        with contextlib.ExitStack() as quiet:
-            if not first():
-                nowhere = quiet.enter_context(open(os.devnull, "w"))
-                quiet.enter_context(contextlib.redirect_stdout(nowhere))
-                quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        with contextlib.nullcontext() if first() else _silenced():
             yield
     except RuntimeError as error:
-        # What gloo and NCCL say when a connection closes tells the user nothing.
+        # The messages of gloo and NCCL about a closed connection do not help the user.
         if not any(word in str(error).lower() for word in ("gloo", "nccl", "connection")):
             raise
         raise ProcessLost(
             "another process of this job has ended",
-            "its own message says why; the run goes on from its last checkpoint",
+            "see its own message; the run resumes from its last checkpoint",
         ) from error
     finally:
         _joined = False
         dist.destroy_process_group()
+
+
+def _join() -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    # After a restart, torchrun's store still has the addresses of the old processes (torch 2.13).
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=size
+    )
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def size() -> int:
@@ -76,33 +88,36 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Return which of the processes this is, from 0."""
+    """Return the index of this process."""
     return dist.get_rank() if _joined else 0
 
 
 def first() -> bool:
-    """Return whether this is the process that writes files and speaks."""
+    """Return whether this process is the first, which writes files and prints."""
     return rank() == 0
 
 
 def restarted() -> bool:
-    """Return whether torchrun has started these processes again, after one of them ended."""
+    """Return whether torchrun has restarted these processes after one of them ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def may_restart() -> bool:
-    """Return whether torchrun would start these processes again."""
+    """Return whether torchrun would restart these processes."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def wait() -> None:
-    """Wait for all processes."""
+    """Wait until all processes call this."""
     if _joined:
         dist.barrier()
 
 
-def by_first(function: Callable[[], T]) -> T:
-    """Return what the function returns in the first process, which alone calls it, or raise what it raises in every process."""
+def on_first(function: Callable[[], T]) -> T:
+    """Call a function in the first process only, and return its result in every process.
+
+    A MetazooError that it raises is raised in every process.
+    """
     if not _joined:
         return function()
     values: list[Any] = [None]
@@ -118,16 +133,17 @@ def by_first(function: Callable[[], T]) -> T:
 
 
 def share(count: int) -> slice:
-    """Return this process's part of `count` tasks: as many as any other's, or one fewer."""
+    """Return the slice of this process's tasks; shares of `count` tasks differ by at most one."""
     each, more = divmod(count, size())
     start = rank() * each + min(rank(), more)
     return slice(start, start + each + (rank() < more))
 
 
-def mapped(function: Callable[[I], Tensor], items: Sequence[I]) -> list[Tensor]:
-    """Return what the function gives for every item, of which each process computes every size-th, in their order.
+def mapped(function: Callable[[Item], Tensor], items: Sequence[Item]) -> list[Tensor]:
+    """Return `function(item)` of every item, in order; process r computes items r, r + size, ...
 
-    Where it raises a MetazooError in some process, all raise it: they must not part company.
+    If the function raises a MetazooError in one process, all processes raise it, so that they stay
+    together.
     """
     if not _joined:
         return [function(item) for item in items]
@@ -146,8 +162,8 @@ def mapped(function: Callable[[I], Tensor], items: Sequence[I]) -> list[Tensor]:
     return [shares[i % size()][i // size()].to(device) for i in range(len(items))]
 
 
-def anyone(flag: bool) -> bool:
-    """Return whether the flag is set in any process."""
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is true in any process."""
     if not _joined:
         return flag
     flags = torch.tensor(float(flag))
@@ -155,12 +171,13 @@ def anyone(flag: bool) -> bool:
     return flags.item() > 0
 
 
-def add_up(model: nn.Module, loss: Tensor) -> float:
-    """Put the sum of every process's gradients in the place of each, and return the sum of losses."""
+def sum_gradients(model: nn.Module, loss: Tensor) -> float:
+    """Sum the gradients over all processes, in place, and return the sum of the losses."""
     if not _joined:
         return loss.item()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    # A parameter that no process used has no gradient, as in one process, rather than one of zeros.
+    # As in a single process, a parameter that is not used anywhere has the gradient None, not
+    # zeros.
     facts = torch.tensor(
         [loss.item(), *(p.grad is not None for p in parameters)], dtype=torch.float64
     )
@@ -176,9 +193,11 @@ def add_up(model: nn.Module, loss: Tensor) -> float:
 
 
 class Buffers:
-    """The buffers of a model, over a step whose tasks the processes share: BatchNorm's running statistics above all.
+    """The buffers of a model during a step whose tasks the processes share.
 
-    These decay with every task, in the tasks' order: each process's sum is put behind those of the tasks before.
+    `merge` gives BatchNorm's running statistics the values of a single process. They decay with
+    every task, so the changes of each process are applied in the order of the tasks. Create it
+    before the step.
     """
 
     def __init__(self, model: nn.Module):
@@ -193,17 +212,17 @@ class Buffers:
 
     @staticmethod
     def _values(norm: Any) -> Tensor:
-        """Return the means, the variances and the number of batches, (2 * features + 1,) in float64."""
+        """Return means, variances and the number of batches as float64, (2 * features + 1,)."""
         values = norm.running_mean, norm.running_var, norm.num_batches_tracked.view(1)
         return torch.cat([value.double().cpu() for value in values])
 
     def merge(self) -> None:
-        """Put the processes' shares together, from what each has now."""
+        """Merge the buffers of all processes, after the step."""
         if not _joined:
             return
         self._merge_norms()
         merged = {id(b) for norm in self.norms for b in norm.buffers()}
-        # What else a network keeps in buffers is the first process's, so that all evaluate the same model.
+        # Other buffers are copied from the first process, so that all evaluate the same model.
         for buffer in self.model.buffers():
             if id(buffer) not in merged:
                 dist.broadcast(buffer, 0)

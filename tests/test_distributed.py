@@ -298,7 +298,7 @@ with distributed.joined():
     loss = sum(net(x).sin().mean() for x in tasks[distributed.share(3)]) / 3
     loss.backward()
     model = nn.ModuleList([net, spare])
-    total = distributed.add_up(model, loss)
+    total = distributed.sum_gradients(model, loss)
     buffers.merge()
     torch.testing.assert_close(net[0].weight.grad, alone[0].weight.grad)
     torch.testing.assert_close(net[1].running_mean, alone[1].running_mean)
@@ -307,7 +307,7 @@ with distributed.joined():
     assert spare.weight.grad is None
     same = distributed.mapped(lambda i: net[2].running_mean.clone(), range(2))
     assert torch.equal(*same)
-    assert distributed.anyone(rank == 1) and not distributed.anyone(False)
+    assert distributed.any_process(rank == 1) and not distributed.any_process(False)
     if rank == 0:
         print("done")
 """

@@ -199,7 +199,7 @@ def _begin(
     find_device(blueprint.recipe.device)
     init = None
     if blueprint.recipe.init is not None:
-        init = distributed.by_first(partial(find, blueprint.recipe.init))
+        init = distributed.on_first(partial(find, blueprint.recipe.init))
         start_from(init, blueprint.model())
     if out is None and distributed.may_restart():
         raise OptionError(
@@ -207,7 +207,7 @@ def _begin(
             "give its folder by --out",
         )
     name = f"{algorithm}-{dataset}"
-    folder = distributed.by_first(partial(_make_folder, out, name, blueprint))
+    folder = distributed.on_first(partial(_make_folder, out, name, blueprint))
     if distributed.restarted():
         _resume(folder, progress, as_json)
     else:

@@ -90,9 +90,9 @@ def build(
 ) -> Path:
     """Build the kernels' library, an extension module `_cuda` or `_emulated`, and return its path.
 
-    An existing library is reused. It is in a folder named after everything that it depends on, beside
-    `build.log` with the output of the compilers and ptxas. Processes that build the same library wait
-    for the first.
+    An existing library is reused. It is in a folder named after everything that it depends on,
+    beside `build.log` with the output of the compilers and ptxas. Processes that build the same
+    library wait for the first.
 
     Args:
         kind: "cuda", or "emulated" for CPU tensors

@@ -69,8 +69,8 @@ def find_cxx() -> tuple[list[str], str]:
 def find_toolkit(cuda: str) -> Toolkit:
     """Return the first CUDA toolkit with the major version of `cuda`, or of any version for ANY.
 
-    It looks at CUDA_HOME, CUDA_PATH, nvcc on PATH, /usr/local/cuda, /usr/local/cuda-* and pip's nvidia
-    packages, in this order. Raises KernelBuildError.
+    It looks at CUDA_HOME, CUDA_PATH, nvcc on PATH, /usr/local/cuda, /usr/local/cuda-* and pip's
+    nvidia packages, in this order. Raises KernelBuildError.
     """
     if not cuda:
         raise KernelBuildError("the installed torch has no CUDA", "install a torch for CUDA")
@@ -101,7 +101,8 @@ def architectures(present: Sequence[tuple[int, int]] = ()) -> str:
     parsed = [_parse(text) for text in chosen]
 
     def runs_on(gpu: tuple[int, int]) -> bool:
-        # Machine code runs on later GPUs of its generation, PTX on all later GPUs, "9.0a" only on 9.0.
+        # Machine code runs on later GPUs of its generation, PTX on all later GPUs, "9.0a" only on
+        # 9.0.
         return any(
             gpu == arch or (not letter and arch <= gpu and (ptx or arch[0] == gpu[0]))
             for arch, letter, ptx in parsed

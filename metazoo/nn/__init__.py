@@ -1,1 +1,1 @@
-"""Building blocks for networks and for algorithms that adapt them."""
+"""Helpers for networks: tasks in parallel, BatchNorm of batch statistics, augmentation."""

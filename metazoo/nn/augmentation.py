@@ -19,7 +19,7 @@ EpisodeOrBatch = TypeVar("EpisodeOrBatch", Episode, Batch)
 
 
 def augmented(task: EpisodeOrBatch, name: Name) -> EpisodeOrBatch:
-    """Return tasks or a batch with every image augmented at random, by torch's generator."""
+    """Return tasks or a batch with every image augmented by random numbers of torch's generator."""
     augment = AUGMENTATIONS.get(name)
     if augment is None:
         return task
@@ -33,41 +33,37 @@ def augmented(task: EpisodeOrBatch, name: Name) -> EpisodeOrBatch:
 
 
 def drawing(x: Tensor) -> Tensor:
-    """Return drawings as another hand might have made them: turned, sheared, scaled, moved, and bent a little.
+    """Return drawings (N, C, H, W) rotated, sheared, scaled, shifted and distorted at random.
 
-    Takes ink of up to 1 on a ground of 0, shape (N, C, H, W). Up to 10 degrees, a shear of 0.15, a factor of 1.2 on each axis
-    and a twelfth of the width; the bend is a smooth displacement with a standard deviation of about 3 % of the width.
-    Interpolation blurs what is not blurred where nothing is varied: an unsharp mask gives the strokes their edges back. On
-    a ground that is not 0 it leaves halos.
+    Ink is up to 1 and the background 0. The largest rotation is 10 degrees, shear 0.15, scale 1.2
+    on each axis and shift a twelfth of the width. The distortion is a smooth displacement with a
+    standard deviation of about 3 % of the width. Interpolation blurs the strokes, and an unsharp
+    mask sharpens them again; on a background other than 0 it leaves halos.
     """
-    turn, shear, shift_x, shift_y, wide, high = _uniform(x, 6)
+    turn, shear, shift_x, shift_y, width, height = _uniform(x, 6)
     angle = turn * (10 * math.pi / 180)
-    scale_x, scale_y = (factor * math.log(1.2) for factor in (wide, high))
+    scale_x, scale_y = (factor * math.log(1.2) for factor in (width, height))
     grid = _grid(x, angle, 0.15 * shear, scale_x.exp(), scale_y.exp(), shift_x / 6, shift_y / 6)
-    bend = torch.randn(len(x), 2, 4, 4, device=x.device, dtype=x.dtype)
-    bend = F.interpolate(bend, x.shape[2:], mode="bicubic", align_corners=True)  # (N, 2, H, W)
-    x = F.grid_sample(x, grid + 0.06 * bend.permute(0, 2, 3, 1), align_corners=False)
-    # 0.6 keeps the share of full ink, the grey pixels and the mean gradient of Omniglot at 28x28 (docs/results.md).
+    distortion = torch.randn(len(x), 2, 4, 4, device=x.device, dtype=x.dtype)
+    distortion = F.interpolate(distortion, x.shape[2:], mode="bicubic", align_corners=True)
+    grid = grid + 0.06 * distortion.permute(0, 2, 3, 1)  # (N, H, W, 2)
+    x = F.grid_sample(x, grid, align_corners=False)
+    # 0.6 keeps the shares of full ink and grey pixels and the mean gradient of Omniglot at 28x28
+    # (docs/results.md).
     return (x + 0.6 * (x - F.avg_pool2d(x, 3, 1, 1))).clamp(0, 1)
 
 
 def photo(x: Tensor) -> Tensor:
-    """Return photographs mirrored half of the time, cropped, and with other brightness, contrast and saturation.
+    """Return photos (N, C, H, W) in [0, 1], mirrored, cropped and colour-jittered at random.
 
-    Takes values in [0, 1], shape (N, C, H, W). A crop has 80 % of each side at the least; the factors lie in [0.6, 1.4].
+    Half of them are mirrored. A crop keeps at least 80 % of each side. The factors of brightness,
+    contrast and saturation are in [0.6, 1.4].
     """
     mirror, zoom, shift_x, shift_y, *jitter = _uniform(x, 7)
     zoom = 0.9 + 0.1 * zoom
-    nothing = torch.zeros_like(zoom)
-    grid = _grid(
-        x,
-        nothing,
-        nothing,
-        torch.where(mirror < 0, -zoom, zoom),
-        zoom,
-        shift_x * (1 - zoom),
-        shift_y * (1 - zoom),
-    )
+    zero, margin = torch.zeros_like(zoom), 1 - zoom
+    zoom_x = torch.where(mirror < 0, -zoom, zoom)
+    grid = _grid(x, zero, zero, zoom_x, zoom, shift_x * margin, shift_y * margin)
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     brightness, contrast, saturation = (1 + 0.4 * factor.view(-1, 1, 1, 1) for factor in jitter)
     x = x * brightness
@@ -76,14 +72,20 @@ def photo(x: Tensor) -> Tensor:
 
 
 def _uniform(x: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Return so many random numbers of [-1, 1) for every image, each (N,)."""
+    """Return `count` tensors (N,) of random numbers in [-1, 1), one number for each image."""
     return (2 * torch.rand(count, len(x), device=x.device, dtype=x.dtype) - 1).unbind()
 
 
 def _grid(
-    x: Tensor, angle: Tensor, shear: Tensor, scale_x: Tensor, scale_y: Tensor, shift_x: Tensor, shift_y: Tensor
-) -> Tensor:  # fmt: skip
-    """Return where each pixel comes from, (N, H, W, 2) in [-1, 1]: scaled, sheared, turned, moved."""
+    x: Tensor,
+    angle: Tensor,
+    shear: Tensor,
+    scale_x: Tensor,
+    scale_y: Tensor,
+    shift_x: Tensor,
+    shift_y: Tensor,
+) -> Tensor:
+    """Return where each pixel comes from, (N, H, W, 2) in [-1, 1]."""
     cos, sin = angle.cos(), angle.sin()
     rows = [
         torch.stack([scale_x * cos, scale_y * (shear * cos - sin), shift_x], -1),
@@ -100,7 +102,7 @@ SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 def shifted(x: Tensor) -> Iterator[Tensor]:
-    """Yield images (N, C, H, W) unchanged, then shifted by one pixel in each direction, borders repeated.
+    """Yield images (N, C, H, W), then shifted by a pixel in each direction, borders repeated.
 
     A network with strided pooling answers differently for a shifted image (Azulay and Weiss 2019,
     arXiv:1805.12177).

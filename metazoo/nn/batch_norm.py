@@ -1,4 +1,4 @@
-"""BatchNorm by the statistics of the batch alone, for weights that inner steps change."""
+"""BatchNorm with the statistics of the batch, for networks whose weights inner steps change."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ aten = torch.ops.aten
 
 
 class BatchStatistics(nn.Module):
-    """BatchNorm that keeps no running statistics.
+    """BatchNorm without running statistics.
 
-    It normalises by the statistics of the batch or, where `support` is a number, by those of the first `support` examples.
-    `offset` (2, features), where there is one, is added to weight and bias. `fused` is quicker, and nothing
-    for torch.func.
+    It normalises by the statistics of the batch, or of the first `support` examples if that is set.
+    `offset` (2, features) is added to weight and bias if it is set. `fused` is faster, but does not
+    work under torch.func.
     """
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
         super().__init__()
-        self.weight, self.bias, self.eps, self.features = (
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            norm.num_features,
-        )
+        self.weight, self.bias = norm.weight, norm.bias
+        self.eps, self.features = norm.eps, norm.num_features
         self.offset: Tensor | None = None
         self.support: int | None = None
         self.fused = False
@@ -35,21 +31,20 @@ class BatchStatistics(nn.Module):
         bias: Tensor | None = self.bias
         if self.offset is not None and weight is not None and bias is not None:
             weight, bias = weight + self.offset[0], bias + self.offset[1]
-        # Under vmap the second derivatives of F.batch_norm are wrong (torch 2.13): with it tests/test_maml.py fails by a fifth.
+        # Without `fused` this avoids F.batch_norm, whose second derivatives are wrong under vmap
+        # (torch 2.13).
         if self.support is None and self.fused:
             return batch_norm(x, weight, bias, self.eps)
         axes = [0, *range(2, x.dim())]
         variance, mean = torch.var_mean(x[: self.support], axes, correction=0, keepdim=True)
         x = (x - mean) * (variance + self.eps).rsqrt()
-        return (
-            x
-            if weight is None or bias is None
-            else x * _by_channel(weight, x) + _by_channel(bias, x)
-        )
+        if weight is None or bias is None:
+            return x
+        return x * _by_channel(weight, x) + _by_channel(bias, x)
 
 
 def use_batch_statistics(network: nn.Module) -> list[BatchStatistics]:
-    """Replace every BatchNorm1d and BatchNorm2d inside of a network by a `BatchStatistics` and return the replacements."""
+    """Replace each BatchNorm1d and BatchNorm2d in a network and return the replacements."""
     replaced = []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -60,9 +55,10 @@ def use_batch_statistics(network: nn.Module) -> list[BatchStatistics]:
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Return F.batch_norm of x (N, C, ...) by its own statistics, with quick second derivatives and no third ones.
+    """Return F.batch_norm of x (N, C, ...) in training mode, with faster second derivatives.
 
-    PyTorch's own second derivative goes about three times as often over x. Not for vmap.
+    PyTorch's own second derivative makes about three times as many passes over x. This one has no
+    third derivative and does not work under vmap.
     """
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
@@ -83,11 +79,12 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The gradients by x, weight and bias, which can be differentiated in their turn.
+    """The gradients by x, weight and bias, which are differentiable once.
 
-    With u the normalised x, s the reciprocal of the standard deviation, w the weight, n the examples of a channel and <a, b> a
-    channel's sum of products: the gradient by x is w s (g - <g, 1> / n - u <g, u> / n), by w <g, u>, by the bias <g, 1>.
-    Their derivative in a direction v is by g the same operation on v, and by x a combination of u, v, g and 1.
+    Let u be the normalised x, s the reciprocal standard deviation, w the weight, n the number of
+    values of a channel and <a, b> a channel's sum of products. The gradient by x is w s (g - <g, 1>
+    / n - u <g, u> / n), by w it is <g, u>, and by the bias <g, 1>. The derivative in a direction v
+    is, by g, the same operation on v, and by x a linear combination of u, v, g and 1.
     """
 
     @staticmethod

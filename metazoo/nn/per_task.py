@@ -1,4 +1,4 @@
-"""The tasks of a meta-batch one at a time, on a CPU side by side in threads, for what adapts a network's weights to each."""
+"""Run a function on each task of a meta-batch; on a CPU, in parallel threads."""
 
 from __future__ import annotations
 
@@ -17,35 +17,37 @@ M = TypeVar("M", bound=nn.Module)
 R = TypeVar("R")
 Gradients = Sequence[Tensor | None]
 
-# Modules that draw random numbers or change their buffers, or cannot be copied: their tasks run one after another.
-_in_order: WeakSet[nn.Module] = WeakSet()
+# Modules that draw random numbers, change their buffers or cannot be copied. Their tasks do not run
+# in parallel.
+_sequential: WeakSet[nn.Module] = WeakSet()
 
 
 def for_each_task(module: M, function: Callable[[M, int], Tensor], count: int) -> Tensor:
-    """Return `function(module, i)` of each task i in range(count), stacked; nothing is recorded for derivatives.
+    """Return `function(module, i)` for each i in range(count), stacked, without gradients.
 
-    `function` must use the module that it is given: each thread has a copy, which shares its parameters.
+    `function` must use the module that it is given, because each thread has its own copy. The
+    copies share the parameters.
     """
 
     @torch.no_grad()
     def share(own: M, tasks: range) -> list[Tensor]:
         return [function(own, i) for i in tasks]
 
-    shares = _shared_out(module, share, count)
+    shares = _spread(module, share, count)
     return torch.stack([shares[i % len(shares)][i // len(shares)] for i in range(count)])
 
 
 def mean_over_tasks(module: M, loss: Callable[[M, int], Tensor], count: int) -> Tensor:
-    """Return the mean of `loss(module, i)`, a scalar, over tasks i in range(count), as `for_each_task` goes through them.
+    """Return the mean of the scalars `loss(module, i)` over i in range(count).
 
-    It can be differentiated once, by the module's parameters and nothing else: their gradient is computed here, task by task,
-    so that memory holds the graph of one task a thread, not of all.
+    Tasks run as in `for_each_task`. The mean is differentiable once, by the module's parameters
+    only. Their gradient is computed task by task, so memory holds one task's graph per thread.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters or not torch.is_grad_enabled():
         return for_each_task(module, loss, count).mean()
     if any(p._backward_hooks for p in parameters):
-        # A hook on a parameter would be called for each task and again for their sum.
+        # A parameter's hook would be called for each task and again for the sum.
         return torch.stack([loss(module, i) for i in range(count)]).mean()
     return _Mean.apply(module, loss, count, *parameters)
 
@@ -65,7 +67,7 @@ class _Mean(torch.autograd.Function):
                 return value, [None] * len(parameters)
             return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
-        total, ctx.gradients = reduce(_sum, _shared_out(module, share, count))
+        total, ctx.gradients = reduce(_sum, _spread(module, share, count))
         return total
 
     @staticmethod
@@ -77,10 +79,11 @@ class _Mean(torch.autograd.Function):
 def gradient_of(
     function: Callable[..., Tensor], create_graph: bool
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Return the gradient of a scalar function by its first argument, a tuple of tensors, as torch.func.grad does.
+    """Return the gradient of a scalar function by its first argument, a tuple of tensors.
 
-    It has no layer around every operation, and none of the limits of torch.func. With `create_graph`, and where gradients are
-    recorded, it can be differentiated in its turn.
+    It works as torch.func.grad does, but with plain autograd: without its overhead for each
+    operation and without its limits. With `create_graph` the gradient is differentiable, unless
+    gradients are disabled.
     """
 
     def gradient(parameters: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:
@@ -96,13 +99,17 @@ def gradient_of(
     return gradient
 
 
-def checkpoint_activations(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `function(x)` and keep no more of it than x: for its derivatives it is computed again.
+def checkpoint_activations(
+    module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """Return `function(x)`; its activations are computed again in the backward pass.
 
-    It can be differentiated once, by x and the parameters of `module`; the function may use nothing else
-    that has a graph. Unlike torch.utils.checkpoint it takes functions that differentiate.
+    It is differentiable once, by x and the parameters of `module`. The function must not use other
+    tensors that need gradients. Unlike in torch.utils.checkpoint, it may compute gradients itself.
     """
-    return _CheckpointActivations.apply(function, x, *[p for p in module.parameters() if p.requires_grad])
+    return _CheckpointActivations.apply(
+        function, x, *[p for p in module.parameters() if p.requires_grad]
+    )
 
 
 class _CheckpointActivations(torch.autograd.Function):
@@ -136,38 +143,49 @@ def _sum(a: tuple[Tensor, Gradients], b: tuple[Tensor, Gradients]) -> tuple[Tens
     return a[0] + b[0], gradients
 
 
-def _shared_out(module: M, share: Callable[[M, range], R], count: int) -> list[R]:
-    """Return what `share` gives for the tasks of each thread: w, w + threads, w + 2 * threads, ... for thread w.
+def _spread(module: M, share: Callable[[M, range], R], count: int) -> list[R]:
+    """Return `share(module, tasks)` of each thread.
 
-    Where there are several, each computes with one of PyTorch's own threads: small convolutions gain more from another task
-    than from another thread. The same numbers come of it whether they run side by side or one after another.
+    Thread w has the tasks w, w + threads, w + 2 * threads, ...
+
+    With several threads, each uses one of PyTorch's threads, because small convolutions gain more
+    from a second task than from a second thread. Results are the same whether tasks run in parallel
+    or not.
     """
     on_cpu = all(p.device.type == "cpu" for p in module.parameters())
     threads = min(count, torch.get_num_threads()) if on_cpu else 1
     if threads <= 1:
         return [share(module, range(count))]
     tasks = [range(w, count, threads) for w in range(threads)]
-    with _one_thread_each():
-        # Copied before the first thread starts, for a module may change while it computes.
-        copies = [] if module in _in_order else _copies(module, threads - 1)
-        if copies:
-            random, buffers = torch.get_rng_state(), [(b, b.clone()) for b in module.buffers()]
-            results = _side_by_side([module, *copies], share, tasks)
-            if torch.equal(random, torch.get_rng_state()) and all(
-                torch.equal(b, before) for b, before in buffers
-            ):
-                return results
-            # Threads draw in any order, and their copies keep what they change: this was for nothing, and is done again.
-            torch.set_rng_state(random)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-        _in_order.add(module)
-        return [share(module, mine) for mine in tasks]
+    with _single_threaded():
+        results = None if module in _sequential else _in_parallel(module, share, tasks)
+        if results is None:
+            _sequential.add(module)
+            results = [share(module, own) for own in tasks]
+        return results
+
+
+def _in_parallel(module: M, share: Callable[[M, range], R], tasks: list[range]) -> list[R] | None:
+    """Return the results of threads, or None if the module does not allow parallel runs."""
+    # A module may change while it computes, so it is copied before the first thread starts.
+    copies = _copies(module, len(tasks) - 1)
+    if not copies:
+        return None
+    random, buffers = torch.get_rng_state(), [(b, b.clone()) for b in module.buffers()]
+    results = _in_threads([module, *copies], share, tasks)
+    same_buffers = all(torch.equal(b, before) for b, before in buffers)
+    if same_buffers and torch.equal(random, torch.get_rng_state()):
+        return results
+    # Threads draw random numbers in any order, and changes of a copy's buffers are lost.
+    torch.set_rng_state(random)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return None
 
 
 def _copies(module: M, count: int) -> list[M]:
-    """Return copies that share the module's parameters, whose places functional_call takes; [] where it has no copies."""
+    """Return copies that share the module's parameters, or [] if it cannot be copied."""
     shared = {id(p): p for p in module.parameters()}
     try:
         copies = [copy.deepcopy(module, dict(shared)) for _ in range(count)]
@@ -177,8 +195,8 @@ def _copies(module: M, count: int) -> list[M]:
     return copies if alike else []
 
 
-def _side_by_side(modules: list[M], share: Callable[[M, range], R], tasks: list[range]) -> list[R]:
-    """Return what `share` gives for each module and its tasks, the first in this thread and every other in its own."""
+def _in_threads(modules: list[M], share: Callable[[M, range], R], tasks: list[range]) -> list[R]:
+    """Return `share(module, tasks)` of each module, each but the first in a new thread."""
     autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     def run(own: M, mine: range) -> R:
@@ -192,7 +210,7 @@ def _side_by_side(modules: list[M], share: Callable[[M, range], R], tasks: list[
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def _single_threaded() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

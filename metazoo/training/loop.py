@@ -131,7 +131,7 @@ def _start(
     else:
         state = State(commit=provenance.commit())
         if recipe.init is not None:
-            init = init or distributed.by_first(partial(find, recipe.init))
+            init = init or distributed.on_first(partial(find, recipe.init))
             start_from(init, model)
             state.init_sha256 = init.sha256
     if isinstance(data, ClassDataset):
@@ -158,7 +158,7 @@ def _train(run: _Run) -> None:
             if run.due(LOG_EVERY):
                 _log_loss(run, log)
             # Read once per step, because a signal may arrive at any time.
-            stop = distributed.anyone(stopper.asked)
+            stop = distributed.any_process(stopper.asked)
             if run.due(recipe.validate_every):
                 _validate(run, log)
                 state.seconds = time.monotonic() - began
@@ -197,7 +197,7 @@ def outer_step(
         model.backbone.low_precision = None  # validation and test use float32
     optimizer.zero_grad()
     loss.backward()
-    total = distributed.add_up(model, loss)
+    total = distributed.sum_gradients(model, loss)
     buffers.merge()
     if recipe.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)

@@ -476,5 +476,5 @@ def test_what_the_flag_is_set_to_must_mean_something(tmp_path):
 def test_a_build_ahead_of_time_that_fails_is_an_error(nvcc, tmp_path):
     done = make_wheel(tmp_path, "--no-build-isolation", METAZOO_BUILD="1", CXX="/bin/false")
     assert done.returncode != 0
-    assert "error: METAZOO_BUILD=1, and CXX is '/bin/false'" in done.stderr + done.stdout
+    assert "error: METAZOO_BUILD=1, but CXX is '/bin/false'" in done.stderr + done.stdout
     assert not list(tmp_path.glob("*.whl"))

@@ -237,7 +237,7 @@ def test_what_is_computed_again_has_the_same_derivatives_and_random_numbers(drop
         return scale * torch.cat([s.flatten() for s in slopes])
 
     results = []
-    for run in (step, lambda scale: metazoo.recomputed(net, step, scale)):
+    for run in (step, lambda scale: metazoo.checkpoint_activations(net, step, scale)):
         torch.manual_seed(3)
         scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():

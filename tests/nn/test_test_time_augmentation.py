@@ -1,4 +1,4 @@
-"""Views of an image: what moves where, and what an embedding is made of."""
+"""Test-time augmentation: shifted images and the mean of their embeddings."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def test_an_image_moves_by_a_pixel_each_way_and_repeats_its_border() -> None:
     assert torch.equal(right, x[:, :, :, [0, 0, 1, 2]])
 
 
-def protonet(views: Literal["one", "shifted"]) -> ProtoNet:
+def protonet(tta: Literal["none", "shifted"]) -> ProtoNet:
     torch.manual_seed(0)
     backbone = Conv4((1, 16, 16), Conv4.Config(width=8))
-    model = ProtoNet(backbone, metazoo.TaskSpec((1, 16, 16), 3), ProtoNet.Config(views=views))
+    model = ProtoNet(backbone, metazoo.TaskSpec((1, 16, 16), 3), ProtoNet.Config(tta=tta))
     model(
         torch.rand(1, 6, 1, 16, 16), torch.arange(6)[None] % 3, torch.rand(1, 6, 1, 16, 16)
     )  # moves running statistics
     return model
 
 
-def test_an_embedding_is_the_mean_of_those_of_the_views_but_in_training() -> None:
-    one, several = protonet("one"), protonet("shifted")
+def test_an_embedding_is_the_mean_over_the_shifts_except_in_training() -> None:
+    one, several = protonet("none"), protonet("shifted")
     x = torch.rand(7, 1, 16, 16)
     assert torch.equal(several.features(x), one.features(x))
     one.eval()
     several.eval()
     assert torch.equal(one.features(x), one.backbone(x))
-    expected = sum(one.features(view) for view in shifted(x)) / 5
+    expected = sum(one.features(image) for image in shifted(x)) / 5
     torch.testing.assert_close(several.features(x), expected)
     assert (several.features(x) - one.features(x)).abs().max() > 1e-3
     torch.testing.assert_close(several.features(x)[3:4], several.features(x[3:4]))
@@ -59,9 +59,9 @@ class Doubled(metazoo.FeatureLearner):
         return -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
 
 
-def test_an_embedding_of_a_plugins_own_has_views() -> None:
+def test_an_embedding_of_a_plugin_is_averaged_too() -> None:
     several = protonet("shifted").eval()
-    plugin = Doubled(several.backbone, several.spec, Doubled.Config(views="shifted")).eval()
+    plugin = Doubled(several.backbone, several.spec, Doubled.Config(tta="shifted")).eval()
     x = torch.rand(4, 1, 16, 16)
     torch.testing.assert_close(plugin.features(x), 2 * several.features(x))
     support_y = torch.tensor([[0, 1, 2]])
@@ -72,10 +72,8 @@ def test_an_embedding_of_a_plugins_own_has_views() -> None:
     )
 
 
-def test_a_shipped_model_bears_a_pixel_better_with_views() -> None:
-    models: list[Any] = [
-        metazoo.load("protonet.omniglot", views=views) for views in ("one", "shifted")
-    ]
+def test_a_shipped_model_changes_less_with_a_shift_of_a_pixel() -> None:
+    models: list[Any] = [metazoo.load("protonet.omniglot", tta=tta) for tta in ("none", "shifted")]
     x = torch.zeros(1, 1, 28, 28)
     x[:, :, 8:20, 10:12] = 1
     x[:, :, 8:10, 10:20] = 1
@@ -87,6 +85,8 @@ def test_a_shipped_model_bears_a_pixel_better_with_views() -> None:
     assert moved[1] < 0.75 * moved[0]
 
 
-def test_there_are_no_views_of_vectors() -> None:
-    with pytest.raises(metazoo.OptionError, match=r"examples of shape \(5,\) are no images"):
-        ProtoNet(MLP((5,)), metazoo.TaskSpec((5,), 3), ProtoNet.Config(views="shifted"))
+def test_vectors_cannot_be_shifted() -> None:
+    with pytest.raises(
+        metazoo.OptionError, match=r"needs images; these examples have shape \(5,\)"
+    ):
+        ProtoNet(MLP((5,)), metazoo.TaskSpec((5,), 3), ProtoNet.Config(tta="shifted"))
