@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from distributions import Distribution, pip_install
+from forks import Forks, forks
+from once import once
 from packs import Vectors, images
 from servers import Server
 
@@ -23,7 +26,7 @@ from metazoo.training.plan import plan
 from metazoo.zoo import export, run_folder
 
 # The tests' networks are so small that threads cost more than they bring; subprocesses inherit the variable.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing goes into the home of whoever runs the tests.
 _CACHE = tempfile.TemporaryDirectory(prefix="metazoo-tests-")
 if (
@@ -31,7 +34,7 @@ if (
 ):  # such a session is given the cache that its library lies in
     os.environ["METAZOO_CACHE"] = _CACHE.name
 os.environ["MPLCONFIGDIR"] = _CACHE.name
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 RECIPE: dict[str, Any] = {
     "ways": 3,
@@ -64,62 +67,62 @@ def make_run(
     return folder
 
 
+def trained(factory: pytest.TempPathFactory, *words: Any, **recipe: Any) -> Path:
+    """Train a run for all workers; another test that says the same gets the same."""
+    name = "-".join(map(str, [*words, *recipe.values()]))
+    return once(factory, name, lambda folder: make_run(folder / "run", *words, **recipe)) / "run"
+
+
 @pytest.fixture(scope="session")
 def protonet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of protonet on glyphs, just long enough to tell shapes apart."""
-    return make_run(
-        tmp_path_factory.mktemp("runs") / "protonet", "protonet", steps=40, validate_every=20
-    )
+    return trained(tmp_path_factory, "protonet", steps=40, validate_every=20)
 
 
 @pytest.fixture(scope="session")
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, not trained for as long."""
-    return make_run(
-        tmp_path_factory.mktemp("runs") / "other", "protonet", steps=30, validate_every=15
-    )
+    return trained(tmp_path_factory, "protonet", steps=30, validate_every=15)
 
 
 @pytest.fixture(scope="session")
 def maml_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of maml on glyphs, with a head for three classes."""
-    return make_run(tmp_path_factory.mktemp("runs") / "maml", "maml", train_ways=3)
+    return trained(tmp_path_factory, "maml", train_ways=3)
 
 
 @pytest.fixture(scope="session")
 def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of maml on sinusoids."""
-    return make_run(tmp_path_factory.mktemp("runs") / "sinusoid", "maml", "sinusoid")
+    return trained(tmp_path_factory, "maml", "sinusoid")
 
 
 @pytest.fixture(scope="session")
 def exported(protonet_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the card and the weights of `protonet.tiny_3w1s`."""
-    out = tmp_path_factory.mktemp("exported")
-    export(
-        protonet_run,
-        "protonet.tiny_3w1s",
-        "a tiny one",
-        "CC0-1.0",
-        out,
-        [Protocol("test", 3, 1, 3, 0, 12)],
-        "cpu",
-    )
-    return out
+    protocols = [Protocol("test", 3, 1, 3, 0, 12)]
+
+    def make(folder: Path) -> None:
+        name, about = "protonet.tiny_3w1s", "a tiny one"
+        export(protonet_run, name, about, "CC0-1.0", folder, protocols, "cpu")
+
+    return once(tmp_path_factory, "exported", make)
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree of images of noise; never changed."""
-    return images(tmp_path_factory.mktemp("tree"))
+    return once(tmp_path_factory, "tree", images)
 
 
 @pytest.fixture(scope="session")
 def packed_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packed glyphs; never changed."""
-    out = tmp_path_factory.mktemp("packed") / "glyphs"
-    pack(Glyphs(Glyphs.Config(alphabets=6)), "glyphs", out)
-    return out
+    data = Glyphs(Glyphs.Config(alphabets=6))
+    folder = once(
+        tmp_path_factory, "packed", lambda folder: pack(data, "glyphs", folder / "glyphs")
+    )
+    return folder / "glyphs"
 
 
 @pytest.fixture
@@ -135,7 +138,21 @@ def install(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Mapping[str, Distribution]], Path]:
     """Installs plugins with pip, and returns the folder with a folder of each, to be put on PYTHONPATH, and `all` of them."""
-    return lambda plugins: pip_install(tmp_path_factory.mktemp("plugins"), plugins)
+
+    def installed(plugins: Mapping[str, Distribution]) -> Path:
+        digest = hashlib.sha256(repr(sorted(plugins.items())).encode()).hexdigest()
+        return once(
+            tmp_path_factory, f"plugins-{digest[:16]}", lambda folder: pip_install(folder, plugins)
+        )
+
+    return installed
+
+
+@pytest.fixture(scope="session")
+def fresh_python() -> Iterator[Forks]:
+    """Runs programs in processes of their own, in which torch is imported and nothing of metazoo."""
+    with forks() as server:
+        yield server
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from forks import Forks, forks
+from once import once
 
 from metazoo.errors import MetazooError
 from metazoo.kernels.build import build
@@ -23,31 +25,35 @@ from metazoo.kernels.toolchain import find_ninja
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TESTS = [
-    "kernels/test_kernels",
-    "kernels/test_ops",
-    "algorithms/test_protonet",
-    "algorithms/test_matching",
-    "algorithms/test_maml",
-    "algorithms/test_baseline",
-]
+TESTS = {
+    "kernels": ["kernels/test_kernels"],
+    "algorithms": [
+        "kernels/test_ops",
+        "algorithms/test_protonet",
+        "algorithms/test_matching",
+        "algorithms/test_maml",
+        "algorithms/test_baseline",
+    ],
+}
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a cache that holds the emulated library."""
-    folder = tmp_path_factory.mktemp("emulated")
     try:
-        build("emulated", folder=folder / "kernels")
+        return once(
+            tmp_path_factory,
+            "emulated",
+            lambda folder: build("emulated", folder=folder / "kernels"),
+        )
     except MetazooError as error:
         if shutil.which("g++") is None:
             pytest.skip(f"the emulator cannot be built here: {error.message}")
         raise
-    return folder
 
 
-@pytest.mark.parametrize("name", TESTS)
-def test_the_operators_pass_their_tests_as_kernels(name: str, cache: Path) -> None:
+@pytest.mark.parametrize("group", TESTS)
+def test_the_operators_pass_their_tests_as_kernels(group: str, cache: Path) -> None:
     environment = {**os.environ, "METAZOO_KERNELS": "emulated", "METAZOO_CACHE": str(cache)}
     command = [
         sys.executable,
@@ -56,7 +62,7 @@ def test_the_operators_pass_their_tests_as_kernels(name: str, cache: Path) -> No
         "-q",
         "-p",
         "no:cacheprovider",
-        str(ROOT / "tests" / f"{name}.py"),
+        *(str(ROOT / "tests" / f"{name}.py") for name in TESTS[group]),
     ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -67,10 +73,9 @@ def test_the_operators_pass_their_tests_as_kernels(name: str, cache: Path) -> No
 # ---- mistakes --------------------------------------------------------------------------------------------------------------
 
 # Loads a library and holds its operators against plain PyTorch, as tests/test_kernels.py does.
-CHECK = f"""
+CHECK = """
 import importlib.util, sys
 import torch
-sys.path.insert(0, {str(ROOT / "tests" / "kernels")!r})
 import test_kernels as tests
 spec = importlib.util.spec_from_file_location("_emulated", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
@@ -163,69 +168,70 @@ MISTAKES = {
 }
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A copy of the sources, and ninja's folder in which only what changed is compiled again."""
+# Optimised less than it is used, and for the two types that CHECK uses: here compiling takes the time.
+FLAGS = ["-O0", "-g0", "-fsanitize=address"]
+ALL_TYPES = "    case 2: return work(Half{});\n    default: return work(BFloat16{});\n"
+TWO_TYPES = "    default: throw type;\n"
 
-    csrc: Path
-    script: Path
-    work: Path
 
-    def library(self) -> Path:
-        done = subprocess.run(
-            [find_ninja(), "-f", str(self.script)], cwd=self.work, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout
-        return next(self.work.glob("_emulated*.so"))
+def replace(path: Path, old: str, new: str) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count(old) >= 1, "the source has changed; this must be changed elsewhere"
+    path.write_text(source.replace(old, new), encoding="utf-8")
 
-    def check(self) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", CHECK, str(self.library())]
-        # Python itself is not instrumented: the sanitizer has to be there before it.
-        runtime = subprocess.run(
-            ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
-        return subprocess.run(
-            command, cwd=self.work, env=environment, capture_output=True, text=True
-        )
+
+def compiled(folder: Path) -> Path:
+    """Compile what changed in a folder that `built` made, and return the library."""
+    done = subprocess.run([find_ninja()], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return next(folder.glob("_emulated*.so"))
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("mistakes")
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
-    # Less optimised than it is used: here compiling takes the time.
-    library = build(
-        "emulated",
-        csrc=folder / "csrc",
-        folder=folder / "kernels",
-        extra_flags=["-O1", "-fsanitize=address"],
-    )
-    (folder / "work").mkdir()
-    return Bench(folder / "csrc", library.parent / "build.ninja", folder / "work")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of sources and objects whose copies can be compiled further."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        replace(folder / "csrc" / "portable.h", ALL_TYPES, TWO_TYPES)
+        library = build(
+            "emulated", csrc=folder / "csrc", folder=folder / "kernels", extra_flags=FLAGS
+        )
+        script = (library.parent / "build.ninja").read_text(encoding="utf-8")
+        relative = script.replace(str(folder / "csrc"), "csrc")
+        (folder / "build.ninja").write_text(relative, encoding="utf-8")
+        compiled(folder)
+
+    return once(tmp_path_factory, "mistakes", make)
 
 
-@pytest.fixture
-def mistake(request: pytest.FixtureRequest, bench: Bench) -> Iterator[Bench]:
-    wrong = MISTAKES[request.param]
-    path = bench.csrc / wrong.file
-    source = path.read_text(encoding="utf-8")
-    assert source.count(wrong.old) >= 1, (
-        "the source has changed; this mistake must be made elsewhere"
-    )
-    path.write_text(source.replace(wrong.old, wrong.new), encoding="utf-8")
-    yield bench
-    path.write_text(source, encoding="utf-8")
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Forks]:
+    # Python itself is not instrumented: the sanitizer has to be there before it.
+    command = ["g++", "-print-file-name=libasan.so"]
+    runtime = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    with forks(
+        ("torch", "test_kernels"),
+        path=[ROOT / "tests" / "kernels"],
+        LD_PRELOAD=runtime,
+        ASAN_OPTIONS="detect_leaks=0",
+    ) as server:
+        yield server
 
 
-def test_what_is_right_passes_the_check(bench: Bench) -> None:
-    done = bench.check()
+def test_what_is_right_passes_the_check(built: Path, checker: Forks) -> None:
+    done = checker.run(CHECK, compiled(built))
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, indirect=True)
-def test_the_emulator_sees_a_mistake(mistake: Bench) -> None:
-    done = mistake.check()
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_emulator_sees_a_mistake(
+    name: str, built: Path, checker: Forks, tmp_path: Path
+) -> None:
+    wrong, folder = MISTAKES[name], tmp_path / "wrong"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("kernels", "_emulated*"))
+    replace(folder / "csrc" / wrong.file, wrong.old, wrong.new)
+    done = checker.run(CHECK, compiled(folder))
     assert done.returncode != 0
     signs = (
         "AssertionError",

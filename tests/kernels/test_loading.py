@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from metazoo.kernels.build import build, digest_of
 from metazoo.kernels.toolchain import KernelBuildError, find_toolkit
@@ -73,8 +73,8 @@ print(json.dumps({
 class Checkout:
     """A copy of metazoo with a small csrc/, and a cache of its own."""
 
-    def __init__(self, folder: Path, truth: int = 25):
-        self.folder, self.cache = folder, folder / "cache"
+    def __init__(self, folder: Path, fresh_python: Forks, truth: int = 25):
+        self.folder, self.cache, self.fresh_python = folder, folder / "cache", fresh_python
         leave = shutil.ignore_patterns("__pycache__", "*.so", "*.safetensors")
         shutil.copytree(ROOT / "metazoo", folder / "metazoo", ignore=leave)
         self.csrc = folder / "csrc"
@@ -91,15 +91,7 @@ class Checkout:
             if key not in ("METAZOO_KERNELS", "CXX", "CUDA_FOR_TEST")
         }
         clean |= {"PYTHONPATH": str(self.folder), "METAZOO_CACHE": str(self.cache)} | environment
-        # Python looks for metazoo in the working directory first.
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            check=False,
-            capture_output=True,
-            text=True,
-            env=clean,
-            cwd=self.folder,
-        )
+        return self.fresh_python.run(code, env=clean, cwd=self.folder)
 
     def load(self, **environment: str) -> dict:
         done = self.run(TRY, **environment)
@@ -112,18 +104,18 @@ class Checkout:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def built(tmp_path_factory: pytest.TempPathFactory, fresh_python: Forks) -> Checkout:
     """A checkout whose kernels are built; never changed."""
-    checkout = Checkout(tmp_path_factory.mktemp("checkout"))
+    checkout = Checkout(tmp_path_factory.mktemp("checkout"), fresh_python)
     found = checkout.load(METAZOO_KERNELS="emulated")
     assert found["loaded"], found
     return checkout
 
 
 @pytest.fixture
-def checkout(built: Checkout, tmp_path: Path) -> Checkout:
+def checkout(built: Checkout, tmp_path: Path, fresh_python: Forks) -> Checkout:
     """A checkout of one's own, with the kernels built."""
-    copy = Checkout(tmp_path)
+    copy = Checkout(tmp_path, fresh_python)
     shutil.copytree(built.cache, copy.cache)
     return copy
 
@@ -416,9 +408,7 @@ def test_info_says_why_not(checkout):
     shutil.rmtree(checkout.cache)
     status, out, err = info(checkout, METAZOO_KERNELS="emulated", CXX="/bin/false")
     assert status == 0
-    assert (
-        "kernels:        emulated, not loaded: CXX is '/bin/false', which does not run\n" in out
-    )
+    assert "kernels:        emulated, not loaded: CXX is '/bin/false', which does not run\n" in out
     assert "kernels hint:   install g++" in out
     told = json.loads(info(checkout, "--json", METAZOO_KERNELS="emulated", CXX="/bin/false")[1])[
         "kernels"
