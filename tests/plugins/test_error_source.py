@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from distributions import BUGGY, BUGS, Call, Distribution, metazoo_calls
@@ -94,6 +96,17 @@ def test_the_plugin_whose_code_it_was(case: str, monkeypatch: pytest.MonkeyPatch
             if module.partition(".")[0] == fault.plugin.target.partition(".")[0]
         ][-1]
         assert fault.place == f'File "{own}.py", line 2, in function'
+
+
+def test_only_a_command_that_was_imported_can_be_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("greet", "near:greet", "metazoo.commands")
+    monkeypatch.setattr(error_source, "registry", lambda: SimpleNamespace(plugins=[]))
+    monkeypatch.setattr(error_source, "entry_points", lambda group: [point])
+    assert error_source.at_fault(raised_in("near")) is None
+    monkeypatch.setitem(sys.modules, "near", ModuleType("near"))
+    fault = error_source.at_fault(raised_in("near"))
+    assert fault is not None
+    assert (fault.plugin.name, fault.plugin.target) == ("greet", "near:greet")
 
 
 # What a network cannot be made of: by the user's choice or by the plugin's fault, nobody knows.
