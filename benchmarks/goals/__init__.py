@@ -1,1 +1,0 @@
-"""Measures the goals for a GPU against what stock PyTorch takes there: `python -m benchmarks.goals`."""
