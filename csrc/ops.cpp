@@ -46,7 +46,7 @@ ScalarType sum_type(const Tensor& t) {
 void check_alike(const Tensor& a, const Tensor& b, ScalarType type) {
   STD_TORCH_CHECK(
       a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
-      "metazoo's kernels take tensors that lie on one device");
+      "metazoo's kernels take tensors on one device");
   STD_TORCH_CHECK(b.scalar_type() == type, "metazoo's kernels take tensors of one type");
 }
 
@@ -222,7 +222,7 @@ std::tuple<Tensor, Tensor> sgd_update(
 }
 
 void* in_place(const Tensor& t) {
-  STD_TORCH_CHECK(t.is_contiguous(), "a metazoo kernel changes contiguous buffers alone");
+  STD_TORCH_CHECK(t.is_contiguous(), "a metazoo kernel changes only contiguous buffers");
   return t.mutable_data_ptr();
 }
 

@@ -196,7 +196,7 @@ def _check_labels(support_y: Tensor) -> None:
         low, high = (int(support_y.min()), int(support_y.max())) if support_y.numel() else (0, -1)
     except RuntimeError:  # under vmap the values cannot be read
         return
-    every_class = 0 <= low and 0 <= high < support_y.shape[1]
+    every_class = low >= 0 and 0 <= high < support_y.shape[1]
     if not every_class or not F.one_hot(support_y, high + 1).any(1).all():
         raise DataError(
             "support_y has a class without an example",

@@ -299,8 +299,8 @@ def test_a_model_can_be_copied_after_training_and_answers_the_same_twice() -> No
     model, episode = image_model(per_step_norm=True, inner_steps=2), images()
     model.loss(episode).backward()
     task = (episode.support_x, episode.support_y, episode.query_x)
-    assert torch.equal(copy.deepcopy(model).eval()(*task), model.eval()(*task))
-    assert torch.equal(model(*task), model(*task))
+    torch.testing.assert_close(copy.deepcopy(model).eval()(*task), model.eval()(*task))
+    torch.testing.assert_close(model(*task), model(*task))
     with pytest.raises(metazoo.OptionError, match="no effect with adapt=head"):
         image_model(per_step_norm=True, adapt="head")
 
@@ -426,7 +426,7 @@ def test_adapts_in_inference_mode(adapt: str) -> None:
     expected = model(episode.support_x, episode.support_y, episode.query_x)
     with torch.inference_mode():
         answer = model(episode.support_x * 1, episode.support_y, episode.query_x * 1)
-    assert torch.equal(answer, expected.detach())
+    torch.testing.assert_close(answer, expected.detach())
 
 
 def test_images_get_a_gradient() -> None:
