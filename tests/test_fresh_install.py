@@ -73,6 +73,7 @@ def fresh(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         "pip",
         "install",
         "--quiet",
+        "--no-compile",  # of torch's thousands of modules few are imported
         "-c",
         ROOT / "constraints.txt",
         *wheels.values(),

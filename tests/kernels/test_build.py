@@ -16,6 +16,7 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
+from once import once
 
 from metazoo.errors import MetazooError
 from metazoo.kernels.build import build, find_sources, is_of
@@ -345,7 +346,10 @@ def test_nvcc_may_be_a_script_that_calls_the_one_in_the_toolkit(nvcc, tmp_path, 
 
 @pytest.fixture(scope="module")
 def cuda_library(nvcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("cuda", folder=tmp_path_factory.mktemp("cuda"), cuda="any", strict=True)
+    def make(folder: Path) -> None:
+        build("cuda", folder=folder, cuda="any", strict=True)
+
+    return next(once(tmp_path_factory, "cuda", make).rglob("_cuda*.so"))
 
 
 @pytest.mark.slow
@@ -450,7 +454,8 @@ def test_the_wheel_is_pure_and_holds_the_sources(tmp_path):
 
 @pytest.mark.slow
 def test_one_flag_builds_the_kernels_into_the_wheel(nvcc, tmp_path):
-    done = make_wheel(tmp_path, "--no-build-isolation", METAZOO_BUILD="1")
+    one = {"METAZOO_BUILD": "1", "TORCH_CUDA_ARCH_LIST": "8.0"}
+    done = make_wheel(tmp_path, "--no-build-isolation", **one)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert "none-any" not in wheel.name
@@ -462,7 +467,7 @@ def test_one_flag_builds_the_kernels_into_the_wheel(nvcc, tmp_path):
         python("from metazoo.cli import run; run(['info', '--json'])", **site).stdout
     )["kernels"]
     assert told["path"].startswith(str(tmp_path / "site"))
-    assert told["info"]["architectures"] == "8.0;9.0+PTX"
+    assert told["info"]["architectures"] == "8.0"
 
 
 @pytest.mark.slow
