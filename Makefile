@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A bar where a person watches, lines where a log does.
 PROGRESS := $(shell test -t 2 && echo bar || echo lines)
 
-.PHONY: demo test quick lint wheel clean bench bench-kernels gpu-test
+.PHONY: demo test quick numeric test-python lint wheel clean bench bench-kernels gpu-test
 
 demo: .venv/ready
 	@rm -rf runs/demo
@@ -12,10 +12,27 @@ demo: .venv/ready
 		--validation-episodes 100 --out runs/demo --progress $(PROGRESS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 quick: .venv/ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+
+# Numbers, computed as on a processor without AVX: other processors round differently.
+NUMERIC := tests/algorithms tests/backbones tests/base tests/evaluation tests/nn tests/tasks
+numeric: .venv/ready
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 \
+		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow" \
+		$(addprefix tests/,$(NUMERIC))
+
+# The quick tests under another Python, and another torch: make test-python PYTHON=python3.10 TORCH=2.11.0
+OTHER = .venv-$(notdir $(PYTHON))$(addprefix -torch,$(TORCH))
+test-python:
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet "setuptools>=77,<82" \
+		$(if $(TORCH),torch==$(TORCH),-c constraints.txt torch)
+	$(OTHER)/bin/python -m pip install --quiet $(if $(TORCH),,-c constraints.txt) \
+		--no-build-isolation -e ".[dev]"
+	$(OTHER)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -50,4 +67,4 @@ gpu-test:
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs/demo
+	rm -rf .venv .venv-* build dist *.egg-info runs/demo
