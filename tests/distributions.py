@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).parents[1]
 ALGORITHM = """
 from dataclasses import dataclass
 from typing import Annotated
@@ -86,6 +87,18 @@ class SourceTree(Distribution):
             f'{points}[tool.setuptools]\npy-modules = ["{module_of(case)}"]\n'
         )
         return tree
+
+
+def copy_sources(folder: Path) -> None:
+    """Copy what metazoo's wheel is built from: setuptools would leave a build folder here."""
+    leave = (".*", "build", "dist", "runs", "tests", "plugins", "*.egg-info", "__pycache__", "*.so")
+    everywhere = shutil.ignore_patterns("__pycache__", "*.so")
+    at_the_top = shutil.ignore_patterns(*leave)
+
+    def ignored(place: str, names: list[str]) -> set[str]:
+        return (at_the_top if Path(place) == ROOT else everywhere)(place, names)
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
 
 
 def module_of(case: str) -> str:

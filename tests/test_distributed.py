@@ -81,7 +81,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    ["protonet", "maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"],
+    ["maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"],
 )
 def test_two_processes_train_as_one(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributions import copy_sources
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +39,7 @@ def run(*command: Any, **options: Any) -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Build both wheels from copies: setuptools leaves a build folder, and would take stale files from one."""
     folder = tmp_path_factory.mktemp("wheels")
-    leave = shutil.ignore_patterns(
-        ".*", "build", "dist", "runs", "tests", "plugins", "*.egg-info", "__pycache__"
-    )
-    shutil.copytree(ROOT, folder / "metazoo", ignore=leave)
+    copy_sources(folder / "metazoo")
     shutil.copytree(
         REPTILE,
         folder / "reptile",

@@ -16,6 +16,7 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
+from distributions import copy_sources
 from once import once
 
 from metazoo.errors import MetazooError
@@ -410,10 +411,7 @@ def test_the_cuda_library_loads_and_registers_every_operation(cuda_library, tmp_
 
 
 def make_wheel(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    leave = shutil.ignore_patterns(
-        ".*", "build", "dist", "runs", "tests", "plugins", "*.egg-info", "__pycache__", "*.so"
-    )
-    shutil.copytree(ROOT, folder / "source", ignore=leave, dirs_exist_ok=True)
+    copy_sources(folder / "source")
     command = [
         sys.executable,
         "-m",
