@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 SERVER = """
-import importlib, json, os, sys, traceback
+import importlib, json, os, signal, sys, traceback
 
 def child(job):
+    signal.alarm(300)
     for number, file in ((1, job["out"]), (2, job["err"])):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import shared_steps
 import torch
 from commands import output
+from forks import Forks
 from safetensors.torch import load_file
 
 from metazoo import distributed
@@ -42,16 +44,21 @@ def environment() -> dict[str, str]:
 
 
 def launch(*words: Any, options: tuple[str, ...] = ()) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, "--nproc-per-node", "2", *options, *map(str, words)]
+    """Return the words that torchrun is given."""
+    return ["--standalone", "--nproc-per-node", "2", *options, *map(str, words)]
 
 
 def torchrun(*words: Any, options: tuple[str, ...] = ()) -> list[str]:
     return launch("-m", "metazoo", *words, options=options)
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+Run = Callable[[list[str]], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def run(fresh_python: Forks) -> Run:
+    code = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+    return lambda words: fresh_python.run(code, *words, env=environment())
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -66,7 +73,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "shared.safetensors"
     done = run(launch(ROOT / "tests" / "shared_steps.py", file))
     assert done.returncode == 0, done.stderr
@@ -84,7 +91,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     ["maml --inner-lr 0.02", "protonet --init protonet.omniglot --backbone-width 64"],
 )
 def test_two_processes_train_as_one(
-    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Three tasks a step: shares of two and one. Augmentation draws random numbers.
     words = ["train", *DATA, *TASKS, *PLAIN, "--augment", "drawing", "--json", *algorithm.split()]
@@ -107,7 +114,7 @@ def test_two_processes_train_as_one(
     "models", [["protonet.omniglot", "maml.omniglot_5w1s"], ["maml.sinusoid"]], ids=", ".join
 )
 def test_evaluation_is_shared_out_with_the_same_result(
-    models: list[str], capsys: pytest.CaptureFixture[str]
+    run: Run, models: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["eval", *models, "--episodes", "70", "--json"]
     if "maml.sinusoid" not in models:
@@ -121,8 +128,9 @@ def test_evaluation_is_shared_out_with_the_same_result(
     assert one == two
 
 
-def started(command: list[str], folder: Path, needs: str) -> subprocess.Popen[str]:
+def started(words: list[str], folder: Path, needs: str) -> subprocess.Popen[str]:
     """Start a job, and return when its run has a file."""
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
     job = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -157,7 +165,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def undisturbed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return the folder of a run that nothing disturbs, and what it says."""
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     done = run(torchrun("train", "protonet", *DATA, *TASKS, *LONG, "--out", folder))
@@ -183,7 +191,7 @@ def assert_same_tensors(folder: Path, other: Path) -> None:
 @needs_proc
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job_and_nothing_is_lost(
-    rank: int, undisturbed: tuple[Path, str], tmp_path: Path
+    run: Run, rank: int, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "ended"
     status, _, said = killed(rank, folder)
@@ -236,7 +244,7 @@ def test_a_job_that_is_asked_to_stop_saves_and_goes_on(number: int, tmp_path: Pa
     ],
 )
 def test_mistakes_are_told_by_the_first_and_by_the_others_under_their_number(
-    words: list[str], said: str, tmp_path: Path
+    run: Run, words: list[str], said: str, tmp_path: Path
 ) -> None:
     out = ["--out", str(tmp_path / "run")] if words[0] == "train" else []
     done = run(torchrun(*words, *out))
@@ -249,7 +257,7 @@ def test_mistakes_are_told_by_the_first_and_by_the_others_under_their_number(
 
 @pytest.mark.slow
 def test_a_job_that_is_started_again_leaves_the_runs_of_others_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older = tmp_path / "older"
     output(capsys, "train", "protonet", *DATA, *TASKS, "--steps", "2", "--out", str(older))
@@ -317,6 +325,7 @@ with distributed.joined():
 
 @pytest.mark.slow
 def test_work_gradients_and_statistics_are_put_together_as_one_process_has_them(
+    run: Run,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -326,7 +335,7 @@ def test_work_gradients_and_statistics_are_put_together_as_one_process_has_them(
 
 
 @pytest.mark.slow
-def test_processes_that_may_be_started_again_need_a_folder_to_find() -> None:
+def test_processes_that_may_be_started_again_need_a_folder_to_find(run: Run) -> None:
     done = run(torchrun("train", "protonet", *DATA, *TASKS, options=("--max-restarts", "1")))
     assert done.returncode != 0
     assert "give its folder by --out" in done.stderr

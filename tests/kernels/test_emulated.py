@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from forks import Forks, forks
 from once import once
 
 from metazoo.errors import MetazooError
-from metazoo.kernels.build import build
+from metazoo.kernels.build import _script, build
 from metazoo.kernels.toolchain import find_ninja
 
 pytestmark = pytest.mark.slow
@@ -194,10 +195,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         shutil.copytree(ROOT / "csrc", folder / "csrc")
         replace(folder / "csrc" / "portable.h", ALL_TYPES, TWO_TYPES)
-        library = build(
-            "emulated", csrc=folder / "csrc", folder=folder / "kernels", extra_flags=FLAGS
-        )
-        script = (library.parent / "build.ninja").read_text(encoding="utf-8")
+        name = f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+        script = _script("emulated", folder / "csrc", name, "", "", False, FLAGS)
         relative = script.replace(str(folder / "csrc"), "csrc")
         (folder / "build.ninja").write_text(relative, encoding="utf-8")
         compiled(folder)
@@ -229,7 +228,7 @@ def test_the_emulator_sees_a_mistake(
     name: str, built: Path, checker: Forks, tmp_path: Path
 ) -> None:
     wrong, folder = MISTAKES[name], tmp_path / "wrong"
-    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("kernels", "_emulated*"))
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("_emulated*"))
     replace(folder / "csrc" / wrong.file, wrong.old, wrong.new)
     done = checker.run(CHECK, compiled(folder))
     assert done.returncode != 0
