@@ -454,17 +454,17 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_learns_omniglot(tmp_path: Path) -> None:
     recipe = {
         "train_ways": 20,
-        "steps": 100,
-        "validate_every": 100,
-        "validation_episodes": 50,
-        "test_episodes": 200,
+        "steps": 50,
+        "validate_every": 50,
+        "validation_episodes": 20,
+        "test_episodes": 100,
     }
     blueprint, data = plan(
         "protonet", "omniglot", dataset_options={"rotations": False}, recipe=recipe
     )
     run_folder.create(tmp_path / "run", blueprint)
     result = train(blueprint, data, tmp_path / "run", Watcher())
-    assert result["mean"] > 0.75  # an untrained network has 0.56
+    assert result["mean"] > 0.66  # an untrained network has 0.56, this one 0.74 to 0.77
 
 
 def test_a_run_starts_from_another_models_backbone(protonet_run: Path, tmp_path: Path) -> None:
