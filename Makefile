@@ -18,7 +18,7 @@ quick: .venv/ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 # Numbers, computed as on a processor without AVX: other processors round differently.
-NUMERIC := tests/algorithms tests/backbones tests/base tests/evaluation tests/nn tests/tasks
+NUMERIC := algorithms backbones base evaluation nn tasks training kernels/test_kernels.py kernels/test_ops.py
 numeric: .venv/ready
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 \
 		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow" \

@@ -116,7 +116,7 @@ def test_two_processes_train_as_one(
 def test_evaluation_is_shared_out_with_the_same_result(
     run: Run, models: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["eval", *models, "--episodes", "70", "--json"]
+    words = ["eval", *models, "--episodes", "40", "--json"]
     if "maml.sinusoid" not in models:
         words += ["--dataset", "glyphs", "--data-alphabets", "6"]
     both = run(torchrun(*words))
