@@ -104,11 +104,6 @@ class Lines(Watcher):
             f"  {self.rate:.1f} steps/s  {left:.0f} s left"
         )
 
-    def test(self, done: int, count: int) -> None:
-        if done == count:
-            classes = " of classes never trained on" if self.percent else ""
-            self.console.print(f"tested on {count} tasks{classes}")
-
 
 class Bar(Lines):
     """Shows a bar with rate and remaining time below the lines of `Lines`."""
@@ -124,7 +119,6 @@ class Bar(Lines):
 
     def test(self, done: int, count: int) -> None:
         self._move("test", done, count, "")
-        super().test(done, count)
 
     def _move(self, name: str, done: int, total: int, rate: str) -> None:
         if name not in self.bars:

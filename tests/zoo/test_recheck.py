@@ -184,7 +184,7 @@ TASKS = {"maml.omniglot_20w5s": 3, "protonet.omniglot_large": 3}  # seconds each
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_zoo_is_as_its_cards_say(name: str) -> None:
     """The quick part: the first tasks of every result. `metazoo eval --all` measures all tasks."""
-    found = list(recheck(name, episodes=TASKS.get(name, 6)))
+    found = list(recheck(name, episodes=TASKS.get(name, 4)))
     assert found
     assert [one for one in found if not one.agrees] == []
 
