@@ -24,7 +24,6 @@ NAMES = (
     "protonet_step",
     "maml_step",
     "kernels",
-    "packed",
 )
 
 

@@ -1,4 +1,4 @@
-"""Evaluating: from images, from features, with a head fine-tuned for each task, and on a GPU."""
+"""Evaluating: from images, from features, and on a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 import metazoo
 from metazoo import EpisodeSampler, Examples
-from metazoo.algorithms.baseline import Baseline, BaselinePlusPlus
 from metazoo.algorithms.protonet import ProtoNet
 from metazoo.evaluation.measure import embedded, evaluate
 
@@ -21,8 +20,6 @@ WAYS, SHOTS, QUERIES = 5, 1, 15
 # A tie between two classes may be decided by rounding: one query of a task.
 ONE_QUERY = 1.5 / (WAYS * QUERIES)
 UNCACHED, EASYFSL = f"{OURS}, cache=False", "easyfsl, cached features"
-# Of a fine-tuned head. Rate and temperature do not change easyfsl's time; these give good accuracy.
-STEPS, RATE, TEMPERATURE = 100, 1e-2, 10.0
 WIDTH, CLASSES, EACH = 64, 1600, 20
 
 
@@ -33,8 +30,6 @@ def run(bench: Bench) -> None:
     if not bench.cuda:
         with bench.part("protonet.omniglot, 10,000 tasks"):
             from_images(bench)
-        with bench.part("heads fine-tuned on 1,000 tasks"):
-            heads(bench)
 
 
 def from_images(bench: Bench) -> None:
@@ -111,42 +106,6 @@ def plain_loop(network: nn.Module, sampler: EpisodeSampler, count: int) -> Call:
         return torch.stack(accuracies)
 
     return loop
-
-
-def heads(bench: Bench) -> None:
-    """Fine-tune a head for each task on given features: metazoo's baselines and easyfsl's Finetune."""
-    tasks, few = bench.pick(1000, 5), bench.pick(100, 2)
-    model = metazoo.load("baseline.omniglot")
-    features = rivals.features_of(model.backbone, rivals.characters(bench.pick(423, 20), ["test"]))
-    sampler = EpisodeSampler(features, WAYS, SHOTS, QUERIES)
-    width = features.x.shape[1]
-    spec = metazoo.TaskSpec((width,), WAYS, classes=model.spec.classes)
-
-    def ours(kind: type[Baseline], count: int, steps: int = STEPS) -> Tensor:
-        head = kind(rivals.Given(width), spec, kind.Config(finetune_steps=steps))
-        return evaluate(head, sampler, count)
-
-    kinds = {OURS: BaselinePlusPlus, f"{OURS} baseline": Baseline}
-    ways = {
-        name: Way(
-            lambda kind=kind: ours(kind, tasks),
-            f"{kind.__name__}, {ours(kind, few).mean():.1%} on the first {few} tasks",
-        )
-        for name, kind in kinds.items()
-    }
-    with bench.rival("easyfsl Finetune"):
-        library, same = rivals.easyfsl(), rivals.Tasks(sampler, 0, few)
-
-        def theirs(steps: int, tasks: rivals.Tasks | None = None) -> float:
-            options = {"fine_tuning_lr": RATE, "temperature": TEMPERATURE}
-            head = library.methods.Finetune(fine_tuning_steps=steps, **options)
-            return easyfsl(library, head, features, few, tasks)
-
-        off = abs(theirs(0, same) - ours(BaselinePlusPlus, few, 0).mean().item())
-        bench.check("easyfsl Finetune: the mean accuracy before any step", off, 1e-3)
-        note = f"{theirs(STEPS, same):.1%} on the first {few} tasks, and timed on {few}"
-        ways["easyfsl Finetune"] = Way(lambda: theirs(STEPS), note, few / tasks)
-    bench.race(ways, unit="s", rounds=3)
 
 
 def made_features() -> Examples:

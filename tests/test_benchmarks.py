@@ -160,19 +160,19 @@ def test_a_quick_run_of_each_benchmark(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_a_whole_record(tmp_path: Path) -> None:
-    done = run("benchmarks", "packed", "--quick", "--json", tmp_path / "out.json")
+    done = run("benchmarks", "drawing", "--quick", "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "out.json").read_text()
     record = json.loads(text)
     assert record["finished"]
     assert record["quick"]
-    assert record["command"] == "python -m benchmarks packed --quick"
+    assert record["command"] == "python -m benchmarks drawing --quick"
     for key in ("date", "machine", "processor", "threads"):
         assert record[key], key
-    check_result(record["results"]["packed"])
-    assert done.stdout.startswith("## packed\n")
+    check_result(record["results"]["drawing"])
+    assert done.stdout.startswith("## drawing\n")
     assert "(quick run: not a measurement)" in done.stdout
-    assert "| one task | metazoo, in memory | " in done.stdout
+    assert "| growth with classes | 100 classes | " in done.stdout
     assert str(tmp_path) not in text
 
 
