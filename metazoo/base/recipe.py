@@ -33,7 +33,7 @@ class Recipe(options.Config):
     train_queries: Annotated[
         int | None, "query examples per class in a training task  [default: queries]", Range(1)
     ] = None
-    steps: Annotated[int, "outer steps", Range(1)] = 2000
+    steps: Annotated[int, "outer steps (updates of the model's weights)", Range(1)] = 2000
     meta_batch: Annotated[int, "tasks (or batches) per outer step", Range(1)] = 1
     batch_size: Annotated[
         int, "examples in a batch, for algorithms that train on batches", Range(1)

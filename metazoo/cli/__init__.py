@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from metazoo.cli.commands import Commands
-from metazoo.errors import MetazooError, first_line, out_of_memory
+from metazoo.errors import MetazooError, did_you_mean, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MetazooError as error:
         return fail(error.message, error.hint, error.exit_code)
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "metazoo"
-        return fail(error.format_message().rstrip("."), f"`{path} --help` shows what it takes", 2)
+        return fail(*_usage_error(error), 2)
     except click.ClickException as error:
         return fail(error.format_message(), None, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -82,6 +81,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return fail(f"{error.strerror or error}{where}", None, 1)
     except Exception as error:
         return report_bug(error, command)
+
+
+def _usage_error(error: click.UsageError) -> tuple[str, str]:
+    """Return the message and the hint for words that a command does not take."""
+    path = error.ctx.command_path if error.ctx else "metazoo"
+    hint = f"`{path} --help` shows what it takes"
+    if isinstance(error, click.NoSuchOption):
+        return error.message, did_you_mean(error.option_name, error.possibilities or ()) + hint
+    return error.format_message().rstrip("."), hint
 
 
 def report_bug(error: Exception, command: str) -> int:

@@ -82,7 +82,7 @@ class TrainCommand(ConfiguredCommand):
     "--progress",
     type=click.Choice(["auto", "bar", "lines", "none"]),
     default="auto",
-    help="auto: a bar on a terminal, otherwise none",
+    help="bar; lines: one for each validation; none; auto: a bar on a terminal, otherwise none",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def train(
@@ -97,7 +97,8 @@ def train(
     """Train ALGORITHM on a data set, and test it on classes that it has not seen.
 
     The results go into a run folder. Algorithms, data sets and backbones have options of their own:
-    `metazoo train ALGORITHM --dataset NAME --backbone NAME --help` shows them.
+    `metazoo train ALGORITHM --dataset NAME --backbone NAME --help` shows them, with the defaults
+    that they change.
 
     `torchrun --nproc-per-node N -m metazoo train ...` divides the tasks of each step among N
     processes.

@@ -47,7 +47,9 @@ class Folder(ClassDataset):
         channels: Annotated[Literal["rgb", "grey"], "colour or grey images"] = "rgb"
         invert: Annotated[bool, "invert the images: dark on light becomes light on dark"] = False
         val_fraction: Annotated[
-            float, "fraction of the classes for validation, if there is no val", options.Range(0, 1)
+            float,
+            "fraction of the classes for validation, if there is no folder val",
+            options.Range(0, 1),
         ] = 0.2
         test_fraction: Annotated[
             float, "fraction of the classes for test, if there are no splits", options.Range(0, 1)

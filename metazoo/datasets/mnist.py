@@ -52,7 +52,8 @@ class MNIST(ClassDataset):
     @dataclass(frozen=True)
     class Config(options.Config):
         root: Annotated[
-            str | None, "folder of the files  [default: $METAZOO_DATA, else download to the cache]"
+            str | None,
+            "folder that holds mnist/ or its files  [default: $METAZOO_DATA, else download to the cache]",
         ] = None
         digits: Annotated[
             Literal["split", "all"], "split: train on 0-4, test on 5-9; all: test on all digits"

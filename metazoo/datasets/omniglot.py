@@ -86,7 +86,7 @@ class Omniglot(ClassDataset):
     class Config(options.Config):
         root: Annotated[
             str | None,
-            "folder of the archives  [default: $METAZOO_DATA, else download to the cache]",
+            "folder that holds omniglot/ or its archives  [default: $METAZOO_DATA, else download to the cache]",
         ] = None
         split: Annotated[
             Literal["lake", "vinyals", "random", "small1", "small2"],
@@ -191,7 +191,7 @@ class _WithinAlphabet(EpisodeSampler):
             largest = max(len(group) for group in groups.values())
             raise DataError(
                 f"no alphabet of {examples.title} has {ways} characters; the largest has {largest}",
-                "ask for fewer ways",
+                "lower --ways",
             )
 
     def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +216,7 @@ class _FixedTasks:
             raise DataError(
                 f"the protocol has {len(self.tasks)} tasks; "
                 f"task number {first + count - 1} does not exist",
-                "ask for fewer episodes",
+                "lower --episodes",
             )
         return self.tasks[first : first + count]
 

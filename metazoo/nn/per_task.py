@@ -79,11 +79,11 @@ class _Mean(torch.autograd.Function):
 def gradient_of(
     function: Callable[..., Tensor], create_graph: bool
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Return the gradient of a scalar function by its first argument, a tuple of tensors.
+    """Return a function that computes the gradient of `function` by its first argument.
 
-    It works as torch.func.grad does, but with plain autograd: without its overhead for each
-    operation and without its limits. With `create_graph` the gradient is differentiable, unless
-    gradients are disabled.
+    `function` takes a tuple of tensors first and returns a scalar. The result works as that of
+    torch.func.grad, but with plain autograd: without its overhead for each operation and without
+    its limits. With `create_graph` the gradient is differentiable, unless gradients are disabled.
     """
 
     def gradient(parameters: tuple[Tensor, ...], *data: Tensor) -> tuple[Tensor, ...]:

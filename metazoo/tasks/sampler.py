@@ -50,8 +50,8 @@ class EpisodeSampler:
     def choose(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Choose the classes and examples of the tasks first, ..., first + count - 1.
 
-        The choice depends only on the seed and the task's number. A sampler may choose more tasks
-        than are drawn.
+        The choice depends only on the seed and the task's number. It is called for whole blocks, so
+        also for tasks that are never drawn.
 
         Returns:
             The classes in the order of their labels, int64 (count, ways), and the rows of their
@@ -135,7 +135,7 @@ def _check_enough(examples: Examples, ways: int, shots: int, queries: int) -> No
     if ways > (count := len(examples.counts)):
         raise DataError(
             f"{examples.title} has {count} class{'es' * (count != 1)}, but a task needs {ways}",
-            "ask for fewer ways, or add classes; "
+            "lower --ways, or add classes; "
             "for a few classes of your own, `metazoo predict` needs no training",
         )
     for name, count in zip(examples.names, examples.counts):
@@ -143,7 +143,7 @@ def _check_enough(examples: Examples, ways: int, shots: int, queries: int) -> No
             raise DataError(
                 f"class '{name}' of {examples.title} has {count} examples, but a task needs "
                 f"{shots} for support and {queries} for queries",
-                "ask for fewer shots or queries, or add examples to that class",
+                "lower --shots or --queries, or add examples to that class",
             )
 
 

@@ -11,9 +11,17 @@ import torch
 
 from metazoo import options
 from metazoo.base.algorithm import Algorithm, BatchLearner
+from metazoo.base.backbone import Backbone
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe, unread_options
-from metazoo.errors import DataError, MetazooError, OptionError, first_line, too_large
+from metazoo.errors import (
+    DataError,
+    MetazooError,
+    OptionError,
+    PluginError,
+    first_line,
+    too_large,
+)
 from metazoo.images import check_input_format
 from metazoo.plugins.error_source import at_fault
 from metazoo.plugins.registry import registry
@@ -173,7 +181,19 @@ def _try_model(blueprint: Blueprint, example: Episode) -> None:
             "leave out --precision, or use a first-order variant",
         )
     with torch.no_grad():
+        _check_features(blueprint.backbone, model.backbone, example)
         model(example.support_x, example.support_y, example.query_x)
+
+
+def _check_features(name: str, backbone: Backbone, example: Episode) -> None:
+    """Raise PluginError unless the backbone's features are as many as it says."""
+    said = getattr(backbone, "out_features", None)
+    shape = tuple(backbone(example.support_x[0]).shape[1:])
+    if shape != (said,):
+        raise PluginError(
+            f"backbone '{name}' sets out_features = {said}, but its features have shape {shape}",
+            "its author must fix it: out_features is how many features an example has",
+        )
 
 
 def _cannot_build(error: Exception) -> OptionError:

@@ -30,6 +30,7 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
         "did you mean 'omniglot'",
     ),
     "train maml --backbone conv5": (2, "no backbone named 'conv5'", "did you mean 'conv4'"),
+    "train maml --stepz 5": (2, "No such option '--stepz'", "did you mean '--steps'? "),
     "train maml --steps x": (2, "--steps cannot be 'x'", "a whole number of at least 1"),
     "train maml --steps 0": (2, "--steps cannot be '0'", "a whole number of at least 1"),
     "train maml --steps 1.5": (2, "--steps cannot be '1.5'", "a whole number"),
@@ -51,12 +52,12 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "train maml --data-alphabets 6 --ways 50 --train-ways 5": (
         1,
         "20 classes, but a task needs 50",
-        "fewer ways",
+        "lower --ways",
     ),
     "train maml --data-alphabets 6 --shots 50": (
         1,
         "20 examples, but a task needs 50",
-        "fewer shots",
+        "lower --shots",
     ),
     "train maml --dataset folder": (2, "needs a folder of images", "--data-root"),
     "train maml --dataset folder --data-root nowhere": (1, "nowhere", "check the path"),
@@ -90,8 +91,8 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "eval RUN --seed -1": (2, "'--seed'", "metazoo eval --help"),
     "eval RUN --seed 99999999999999999999": (2, "'--seed'", "metazoo eval --help"),
     "eval RUN --split dev": (1, "has no split 'dev'", "train, val, test"),
-    "eval RUN --ways 500": (1, "20 classes, but a task needs 500", "fewer ways"),
-    "eval RUN --shots 500": (1, "20 examples, but a task needs 500", "fewer shots"),
+    "eval RUN --ways 500": (1, "20 classes, but a task needs 500", "lower --ways"),
+    "eval RUN --shots 500": (1, "20 examples, but a task needs 500", "lower --shots"),
     "eval RUN --protocol official": (
         2,
         "has no protocol 'official'",

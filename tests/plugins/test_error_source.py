@@ -166,10 +166,11 @@ def met(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         ["train", *quick, *words, "--out", str(folder / "unmade")]
         for words, _, _ in UNMADE.values()
     ]
+    calls += [["train", "protonet", *quick, "--backbone", "miscounted"]]
     commands = ["bug-in-command", "bug-of-command-only"]
     calls += [[command] for command in commands]
     [said] = metazoo_calls(folder, ([installed / "buggy", installed / "command"], calls))
-    return dict(zip([*names, *UNMADE, *commands], said))
+    return dict(zip([*names, *UNMADE, "miscounted", *commands], said))
 
 
 @pytest.mark.slow
@@ -195,6 +196,16 @@ def test_a_bug_of_a_plugin_is_traced_and_its_own(
         "hint: send the traceback above to its author; "
         f"`pip uninstall zoo-{case}` removes the plugin"
     )
+
+
+@pytest.mark.slow
+def test_a_backbone_whose_features_are_not_as_many_as_it_says(met: dict[str, Call]) -> None:
+    status, out, err = met["miscounted"]
+    assert (status, out) == (1, "")
+    assert (
+        "backbone 'miscounted' sets out_features = 2705, but its features have shape (2704,)" in err
+    )
+    assert "Traceback" not in err
 
 
 def place_of(installed: Path, mark: str, case: str = "buggy") -> str:

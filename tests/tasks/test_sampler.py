@@ -197,7 +197,7 @@ def test_the_error_names_the_class_that_has_too_few_examples() -> None:
         match=r"class 'class1' of numbers has 4 examples.* 2 for support and 3 for queries",
     ) as caught:
         EpisodeSampler(numbered(5, 4, 5), ways=2, shots=2, queries=3)
-    assert "fewer shots" in (caught.value.hint or "")
+    assert "--shots" in (caught.value.hint or "")
     EpisodeSampler(numbered(5, 5, 5), ways=3, shots=2, queries=3).draw(0, 1)
 
 
