@@ -248,9 +248,11 @@ def _measure_one(
     from metazoo.cli.progress import measurement_progress
     from metazoo.cli.tables import task_text
     from metazoo.evaluation.measure import measure
+    from metazoo.zoo.overrides import check_effect
 
     changed = algorithm_values(source.blueprint.algorithm, changes)
     model = source.model(**changed).to(device)
+    check_effect(source.model, source.blueprint, changed, protocols[0].tasks(data)[0])
     about = {
         "model": source.name,
         "data": dataset or source.blueprint.dataset,
