@@ -11,6 +11,7 @@ from .base.dataset import ClassDataset as ClassDataset
 from .base.dataset import Dataset as Dataset
 from .base.recipe import Recipe as Recipe
 from .classifier import FewShotClassifier as FewShotClassifier
+from .errors import AnswerWarning as AnswerWarning
 from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError
 from .errors import MetazooError as MetazooError

@@ -106,6 +106,8 @@ class MAML(metazoo.Algorithm):
 
     config: Config
     supports_regression = True
+    equal_shots = True
+    inductive_options = {"batch_norm": "support"}
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
 
     def __init__(

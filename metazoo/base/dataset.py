@@ -26,6 +26,8 @@ class Dataset:
     - `local_options`: names of options that say where the data are stored; a model does not keep them;
     - `training_options`: names of options that change only the split "train";
     - `regression`: whether targets are floats;
+    - `drawings`: whether every example is a drawing of light strokes on a dark ground, so that a
+      classifier can warn of other pictures;
     - `licence`: the licence of the data;
     - `recipe`: training options that suit the data (fields of `metazoo.Recipe`).
     """
@@ -34,6 +36,7 @@ class Dataset:
     local_options: ClassVar[tuple[str, ...]] = ()
     training_options: ClassVar[tuple[str, ...]] = ()
     regression: ClassVar[bool] = False
+    drawings: ClassVar[bool] = False
     licence: ClassVar[str] = ""
     recipe: ClassVar[Mapping[str, Any]] = {}
     config: options.Config

@@ -60,6 +60,8 @@ class Reptile(metazoo.Algorithm):
         "schedule": "linear",
     }
     supports_regression = True
+    equal_shots = True
+    inductive_options = {"transduction": False}
 
     def __init__(
         self,
