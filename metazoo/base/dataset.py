@@ -52,6 +52,15 @@ class Dataset:
         """
         return {}
 
+    @classmethod
+    def options_for(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with which a model of other data is evaluated on these.
+
+        `input_format` is the model's. By default its `size` is kept, if there is such an option.
+        """
+        names = {option.name for option in options.read(cls.Config)}
+        return {name: input_format[name] for name in {"size"} & names & input_format.keys()}
+
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> TaskSource:
         """Return the tasks of a split: "train", "val" or "test"."""
         raise NotImplementedError

@@ -274,12 +274,12 @@ def _open_data(
     from metazoo.plugins import registry
 
     blueprint = source.blueprint
-    if name is not None and name != blueprint.dataset:
-        size = blueprint.input_format.get("size")
-        blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options={})
-        fields = {option.name for option in options.read(registry().dataset(name).value.Config)}
-        if size is not None and "size" in fields and "size" not in given:
-            given = {**given, "size": size}
+    if name is not None:
+        kind = registry().dataset(name).value
+        if name != blueprint.dataset or any(option in given for option in kind.local_options):
+            given = {**kind.options_for(blueprint.input_format), **given}
+        if name != blueprint.dataset:
+            blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options={})
     data = blueprint.data(**given)
     if before is not None and type(before) is type(data) and before.config == data.config:
         return before
