@@ -11,6 +11,7 @@ from .base.dataset import ClassDataset as ClassDataset
 from .base.dataset import Dataset as Dataset
 from .base.recipe import Recipe as Recipe
 from .classifier import FewShotClassifier as FewShotClassifier
+from .errors import AnswerWarning as AnswerWarning
 from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError
 from .errors import MetazooError as MetazooError
@@ -24,6 +25,7 @@ from .nn.per_task import checkpoint_activations as checkpoint_activations
 from .nn.per_task import for_each_task as for_each_task
 from .nn.per_task import gradient_of as gradient_of
 from .nn.per_task import mean_over_tasks as mean_over_tasks
+from .options import Affects as Affects
 from .options import Config as Config
 from .options import Range as Range
 from .plugins.marker import hookimpl as hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metazoo.appearance import Look, opposite, unlike_drawings
 from metazoo.device import find_device
-from metazoo.errors import DataError, OptionError
+from metazoo.errors import AnswerWarning, DataError, MetazooError, OptionError
+from metazoo.evaluation.score import require_numbers
 from metazoo.images import decode
+from metazoo.plugins.registry import registry
 from metazoo.tasks.examples import as_floats
 from metazoo.zoo.find import Source, find
 
@@ -26,6 +30,11 @@ class FewShotClassifier:
 
     Examples are image files (paths or Pillow images), or a tensor or array (N, *) in the input
     shape of the model: uint8, or float in [0, 1]. After `fit`, `classes_` holds the sorted labels.
+
+    A transductive model gets the options that make it inductive, if its algorithm has such options
+    (`inductive_options`) and they are not given. AnswerWarning is issued if answers depend on other
+    queries all the same, if the model needs equally many examples of each class and does not get
+    them, and if pictures do not look like those that the model was trained on.
 
     Args:
         model: a name, path or address, as for `metazoo.load`.
@@ -54,7 +63,10 @@ class FewShotClassifier:
                 "`metazoo list` shows every model",
             )
         self.device = find_device(device)
-        self.model = source.model(**options).to(self.device)
+        self.model = source.model(**options)
+        if self.model.transductive and self.model.inductive_options:
+            self.model = source.model(**{**self.model.inductive_options, **options})
+        self.model.to(self.device)
         self.input_format = dict(self.blueprint.input_format)
         if invert is not None:
             self.input_format["invert"] = invert
@@ -76,27 +88,67 @@ class FewShotClassifier:
         indices = {label: i for i, label in enumerate(classes)}
         self.classes_, self._support = classes, support
         self._labels = torch.tensor([indices[label] for label in labels], device=self.device)
+        self._warn_of_unequal_shots()
+        self._warn_of_looks(support, "labelled examples")
         return self
 
     @torch.no_grad()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
 
-        If the model is transductive, the answers depend on all examples of the call.
+        If the model is transductive, the answers depend on all examples of the call. Raises
+        NotANumber if the model returns NaN or infinity.
         """
         if not self.classes_:
             raise OptionError("the classifier has no labelled examples yet", "call fit first")
         queries = self._read(X)
         if not len(queries):
             return np.zeros((0, len(self.classes_)), np.float32)
+        self._warn_of_looks(queries, "queries")
+        self._warn_of_transduction(len(queries))
         size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
         support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
         parts = [self.model(support, labels, part.unsqueeze(0))[0] for part in queries.split(size)]
-        return torch.cat(parts).softmax(-1).cpu().numpy()
+        logits = torch.cat(parts)
+        require_numbers(logits)
+        return logits.softmax(-1).cpu().numpy()
 
     def predict(self, X: Any) -> list[Any]:
         """Return the most probable label of each example."""
         return [self.classes_[i] for i in self.predict_proba(X).argmax(1)]
+
+    def _warn_of_unequal_shots(self) -> None:
+        counts = self._labels.bincount()
+        low, high = int(counts.min()), int(counts.max())
+        if self.model.equal_shots and low < high:
+            _warn(
+                f"the classes have from {low} to {high} examples, and '{self.blueprint.algorithm}' "
+                "favours classes with more; give each the same number, or use protonet"
+            )
+
+    def _warn_of_transduction(self, queries: int) -> None:
+        if self.model.transductive:
+            text = f"each answer depends on all {queries} queries"
+            if queries == 1:
+                text = "its answer to a single query may be no better than guessing"
+            _warn(f"'{self.name}' is transductive: {text}")
+
+    def _warn_of_looks(self, pictures: Tensor, what: str) -> None:
+        """Warn if pictures do not look like those that the model learned, or that it was fitted to."""
+        if not self.input_format:
+            return
+        swap = f"to swap dark and light, set invert={not self.input_format['invert']}"
+        if not _learned_drawings(self.blueprint.dataset):
+            if opposite(self._support, pictures):
+                _warn(f"the {what} swap dark and light of the labelled examples; {swap} for them")
+            return
+        look = unlike_drawings(pictures)
+        if look is not None:
+            hint = swap if look is Look.LIGHT_GROUND else "use a model trained on such pictures"
+            _warn(
+                f"many {what} are {look.value}, and '{self.name}' learned drawings, light on dark: "
+                f"the answers may be no better than guessing; {hint}"
+            )
 
     def _read(self, X: Any) -> Tensor:
         """Return examples as floats (N, *) on the device, or raise DataError."""
@@ -155,6 +207,17 @@ class FewShotClassifier:
                 f"examples have values from {x.min():g} to {x.max():g}; images have 0 to 1",
                 "give uint8 images, or divide by 255",
             )
+
+
+def _learned_drawings(dataset: str) -> bool:
+    try:
+        return registry().dataset(dataset).value.drawings
+    except MetazooError:  # a model can be used without the plugin of its data
+        return False
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, AnswerWarning, stacklevel=4)
 
 
 def _plain(label: Any) -> Any:

@@ -50,6 +50,10 @@ class CheckpointError(MetazooError):
     exit_code = 1
 
 
+class AnswerWarning(UserWarning):
+    """A model's answers may be wrong, because of what it was given."""
+
+
 class Interrupted(MetazooError):
     """The user stopped a command; its progress is saved."""
 

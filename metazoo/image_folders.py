@@ -112,21 +112,16 @@ def _check_folders(tree: Tree, images: list[Parts], around: Parts, with_splits: 
 
 
 def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
-    """Raise DataError if two splits share a class, or two classes differ only in case."""
-    seen: dict[str, tuple[str, str]] = {}
+    """Raise DataError if two splits share a class, perhaps in upper and lower case."""
+    seen: dict[str, str] = {}
     for split, classes in found.items():
         for name in classes:
-            other_split, other = seen.setdefault(name.casefold(), (split, name))
+            other_split = seen.setdefault(name.casefold(), split)
             if other_split != split:
                 raise DataError(
                     f"class '{name}' of {tree.path} is in '{other_split}' and in '{split}'",
                     "splits must not share classes; to divide by class, put all images into "
                     "class/file",
-                )
-            if other != name:
-                raise DataError(
-                    f"classes '{other}' and '{name}' of {tree.path} differ only in case",
-                    "merge or rename them",
                 )
 
 

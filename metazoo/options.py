@@ -11,6 +11,7 @@ such a class.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import types
 import typing
@@ -44,6 +45,18 @@ class Range(NamedTuple):
         return f"from {self.low:g} to {self.high:g}"
 
 
+class Affects(enum.Enum):
+    """What an option of an algorithm changes in a trained model, if not its answers.
+
+    TRAINING: nothing, because only training reads it or the weights hold what it set. Loading a
+    model refuses to override such an option.
+    SPEED: how the answers are computed.
+    """
+
+    TRAINING = "training"
+    SPEED = "speed"
+
+
 @dataclass(frozen=True)
 class Config:
     """Base class of a set of options: a frozen dataclass whose fields all have defaults."""
@@ -51,7 +64,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Option:
-    """One option. `type` is int, float, bool or str; if `optional`, the value may be None."""
+    """One option. `type` is int, float, bool or str; if `optional`, the value may be None.
+
+    `affects` is None for an option that changes the answers of a trained model.
+    """
 
     name: str
     type: type
@@ -60,6 +76,7 @@ class Option:
     choices: tuple[str, ...] = ()
     optional: bool = False
     range: Range | None = None
+    affects: Affects | None = None
 
     @property
     def expects(self) -> str:
@@ -145,6 +162,7 @@ def _read_field(config: type, field: dataclasses.Field[Any], hint: Any) -> Optio
         choices=choices,
         optional=optional,
         range=next((n for n in notes if isinstance(n, Range)), None),
+        affects=next((n for n in notes if isinstance(n, Affects)), None),
     )
     try:
         option.check(field.default)

@@ -32,6 +32,7 @@ ROLES = {
         "kernels",
         "ops",
         "images",
+        "appearance",
         "image_folders",
         "distributed",
         "device",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import torch
 from pictures import picture
 from PIL import Image
 
+import metazoo
 from metazoo import zoo
 from metazoo.classifier import QUERIES_AT_ONCE, FewShotClassifier
-from metazoo.errors import DataError, OptionError, UnknownNameError
+from metazoo.errors import AnswerWarning, DataError, OptionError, UnknownNameError
+from metazoo.evaluation.score import NotANumber
 from metazoo.images import decode
+from metazoo.plugins.registry import registry
 
 LABELS = ["bar", "dot", "ring", "dot", "bar", "ring", "ring"]  # unequal class sizes, in no order
 
@@ -106,7 +111,8 @@ def test_invert_swaps_dark_and_light(protonet_run: Path) -> None:
     usual = FewShotClassifier(protonet_run, device="cpu").fit(black, LABELS).predict_proba(black)
     swapped = FewShotClassifier(protonet_run, device="cpu", invert=False).fit(white, LABELS)
     assert np.allclose(swapped.predict_proba(white), usual, atol=0.02)
-    assert not np.allclose(swapped.predict_proba(black), usual, atol=0.1)
+    with pytest.warns(AnswerWarning, match="swap dark and light of the labelled examples"):
+        assert not np.allclose(swapped.predict_proba(black), usual, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -143,27 +149,94 @@ def test_zero_queries_and_many_queries(classifier: FewShotClassifier) -> None:
     assert np.allclose(classifier.predict_proba(many)[-6:], one_by_one, atol=1e-5)
 
 
-def test_a_transductive_model_predicts_all_queries_together(maml_run: Path) -> None:
-    classifier = FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), LABELS)
+EQUAL = ["bar", "dot", "ring"]
+
+
+@pytest.mark.parametrize("chosen", [{}, {"batch_norm": "batch"}])
+def test_answers_depend_on_other_queries_only_if_that_is_asked_for(
+    maml_run: Path, chosen: dict[str, Any]
+) -> None:
+    assert zoo.load(maml_run).transductive
+    classifier = FewShotClassifier(maml_run, device="cpu", **chosen).fit(tensors(EQUAL), EQUAL)
     queries = tensors(["bar", "dot", "ring", "ring"], 1)
-    assert classifier.model.transductive
-    together = classifier.predict_proba(queries)
-    alone = np.concatenate([classifier.predict_proba(q.unsqueeze(0)) for q in queries])
+    assert classifier.model.transductive == bool(chosen)
+    warns = partial(pytest.warns, AnswerWarning) if chosen else lambda match: nullcontext()
+    with warns(match="each answer depends on all 4 queries"):
+        together = classifier.predict_proba(queries)
+    with warns(match="answer to a single query may be no better than guessing"):
+        alone = np.concatenate([classifier.predict_proba(q.unsqueeze(0)) for q in queries])
     assert together.shape == alone.shape == (4, 3)
-    assert not np.allclose(together, alone, atol=1e-4)
+    assert np.allclose(together, alone, atol=1e-4) == (not chosen)
+
+
+class Centred(metazoo.FeatureLearner):
+    """Subtracts the mean of the queries: transductive, without options that change that."""
+
+    transductive = True
+
+    def classify(self, support_z: Any, support_y: Any, query_z: Any) -> Any:
+        means = metazoo.class_means(support_z, support_y)
+        query_z = query_z - query_z.mean(1, keepdim=True)
+        return -metazoo.ops.pairwise_sqdist(query_z, means)
+
+
+class Broken(metazoo.FeatureLearner):
+    """Answers with what `value` says."""
+
+    value = float("nan")
+
+    def classify(self, support_z: Any, support_y: Any, query_z: Any) -> Any:
+        answers = -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
+        answers[..., 0] = self.value
+        return answers
+
+
+def with_learner(protonet_run: Path, learner: type[metazoo.Algorithm]) -> FewShotClassifier:
+    """Return a classifier with the backbone of a model and another algorithm."""
+    classifier = FewShotClassifier(protonet_run, device="cpu")
+    classifier.model = learner(classifier.model.backbone, classifier.model.spec).eval()
+    return classifier
+
+
+def test_a_transductive_learner_without_such_options_is_told_of(protonet_run: Path) -> None:
+    classifier = with_learner(protonet_run, Centred).fit(tensors(EQUAL), EQUAL)
+    with pytest.warns(AnswerWarning, match="answer to a single query"):
+        classifier.predict(tensors(["bar"]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_no_answers(protonet_run: Path, value: float) -> None:
+    classifier = with_learner(protonet_run, type("Bad", (Broken,), {"value": value}))
+    with pytest.raises(NotANumber, match="the model returned NaN or infinity"):
+        classifier.fit(tensors(EQUAL), EQUAL).predict(tensors(["bar"]))
+
+
+@pytest.mark.parametrize(("labels", "warned"), [(LABELS, True), (EQUAL * 2, False)])
+def test_unequal_classes_are_told_of_if_the_learner_needs_equal_ones(
+    maml_run: Path, protonet_run: Path, labels: list[str], warned: bool
+) -> None:
+    with pytest.warns(AnswerWarning, match="from 2 to 3 examples") if warned else nullcontext():
+        FewShotClassifier(maml_run, device="cpu").fit(tensors(labels), labels)
+    FewShotClassifier(protonet_run, device="cpu").fit(tensors(labels), labels)
+
+
+def test_the_learners_that_need_equal_classes_say_so() -> None:
+    found = {e.name for e in registry().algorithms if e.value.equal_shots}
+    assert {"maml", "matching", "baseline", "baseline++"} <= found
+    assert "protonet" not in found
 
 
 def test_options_of_the_algorithm_can_be_overridden(maml_run: Path) -> None:
-    few = FewShotClassifier(maml_run, device="cpu", eval_inner_steps=0).fit(tensors(LABELS), LABELS)
+    few = FewShotClassifier(maml_run, device="cpu", eval_inner_steps=0)
     assert few.model.config.eval_inner_steps == 0
     with pytest.raises(OptionError, match="no option 'inner_stepz'"):
         FewShotClassifier(maml_run, inner_stepz=1)
 
 
 def test_more_classes_than_a_head_has_are_refused(maml_run: Path) -> None:
-    labels = ["a", "b", "c", "d", "a", "b", "c"]
+    labels = ["a", "b", "c", "d"]
     with pytest.raises(OptionError, match="head has 3 outputs, but the task has 4 classes"):
-        FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS), labels).predict(
+        FewShotClassifier(maml_run, device="cpu").fit(tensors(LABELS)[:4], labels).predict(
             tensors(["bar"])
         )
 

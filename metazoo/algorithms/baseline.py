@@ -38,6 +38,7 @@ class Baseline(metazoo.FeatureLearner, metazoo.BatchLearner):
         finetune_decay: Annotated[float, "weight decay of a new linear head", Range(0)] = 1e-3
 
     config: Config
+    equal_shots = True
     recipe = {"steps": 4000, "batch_size": 128}
 
     def __init__(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import metazoo
-from metazoo import Range, ops
+from metazoo import Affects, Range, ops
 
 Parameters = tuple[Tensor, ...]
 
@@ -41,18 +41,27 @@ class MAML(metazoo.Algorithm):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         inner_lr: Annotated[
-            float | None, "inner learning rate  [default: 0.4, in regression 0.01]", Range(0)
+            float | None,
+            "inner learning rate  [default: 0.4, in regression 0.01]",
+            Range(0),
+            Affects.TRAINING,  # the weights hold the rates
         ] = None
         head_lr: Annotated[
-            float | None, "inner learning rate of the head  [default: inner_lr]", Range(0)
+            float | None,
+            "inner learning rate of the head  [default: inner_lr]",
+            Range(0),
+            Affects.TRAINING,
         ] = None
-        inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
+        inner_steps: Annotated[int, "inner steps in training", Range(1), Affects.TRAINING] = 1
         eval_inner_steps: Annotated[
             int | None, "inner steps at evaluation  [default: inner_steps]", Range(0)
         ] = None
-        first_order: Annotated[bool, "ignore second derivatives"] = False
+        first_order: Annotated[bool, "ignore second derivatives", Affects.TRAINING] = False
         first_order_steps: Annotated[
-            int, "outer steps at the start that ignore second derivatives (MAML++)", Range(0)
+            int,
+            "outer steps at the start that ignore second derivatives (MAML++)",
+            Range(0),
+            Affects.TRAINING,
         ] = 0
         adapt: Annotated[
             Literal["all", "head"], "parameters that inner steps change; head is ANIL"
@@ -60,27 +69,34 @@ class MAML(metazoo.Algorithm):
         learned_rates: Annotated[
             Literal["none", "per-parameter", "per-step"],
             "learn the inner rates: per-parameter (Meta-SGD), or per tensor and step (MAML++)",
+            Affects.TRAINING,
         ] = "none"
         multi_step_loss: Annotated[
             int,
             "outer steps in which the loss moves from all inner steps to the last (MAML++)",
             Range(0),
+            Affects.TRAINING,
         ] = 0
         batch_norm: Annotated[
             Literal["batch", "support"],
             "statistics for queries: their own (as in the paper, transductive) or the support set's",
         ] = "batch"
-        zero_head: Annotated[bool, "initialise the head to zero"] = False
+        zero_head: Annotated[bool, "initialise the head to zero", Affects.TRAINING] = False
         center: Annotated[bool, "subtract the batch mean from the features"] = False
         per_step_norm: Annotated[
-            bool, "learn BatchNorm weights and biases for each inner step (MAML++)"
+            bool,
+            "learn BatchNorm weights and biases for each inner step (MAML++)",
+            Affects.TRAINING,
         ] = False
         tasks: Annotated[
             Literal["auto", "loop", "vmap"],
             "run tasks one by one (on a CPU in threads), or all at once with vmap",
+            Affects.SPEED,
         ] = "auto"
         checkpoint_inner: Annotated[
-            bool, "recompute inner steps in the backward pass: less memory, more time"
+            bool,
+            "recompute inner steps in the backward pass: less memory, more time",
+            Affects.TRAINING,
         ] = False
         tta: Annotated[
             Literal["none", "shifted"],
@@ -90,6 +106,8 @@ class MAML(metazoo.Algorithm):
 
     config: Config
     supports_regression = True
+    equal_shots = True
+    inductive_options = {"batch_norm": "support"}
     recipe = {"meta_batch": 8, "train_queries": 5, "clip_grad": 10.0}
 
     def __init__(

@@ -41,6 +41,7 @@ class MatchingNet(metazoo.FeatureLearner):
         ] = 5
 
     config: Config
+    equal_shots = True
     recipe = {"train_ways": 20, "train_queries": 10, "steps": 2000}
 
     def __init__(

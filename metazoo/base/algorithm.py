@@ -23,7 +23,12 @@ class Algorithm(nn.Module):
 
     A subclass implements `forward` and keeps the constructor's signature. It declares its options
     in a nested `Config`, and the training options that suit it in `recipe` (fields of
-    `metazoo.Recipe`). It sets `supports_regression` if it also accepts tasks with float targets.
+    `metazoo.Recipe`). Further class attributes:
+
+    - `supports_regression`: whether it also accepts tasks with float targets;
+    - `equal_shots`: whether answers suffer if classes have different numbers of support examples;
+    - `inductive_options`: options with which a transductive model answers each query on its own;
+      `FewShotClassifier` sets them.
 
     Training calls `loss` on tasks of the training split. An algorithm that trains on batches of
     the base classes derives from `BatchLearner` as well.
@@ -32,6 +37,8 @@ class Algorithm(nn.Module):
     Config: ClassVar[type[options.Config]] = options.Config
     recipe: ClassVar[Mapping[str, Any]] = {}
     supports_regression: ClassVar[bool] = False
+    equal_shots: ClassVar[bool] = False
+    inductive_options: ClassVar[Mapping[str, Any]] = {}
     config: options.Config
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):

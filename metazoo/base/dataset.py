@@ -26,6 +26,8 @@ class Dataset:
     - `local_options`: names of options that say where the data are stored; a model does not keep them;
     - `training_options`: names of options that change only the split "train";
     - `regression`: whether targets are floats;
+    - `drawings`: whether every example is a drawing of light strokes on a dark ground, so that a
+      classifier can warn of other pictures;
     - `licence`: the licence of the data;
     - `recipe`: training options that suit the data (fields of `metazoo.Recipe`).
     """
@@ -34,6 +36,7 @@ class Dataset:
     local_options: ClassVar[tuple[str, ...]] = ()
     training_options: ClassVar[tuple[str, ...]] = ()
     regression: ClassVar[bool] = False
+    drawings: ClassVar[bool] = False
     licence: ClassVar[str] = ""
     recipe: ClassVar[Mapping[str, Any]] = {}
     config: options.Config
@@ -48,6 +51,15 @@ class Dataset:
         Empty if examples are not images.
         """
         return {}
+
+    @classmethod
+    def options_for(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with which a model of other data is evaluated on these.
+
+        `input_format` is the model's. By default its `size` is kept, if there is such an option.
+        """
+        names = {option.name for option in options.read(cls.Config)}
+        return {name: input_format[name] for name in {"size"} & names & input_format.keys()}
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> TaskSource:
         """Return the tasks of a split: "train", "val" or "test"."""

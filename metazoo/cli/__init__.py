@@ -10,17 +10,19 @@ top.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from metazoo.cli.commands import Commands
-from metazoo.errors import MetazooError, did_you_mean, first_line, out_of_memory
+from metazoo.errors import AnswerWarning, MetazooError, did_you_mean, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -137,7 +139,28 @@ def fail(message: str, hint: str | None, status: int) -> int:
 
 
 def echo_json(value: Any) -> None:
-    """Print a value as JSON."""
+    """Print a value as JSON, which has no NaN and no infinity; raise MetazooError if there is one."""
     import json
 
-    click.echo(json.dumps(value, indent=2))
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError:
+        raise MetazooError("a result is NaN or infinite, which JSON cannot hold") from None
+    click.echo(text)
+
+
+@contextlib.contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """Print each AnswerWarning as a line on stderr, without the place in the source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AnswerWarning)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, AnswerWarning):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                shown(message, category, *rest)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -248,9 +248,11 @@ def _measure_one(
     from metazoo.cli.progress import measurement_progress
     from metazoo.cli.tables import task_text
     from metazoo.evaluation.measure import measure
+    from metazoo.zoo.overrides import check_effect
 
     changed = algorithm_values(source.blueprint.algorithm, changes)
     model = source.model(**changed).to(device)
+    check_effect(source.model, source.blueprint, changed, protocols[0].tasks(data)[0])
     about = {
         "model": source.name,
         "data": dataset or source.blueprint.dataset,
@@ -272,12 +274,12 @@ def _open_data(
     from metazoo.plugins import registry
 
     blueprint = source.blueprint
-    if name is not None and name != blueprint.dataset:
-        size = blueprint.input_format.get("size")
-        blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options={})
-        fields = {option.name for option in options.read(registry().dataset(name).value.Config)}
-        if size is not None and "size" in fields and "size" not in given:
-            given = {**given, "size": size}
+    if name is not None:
+        kind = registry().dataset(name).value
+        if name != blueprint.dataset or any(option in given for option in kind.local_options):
+            given = {**kind.options_for(blueprint.input_format), **given}
+        if name != blueprint.dataset:
+            blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options={})
     data = blueprint.data(**given)
     if before is not None and type(before) is type(data) and before.config == data.config:
         return before

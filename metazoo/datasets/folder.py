@@ -36,8 +36,8 @@ class Folder(ClassDataset):
     Files without the suffix of an image are ignored. Images are not cached: every process decodes
     them. The default `size` lies between that of tiny images (32) and that of miniImageNet (84).
 
-    Raises DataError if the layout is another one, a class has no images, two classes differ only in
-    case, or an image is damaged. The message names the file or class.
+    Raises DataError if the layout is another one, a class has no images, two splits share a class, or an
+    image is damaged. The message names the file or class.
     """
 
     @dataclass(frozen=True)
@@ -68,6 +68,15 @@ class Folder(ClassDataset):
             "invert": self.config.invert,
         }
 
+    @classmethod
+    def options_for(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
+        # Nothing is trained, so every class is a test class if there are no splits.
+        chosen = {"val_fraction": 0.0, "test_fraction": 1.0}
+        if not input_format:
+            return chosen
+        channels = "rgb" if input_format["channels"] == 3 else "grey"
+        return {**input_format, "channels": channels, **chosen}
+
     def load(self) -> dict[str, Examples]:
         with self.streams() as streams:
             return {name: stream.examples() for name, stream in streams.items()}
@@ -94,7 +103,7 @@ class Folder(ClassDataset):
         config = self.config
         test_fraction = config.test_fraction if NO_SPLIT in found else 0.0
         val, test, train = divide(pool, (config.val_fraction, test_fraction), config.seed)
-        if not train:
+        if not train and config.val_fraction + test_fraction < 1:
             classes = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
             raise DataError(
                 f"{config.root} has only {len(pool)} {classes}, which leaves none for training",

@@ -65,6 +65,7 @@ class MNIST(ClassDataset):
 
     config: Config
     local_options = ("root", "url")
+    drawings = True
     licence = "CC BY-SA 3.0 (as commonly stated)"
 
     @property

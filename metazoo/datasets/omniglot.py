@@ -113,6 +113,7 @@ class Omniglot(ClassDataset):
     config: Config
     local_options = ("root", "url")
     training_options = ("mirrored", "train_on_val")
+    drawings = True
     licence = "MIT"
 
     @property

@@ -25,6 +25,7 @@ def check_algorithm(name: str, value: Any) -> None:
                 "give it another name",
             )
     options.build(Recipe, value.recipe, f"the recipe of {name}")
+    options.build(value.Config, value.inductive_options, f"inductive_options of '{name}'")
 
 
 def check_backbone(name: str, value: Any) -> None:

@@ -22,6 +22,7 @@ from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.card import read_card
 from metazoo.zoo.find import Source, find
+from metazoo.zoo.overrides import check_effect
 
 
 def export(
@@ -140,6 +141,7 @@ def _measure_all(
     parts, finished = len(protocols) * len(variants), 0
     for changes in variants:
         model = source.model(**changes).to(device)
+        check_effect(source.model, source.blueprint, changes, protocols[0].tasks(data)[0])
         changed = {"options": dict(changes)} if changes else {}
         for protocol in protocols:
 

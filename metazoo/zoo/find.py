@@ -65,8 +65,9 @@ class Source:
         """Return the names of the classes the model was trained on; empty if they cannot be found.
 
         A card does not say where its data are, and a run's data may have moved. They are looked
-        for at the place of `data`, which is the same data set, perhaps with other options. Classes
-        of a model that training started from are not included.
+        for at the place of `data`, which is the same data set, perhaps with other options. Data with
+        another number of classes are not those. Classes of a model that training started from are
+        not included.
         """
         here = {
             name: getattr(data.config, name)
@@ -83,7 +84,9 @@ class Source:
                     break
                 # A stream that has not been read, as of `folder`, names its classes already.
                 with known.streams() as streams:
-                    return frozenset(streams["train"].names) if "train" in streams else frozenset()
+                    names = streams["train"].names if "train" in streams else ()
+                    same = len(names) == self.blueprint.spec.classes
+                    return frozenset(names) if same else frozenset()
         return frozenset()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.errors import MetazooError
 from metazoo.evaluation.measure import measure
 from metazoo.evaluation.protocol import Protocol
+from metazoo.evaluation.score import half_width
 from metazoo.plugins.registry import registry
 from metazoo.zoo.card import read_card
 from metazoo.zoo.find import Source, find
@@ -40,8 +40,8 @@ class Recheck:
         if self.now is None:
             return None
         # When most tasks have no mistake, a small sample of them often underestimates the spread.
-        least = self.card["interval"] * math.sqrt(self.card["tasks"] / self.now["tasks"])
-        interval = max(self.now["interval"], least)
+        deviation = self.card["interval"] / half_width(1, self.card["tasks"])
+        interval = max(self.now["interval"], half_width(deviation, self.now["tasks"]))
         return abs(self.card["mean"] - self.now["mean"]) <= self.card["interval"] + interval
 
 

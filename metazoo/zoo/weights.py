@@ -20,6 +20,7 @@ from metazoo.errors import CheckpointError, OptionError
 from metazoo.io.files import write_atomically
 from metazoo.version import VERSION
 from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.overrides import check_overrides
 
 KEY = "metazoo"
 LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
@@ -114,15 +115,17 @@ def load_model(path: Path, **changes: Any) -> tuple[Algorithm, Blueprint]:
 def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: Any) -> Algorithm:
     """Return the model of a blueprint with the weights of a safetensors file's bytes, in eval mode.
 
-    `changes` override options of the algorithm that do not change its weights. Raises
-    CheckpointError if the weights are damaged or do not fit, UnknownNameError if a plugin that the
-    model needs is not installed.
+    `changes` override options of the algorithm. Raises OptionError if the weights hold what one of
+    them sets, CheckpointError if the weights are damaged or do not fit, UnknownNameError if a
+    plugin that the model needs is not installed.
     """
     tensors = tensors_of(contents, where)
     try:
         with torch.random.fork_rng(devices=[]), _SizeLimit(tensors):
             model = blueprint.model(**changes)
         _check_fit(model, tensors)
+        with torch.random.fork_rng(devices=[]):
+            check_overrides(blueprint, changes)
         model.load_state_dict(tensors)
     except OptionError as error:
         if changes or blueprint.metazoo == VERSION:

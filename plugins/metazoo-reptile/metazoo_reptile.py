@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import metazoo
-from metazoo import Range
+from metazoo import Affects, Range
 
 BETA2 = 0.999
 EPSILON = 1e-8
@@ -40,7 +40,7 @@ class Reptile(metazoo.Algorithm):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         inner_lr: Annotated[float, "inner learning rate", Range(0)] = 1e-3
-        inner_steps: Annotated[int, "inner steps in training", Range(1)] = 5
+        inner_steps: Annotated[int, "inner steps in training", Range(1), Affects.TRAINING] = 5
         eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0)] = 50
         inner_batch: Annotated[int, "examples in an inner minibatch", Range(1)] = 10
         inner_optimizer: Annotated[
@@ -60,6 +60,8 @@ class Reptile(metazoo.Algorithm):
         "schedule": "linear",
     }
     supports_regression = True
+    equal_shots = True
+    inductive_options = {"transduction": False}
 
     def __init__(
         self,

@@ -18,10 +18,11 @@ from commands import Capture, failure, output
 import metazoo.plugins.error_source
 from metazoo import options
 from metazoo.base.recipe import Recipe
-from metazoo.cli import run
+from metazoo.cli import echo_json, run
 from metazoo.cli.commands import BUILT_IN
 from metazoo.cli.training import FLAGS, PREFIXES
 from metazoo.datasets.glyphs import Glyphs
+from metazoo.errors import MetazooError
 from metazoo.plugins.registry import Plugin
 from metazoo.zoo import run_folder
 
@@ -29,6 +30,13 @@ QUICK = shlex.split(
     "--ways 3 --queries 3 --train-ways 3 --train-queries 2 --steps 2 --validate-every 1 --validation-episodes 2 "
     "--test-episodes 4 --device cpu --data-alphabets 6 --backbone-width 4"
 )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_json_never_holds_nan(value: float, capsys: Capture) -> None:
+    with pytest.raises(MetazooError, match="NaN or infinite"):
+        echo_json({"results": [{"mean": value}]})
+    assert capsys.readouterr().out == ""
 
 
 def shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Capture, output
+from commands import Capture, failure, output
+from pictures import picture
 from PIL import Image
 
 from metazoo import MetazooError
@@ -307,3 +308,53 @@ def test_a_measurement_shows_on_a_terminal_how_far_it_is(protonet_run: Path) -> 
     assert b"3-way 1-shot" in shown
     assert b"100%" in shown
     assert printed.startswith(b"model")
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Three classes of dark shapes on white paper, too few to divide into splits."""
+    for label in ("bar", "cup", "ring"):
+        for i in range(4):
+            path = tmp_path / "shapes" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(label, i).save(path)
+    return tmp_path / "shapes"
+
+
+def test_a_folder_is_evaluated_as_the_model_takes_images(
+    capsys: Capture, protonet_run: Path, shapes: Path
+) -> None:
+    words = ["eval", str(protonet_run), "--queries", "2", "--episodes", "4", "--json"]
+    words += ["--dataset", "folder", "--data-root", str(shapes)]
+    out, err = output(capsys, *words)
+    (result,) = json.loads(out)["results"]
+    assert (result["ways"], err) == (3, "")  # every class is used
+    chosen = result["data_options"]
+    assert (chosen["size"], chosen["channels"], chosen["invert"]) == (28, "grey", True)
+    out, _ = output(capsys, *words, "--no-data-invert")
+    assert json.loads(out)["results"][0]["data_options"]["invert"] is False
+    # The splits of a folder stand.
+    for name, path in (("cup", "test/cup"), ("ring", "test/ring"), ("bar", "train/bar")):
+        (shapes / path).parent.mkdir(exist_ok=True)
+        (shapes / name).rename(shapes / path)
+    out, _ = output(capsys, *words, "--ways", "2")
+    assert json.loads(out)["results"][0]["ways"] == 2
+    assert "has 2 classes" in failure(capsys, 1, *words)[0]
+
+
+def test_a_model_of_a_folder_is_evaluated_on_another_folder(
+    capsys: Capture, shapes: Path, tree: Path, tmp_path: Path
+) -> None:
+    trained = str(tmp_path / "run")
+    words = ["train", "protonet", "--dataset", "folder", "--data-root", str(tree), "--data-size=16"]
+    words += shlex.split("--data-channels grey --backbone-width 4 --ways 2 --queries 2 --steps 1")
+    words += shlex.split("--train-ways 2 --train-queries 2 --test-episodes 2 --device cpu --out")
+    output(capsys, *words, trained, "--validation-episodes", "2")
+    own = ["eval", trained, "--episodes", "4", "--json"]
+    usual = json.loads(output(capsys, *own, "--data-root", str(tree))[0])["results"]
+    assert usual == json.loads(output(capsys, *own)[0])["results"]
+    assert usual == json.loads(output(capsys, *own, "--dataset", "folder")[0])["results"]
+    words = [*own, "--dataset", "folder", "--data-root", str(shapes), "--ways", "3"]
+    out, err = output(capsys, *words)
+    assert json.loads(out)["results"][0]["ways"] == 3
+    assert err == ""

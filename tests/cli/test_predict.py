@@ -149,10 +149,32 @@ def test_white_ink_on_black(
 def test_a_transductive_model_says_so(
     support: Path, query: Path, maml_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words(support, query, maml_run, "--csv")) == 0
+    transductive = words(support, query, maml_run, "--csv", "-o", "batch_norm=batch")
+    assert run(transductive) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 4
-    assert "is transductive: each answer depends on all 3 images" in err
+    assert "warning: " in err
+    assert "is transductive: each answer depends on all 3 queries\n" in err
+    assert run([*transductive, "--query", str(query / "a.png")]) == 0
+    assert "is transductive: its answer to a single query" in capsys.readouterr().err
+
+
+def test_each_image_gets_the_same_answer_alone(
+    support: Path, query: Path, maml_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in CLASSES[1:]:
+        for path in list((support / label).iterdir())[1:]:
+            path.unlink()
+    assert run(words(support, query, maml_run, "--json")) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for one in json.loads(out):
+        assert run(words(support, Path(one["file"]), maml_run, "--json")) == 0
+        alone, err = capsys.readouterr()
+        assert err == ""
+        assert json.loads(alone)[0]["probabilities"] == pytest.approx(
+            one["probabilities"], abs=1e-5
+        )
 
 
 def test_mistakes_are_told(
@@ -218,6 +240,8 @@ def test_too_many_classes_for_a_head_are_told(
 ) -> None:
     (support / "square").mkdir()
     picture("bar", 1).rotate(90).save(support / "square" / "0.png")
+    for path in support.glob("*/[12].png"):
+        path.unlink()  # unequal classes would be warned of
     error, hint = failure(capsys, 2, *words(support, query, maml_run))
     assert "head has 3 outputs, but the task has 4 classes" in error
     assert "--ways 4" in hint

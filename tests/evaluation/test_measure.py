@@ -18,7 +18,7 @@ from metazoo.backbones.conv4 import Conv4
 from metazoo.base.algorithm import Algorithm
 from metazoo.base.dataset import ClassDataset
 from metazoo.datasets.sinusoid import Sinusoid
-from metazoo.errors import UnknownNameError
+from metazoo.errors import DataError, UnknownNameError
 from metazoo.evaluation.measure import evaluate, measure
 from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import NotANumber, Score, score
@@ -142,23 +142,34 @@ def test_progress_is_reported_up_to_the_last_task() -> None:
     assert told[-1] == len(scores) == 130
 
 
-def test_the_interval_is_1_96_standard_errors() -> None:
-    values = [random.Random(0).random() for _ in range(50)]
+# 97.5 % quantiles of Student's t from printed tables.
+@pytest.mark.parametrize(("count", "t"), [(2, 12.706), (20, 2.0930), (50, 2.0096), (1000, 1.9623)])
+def test_the_interval_is_that_of_students_t(count: int, t: float) -> None:
+    numbers = random.Random(0)
+    values = [numbers.random() for _ in range(count)]
     result = Score.of(torch.tensor(values))
     assert result.mean == pytest.approx(statistics.mean(values))
-    assert result.interval == pytest.approx(1.96 * statistics.stdev(values) / math.sqrt(50))
-    assert result.as_dict() == {"mean": result.mean, "interval": result.interval, "tasks": 50}
+    assert result.interval == pytest.approx(
+        t * statistics.stdev(values) / math.sqrt(count), rel=1e-4
+    )
+    assert result.as_dict() == {"mean": result.mean, "interval": result.interval, "tasks": count}
     assert Score.of(torch.tensor([0.25] * 4)).interval == 0
-    assert math.isnan(Score.of(torch.tensor([0.25])).interval)
 
 
-def test_the_interval_covers_the_mean_95_percent_of_the_time() -> None:
+def test_a_single_task_has_no_interval() -> None:
+    with pytest.raises(DataError, match="single task"):
+        Score.of(torch.tensor([0.25]))
+
+
+# With 1.96 for every number of tasks, 5 tasks would cover it 88 % of the time.
+@pytest.mark.parametrize("count", [5, 60])
+def test_the_interval_covers_the_mean_95_percent_of_the_time(count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for _ in range(2000):
-        result = Score.of(torch.rand(60, generator=generator))
-        covered += abs(result.mean - 0.5) <= result.interval
-    assert 0.93 < covered / 2000 < 0.965
+        result = Score.of(torch.randn(count, generator=generator))
+        covered += abs(result.mean) <= result.interval
+    assert 0.935 < covered / 2000 < 0.965
 
 
 def test_accuracy_and_squared_error_are_per_task() -> None:
@@ -181,6 +192,10 @@ def test_nan_and_infinity_are_not_scored() -> None:
         score(logits, torch.tensor([[0]]))
     with pytest.raises(NotANumber, match="NaN or infinity"):
         score(torch.tensor([[[math.inf]]]), torch.tensor([[[0.0]]]))
+    with pytest.raises(NotANumber, match="NaN or infinity"):
+        score(torch.tensor([[[1.0, math.inf]]]), torch.tensor([[0]]))
+    with pytest.raises(NotANumber, match="NaN or infinity"):
+        score(torch.tensor([[[-math.inf, -math.inf]]]), torch.tensor([[0]]))
     # A class may be ruled out.
     assert score(torch.tensor([[[1.0, -math.inf]]]), torch.tensor([[0]])).tolist() == [1.0]
 

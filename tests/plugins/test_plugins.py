@@ -173,6 +173,10 @@ CASES = {
         ALGORITHM + "    recipe = {'epochs': 3}\n" + REGISTERED,
         "the recipe of NAME has no option 'epochs'",
     ),
+    "wrong-inductive-options": Broken(
+        ALGORITHM + "    inductive_options = {'batch_norm': 'support'}\n" + REGISTERED,
+        "inductive_options of 'NAME' has no option 'batch_norm'",
+    ),
     "no-recipe": Broken(
         ALGORITHM + "    recipe = None\n" + REGISTERED,
         "offers 'NAME', which cannot be used: TypeError",

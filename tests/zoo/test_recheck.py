@@ -120,6 +120,17 @@ def test_few_tasks_without_a_mistake_agree() -> None:
         )
 
 
+def test_the_interval_of_few_tasks_is_students() -> None:
+    card = {"mean": 0.5, "interval": 0.01, "tasks": 1000}
+    # A card with 1.96 for t says the same to two decimals.
+    for width in (1.0, 1.96 / 1.9623):
+        known = {**card, "interval": 0.01 * width}
+        for difference, agrees in ((1.43, True), (1.48, False)):
+            # 0.01 / 1.9623 * sqrt(1000) * 12.706 / sqrt(2) = 1.448; with 1.96 it would be 0.22.
+            now = {"mean": 0.5 + difference, "interval": 0.0, "tasks": 2}
+            assert Recheck("some.model", known, now).agrees is agrees
+
+
 def test_other_classes_are_found(card: Path) -> None:
     change(card, split_sha256="0" * 64)
     found = list(recheck(NAME))

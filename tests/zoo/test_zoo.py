@@ -522,13 +522,22 @@ def test_export_measures_variants_and_other_queries(
         "cpu",
     ]
     assert (
-        run([*words, "--queries", "2", "--variant", "batch_norm=support,inner_lr=0.1", "--json"])
+        run(
+            [
+                *words,
+                "--queries",
+                "2",
+                "--variant",
+                "batch_norm=support,eval_inner_steps=2",
+                "--json",
+            ]
+        )
         == 0
     )
     first, second = json.loads(capsys.readouterr().out)["results"]
     assert (first["queries"], first["transductive"], "options" in first) == (2, True, False)
     assert (second["queries"], second["transductive"]) == (2, False)
-    assert second["options"] == {"batch_norm": "support", "inner_lr": 0.1}
+    assert second["options"] == {"batch_norm": "support", "eval_inner_steps": 2}
     for variant, what in (
         ("batch_norm", "not of the form NAME=VALUE"),
         ("nothing=1", "has no option 'nothing'"),
