@@ -50,6 +50,10 @@ class CheckpointError(MetazooError):
     exit_code = 1
 
 
+class DataWarning(UserWarning):
+    """Some data are left out, or may not be what the user takes them for."""
+
+
 class Interrupted(MetazooError):
     """The user stopped a command; its progress is saved."""
 

@@ -14,13 +14,14 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from metazoo.cli.commands import Commands
-from metazoo.errors import MetazooError, first_line, out_of_memory
+from metazoo.errors import DataWarning, MetazooError, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    warnings.showwarning = _show_warning
     sys.exit(run(arguments))
 
 
@@ -126,6 +128,19 @@ def fail(message: str, hint: str | None, status: int) -> int:
     if hint:
         click.echo(f"hint: {hint}", err=True)
     return status
+
+
+_show_with_source_line = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+) -> None:
+    """Print a warning about the user's data without the source line that gave it."""
+    if not issubclass(category, DataWarning):
+        _show_with_source_line(message, category, *place, **more)
+    elif os.environ.get("RANK", "0") == "0":  # all processes read the same data
+        click.echo(f"warning: {message}", err=True)
 
 
 def echo_json(value: Any) -> None:
