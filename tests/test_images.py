@@ -285,6 +285,12 @@ def test_missing_file_and_directory_are_named(tmp_path):
         grey(tmp_path)
 
 
+def test_what_the_system_refuses_is_not_called_damaged(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*: File name too long") as caught:
+        grey(tmp_path / ("x" * 300 + ".png"))
+    assert "check the path" in caught.value.hint
+
+
 def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DataError, match=r"pipe\.png is not a file"):

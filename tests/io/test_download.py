@@ -302,6 +302,12 @@ def test_places_in_a_root(tmp_path, monkeypatch, place):
     assert find(None) == path
 
 
+def test_a_pipe_in_a_root_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "file.zip")
+    with pytest.raises(DataError, match=r"file\.zip is not in the data root"):
+        find(tmp_path)
+
+
 def test_the_option_goes_before_the_environment(tmp_path, monkeypatch):
     (tmp_path / "file.zip").touch()
     monkeypatch.setenv("METAZOO_DATA", str(tmp_path / "elsewhere"))
