@@ -11,9 +11,9 @@ from .base.dataset import ClassDataset as ClassDataset
 from .base.dataset import Dataset as Dataset
 from .base.recipe import Recipe as Recipe
 from .classifier import FewShotClassifier as FewShotClassifier
-from .errors import AnswerWarning as AnswerWarning
 from .errors import CheckpointError as CheckpointError
 from .errors import DataError as DataError
+from .errors import DataWarning as DataWarning
 from .errors import MetazooError as MetazooError
 from .errors import OptionError as OptionError
 from .errors import PluginError as PluginError

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metazoo.appearance import Look, opposite, unlike_drawings
 from metazoo.device import find_device
-from metazoo.errors import AnswerWarning, DataError, MetazooError, OptionError
+from metazoo.errors import DataError, DataWarning, MetazooError, OptionError
 from metazoo.evaluation.score import require_numbers
 from metazoo.images import decode
 from metazoo.plugins.registry import registry
@@ -32,7 +32,7 @@ class FewShotClassifier:
     shape of the model: uint8, or float in [0, 1]. After `fit`, `classes_` holds the sorted labels.
 
     A transductive model gets the options that make it inductive, if its algorithm has such options
-    (`inductive_options`) and they are not given. AnswerWarning is issued if answers depend on other
+    (`inductive_options`) and they are not given. DataWarning is issued if answers depend on other
     queries all the same, if the model needs equally many examples of each class and does not get
     them, and if pictures do not look like those that the model was trained on.
 
@@ -217,7 +217,7 @@ def _learned_drawings(dataset: str) -> bool:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, AnswerWarning, stacklevel=4)
+    warnings.warn(message, DataWarning, stacklevel=4)
 
 
 def _plain(label: Any) -> Any:

@@ -50,8 +50,8 @@ class CheckpointError(MetazooError):
     exit_code = 1
 
 
-class AnswerWarning(UserWarning):
-    """A model's answers may be wrong, because of what it was given."""
+class DataWarning(UserWarning):
+    """Some data are left out, or a model may answer them wrongly."""
 
 
 class Interrupted(MetazooError):

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from pathlib import Path
 
-from metazoo.errors import DataError
-from metazoo.images import SUFFIXES, is_image
+from metazoo.errors import DataError, DataWarning
+from metazoo.images import is_image, suffixes
 from metazoo.io.archives import Parts, Tree, open_tree
 
 Classes = dict[str, list[Parts]]  # the images of each class
 
 _LAYOUT_HINT = "the layout is class/file, or split/class/file with splits train, val and test"
-_SUFFIX_HINT = f"names of images end in {', '.join(sorted(SUFFIXES))}"
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NO_SPLIT = ""  # the split of all classes in a tree without splits
 PACKED_INDEX = "index.json"  # in a folder that `metazoo data pack` wrote
+
+# What data sets hold beside images: notes, lists, and what systems leave behind.
+_TEXTS = (
+    ".csv",
+    ".htm",
+    ".html",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".rst",
+    ".tsv",
+    ".txt",
+    ".xml",
+    ".yaml",
+)
+_NOT_IMAGES = frozenset({*_TEXTS, ".db", ".ini", ".log", ".py", ".yml"})
+_NOTES = frozenset({"copying", "licence", "license", "makefile", "readme"})
+_ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+_NAMED = 3  # files that a warning names
 
 
 def support_images(path: Path) -> list[tuple[str, list[Path]]]:
@@ -46,7 +66,9 @@ def query_images(path: Path) -> list[Path]:
     """
     if path.is_file():
         if not is_image(path.name):
-            raise DataError(f"{path} does not have the suffix of an image", _SUFFIX_HINT)
+            raise DataError(
+                f"{path} does not have the suffix of an image", _suffix_hint([path.name])
+            )
         return [path]
     with open_tree(path) as tree:
         return [path.joinpath(*file) for file in _images(tree)]
@@ -55,14 +77,48 @@ def query_images(path: Path) -> list[Path]:
 def _images(tree: Tree) -> list[Parts]:
     images = [parts for parts in tree.files if is_image(parts[-1])]
     if images:
+        _warn_of_left_out(tree)
         return images
     if (PACKED_INDEX,) in tree.files:
         hint = "`metazoo data pack` wrote this folder; read it with --dataset packed"
     else:
-        hint = _SUFFIX_HINT
+        hint = _suffix_hint([parts[-1] for parts in tree.files])
     if not tree.files:
         raise DataError(f"{tree.path} is empty", hint)
     raise DataError(f"none of the {len(tree.files)} files in {tree.path} is an image", hint)
+
+
+def _warn_of_left_out(tree: Tree) -> None:
+    """Warn of files that may be images, but do not have the suffix of one that can be read."""
+    left_out = [parts for parts in tree.files if not _is_known(parts[-1])]
+    if not left_out:
+        return
+    count = "1 file" if len(left_out) == 1 else f"{len(left_out)} files"
+    more = ", ..." if len(left_out) > _NAMED else ""
+    named = ", ".join("/".join(parts) for parts in left_out[:_NAMED])
+    warnings.warn(
+        f"{count} in {tree.path} left out: {named}{more}\n"
+        f"  hint: {_suffix_hint([parts[-1] for parts in left_out])}",
+        DataWarning,
+        stacklevel=2,
+    )
+
+
+def _is_known(name: str) -> bool:
+    """Return whether a file is an image that can be read, or certainly something else."""
+    path = Path(name.lower())
+    return is_image(name) or path.suffix in _NOT_IMAGES or (not path.suffix and path.name in _NOTES)
+
+
+def _suffix_hint(names: list[str]) -> str:
+    """Return what to do with files that do not have the suffix of an image."""
+    found = {Path(name).suffix.lower() for name in names}
+    hints = []
+    if found & {".heic", ".heif"}:
+        hints.append("convert .heic to JPEG, for example with `heif-convert photo.heic photo.jpg`")
+    if found & _ARCHIVES:
+        hints.append("unpack archives first")
+    return "; ".join([*hints, f"names of images end in {', '.join(sorted(suffixes()))}"])
 
 
 def classes_by_split(tree: Tree) -> dict[str, Classes]:
@@ -107,22 +163,46 @@ def _check_folders(tree: Tree, images: list[Parts], around: Parts, with_splits: 
         if in_tree and len(inner) <= 1 + with_splits:
             raise DataError(
                 f"{tree.name(folder)} has no images",
-                f"add some, or remove the folder; {_SUFFIX_HINT}",
+                f"add some, or remove the folder; {_suffix_hint([])}",
             )
 
 
 def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
-    """Raise DataError if two splits share a class, perhaps in upper and lower case."""
+    """Raise DataError if two classes have the same name, or one is in two splits in any case."""
     seen: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for split, classes in found.items():
         for name in classes:
-            other_split = seen.setdefault(name.casefold(), split)
+            # Systems write an accented letter as one character or as two, which look the same.
+            same = unicodedata.normalize("NFC", name)
+            other = seen.setdefault(same, name)
+            other_split = splits.setdefault(same.casefold(), split)
             if other_split != split:
                 raise DataError(
                     f"class '{name}' of {tree.path} is in '{other_split}' and in '{split}'",
                     "splits must not share classes; to divide by class, put all images into "
                     "class/file",
                 )
+            if other != name:
+                raise DataError(
+                    f"two classes of {tree.path} are named '{name}', in different Unicode forms",
+                    "merge or rename them",
+                )
+    _warn_of_cases(tree, [name for classes in found.values() for name in classes])
+
+
+def _warn_of_cases(tree: Tree, names: list[str]) -> None:
+    """Warn of classes whose names differ only in case."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(name.casefold(), name), name) for name in names]
+    if alike := [f"'{one}' and '{other}'" for one, other in pairs if one != other]:
+        more = ", ..." if len(alike) > _NAMED else ""
+        warnings.warn(
+            f"classes of {tree.path} differ only in case: {', '.join(alike[:_NAMED])}{more}\n"
+            "  hint: each counts as a class of its own; merge them if they are one",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def _is_split(name: str) -> bool:

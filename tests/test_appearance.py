@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from metazoo.appearance import Look, opposite, shares, unlike_drawings
 from metazoo.classifier import FewShotClassifier
 from metazoo.datasets.mnist import MNIST
-from metazoo.errors import AnswerWarning
+from metazoo.errors import DataWarning
 from metazoo.images import decode
 
 DATA = Path(os.environ.get("METAZOO_DATA", ""))
@@ -85,7 +85,7 @@ def test_a_model_of_drawings_says_what_does_not_look_like_one(
         classifier.fit(support, LABELS * 3).predict(query)
     assert len(caught) == len(words)
     for warning, text in zip(caught, words):
-        assert warning.category is AnswerWarning
+        assert warning.category is DataWarning
         assert re.search(text, str(warning.message))
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 import metazoo
 from metazoo import zoo
 from metazoo.classifier import QUERIES_AT_ONCE, FewShotClassifier
-from metazoo.errors import AnswerWarning, DataError, OptionError, UnknownNameError
+from metazoo.errors import DataError, DataWarning, OptionError, UnknownNameError
 from metazoo.evaluation.score import NotANumber
 from metazoo.images import decode
 from metazoo.plugins.registry import registry
@@ -111,7 +111,7 @@ def test_invert_swaps_dark_and_light(protonet_run: Path) -> None:
     usual = FewShotClassifier(protonet_run, device="cpu").fit(black, LABELS).predict_proba(black)
     swapped = FewShotClassifier(protonet_run, device="cpu", invert=False).fit(white, LABELS)
     assert np.allclose(swapped.predict_proba(white), usual, atol=0.02)
-    with pytest.warns(AnswerWarning, match="swap dark and light of the labelled examples"):
+    with pytest.warns(DataWarning, match="swap dark and light of the labelled examples"):
         assert not np.allclose(swapped.predict_proba(black), usual, atol=0.1)
 
 
@@ -160,7 +160,7 @@ def test_answers_depend_on_other_queries_only_if_that_is_asked_for(
     classifier = FewShotClassifier(maml_run, device="cpu", **chosen).fit(tensors(EQUAL), EQUAL)
     queries = tensors(["bar", "dot", "ring", "ring"], 1)
     assert classifier.model.transductive == bool(chosen)
-    warns = partial(pytest.warns, AnswerWarning) if chosen else lambda match: nullcontext()
+    warns = partial(pytest.warns, DataWarning) if chosen else lambda match: nullcontext()
     with warns(match="each answer depends on all 4 queries"):
         together = classifier.predict_proba(queries)
     with warns(match="answer to a single query may be no better than guessing"):
@@ -200,7 +200,7 @@ def with_learner(protonet_run: Path, learner: type[metazoo.Algorithm]) -> FewSho
 
 def test_a_transductive_learner_without_such_options_is_told_of(protonet_run: Path) -> None:
     classifier = with_learner(protonet_run, Centred).fit(tensors(EQUAL), EQUAL)
-    with pytest.warns(AnswerWarning, match="answer to a single query"):
+    with pytest.warns(DataWarning, match="answer to a single query"):
         classifier.predict(tensors(["bar"]))
 
 
@@ -215,7 +215,7 @@ def test_nan_and_infinity_are_no_answers(protonet_run: Path, value: float) -> No
 def test_unequal_classes_are_told_of_if_the_learner_needs_equal_ones(
     maml_run: Path, protonet_run: Path, labels: list[str], warned: bool
 ) -> None:
-    with pytest.warns(AnswerWarning, match="from 2 to 3 examples") if warned else nullcontext():
+    with pytest.warns(DataWarning, match="from 2 to 3 examples") if warned else nullcontext():
         FewShotClassifier(maml_run, device="cpu").fit(tensors(labels), labels)
     FewShotClassifier(protonet_run, device="cpu").fit(tensors(labels), labels)
 

@@ -10,19 +10,18 @@ top.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from metazoo.cli.commands import Commands
-from metazoo.errors import AnswerWarning, MetazooError, did_you_mean, first_line, out_of_memory
+from metazoo.errors import DataWarning, MetazooError, did_you_mean, first_line, out_of_memory
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -56,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", DataWarning)
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in words if not word.startswith("-")), "")
     try:
@@ -138,6 +144,19 @@ def fail(message: str, hint: str | None, status: int) -> int:
     return status
 
 
+_show_with_source_line = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+) -> None:
+    """Print a warning about the user's data without the source line that gave it."""
+    if not issubclass(category, DataWarning):
+        _show_with_source_line(message, category, *place, **more)
+    elif os.environ.get("RANK", "0") == "0":  # all processes read the same data
+        click.echo(f"warning: {message}", err=True)
+
+
 def echo_json(value: Any) -> None:
     """Print a value as JSON, which has no NaN and no infinity; raise MetazooError if there is one."""
     import json
@@ -147,20 +166,3 @@ def echo_json(value: Any) -> None:
     except ValueError:
         raise MetazooError("a result is NaN or infinite, which JSON cannot hold") from None
     click.echo(text)
-
-
-@contextlib.contextmanager
-def warnings_in_words() -> Iterator[None]:
-    """Print each AnswerWarning as a line on stderr, without the place in the source."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", AnswerWarning)
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, AnswerWarning):
-                click.echo(f"warning: {message}", err=True)
-            else:
-                shown(message, category, *rest)
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from metazoo.cli import echo_json, warnings_in_words
+from metazoo.cli import echo_json
 from metazoo.cli.configured import algorithm_values
 from metazoo.cli.process import use_float32
 
@@ -75,10 +75,9 @@ def predict(
     values = algorithm_values(source.blueprint.algorithm, changes)
     classifier = FewShotClassifier(source, device=device, invert=invert, **values)
     labelled = [(path, name) for name, paths in support_images(support) for path in paths]
-    with warnings_in_words():
-        classifier.fit([path for path, _ in labelled], [name for _, name in labelled])
-        files = query_images(query)
-        probabilities = classifier.predict_proba(files)
+    classifier.fit([path for path, _ in labelled], [name for _, name in labelled])
+    files = query_images(query)
+    probabilities = classifier.predict_proba(files)
     _print(files, classifier.classes_, probabilities, as_json, as_csv)
 
 

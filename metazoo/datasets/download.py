@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from metazoo.errors import DataError
-from metazoo.io.download import DownloadMessages, fetch
+from metazoo.io.download import DownloadMessages, fetch, shown
 from metazoo.io.files import cache_directory
+
+LARGEST = 2**30  # bytes of a downloaded file; a server may send without end
 
 
 def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) -> Path:
@@ -30,14 +32,14 @@ def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) 
     base = Path(data_root).expanduser() if data_root else cache_directory()
     unpacked = Path(name).stem
     for path in (base / folder / name, base / folder / unpacked, base / name, base / unpacked):
-        if path.exists():
+        if path.is_file() or path.is_dir():  # a pipe would wait for a writer
             return path
     if data_root:
         raise DataError(
             f"{name} is not in the data root {base}"
             + ("" if base.is_dir() else ", which is not a directory"),
             f"put it into {base / folder}, or leave out --data-root and unset METAZOO_DATA to "
-            f"download it from {url}",
+            f"download it from {shown(url)}",
         )
     destination = base / folder / name
     by_hand = (
@@ -45,5 +47,5 @@ def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) 
         "with --data-root"
     )
     messages = DownloadMessages(DataError, by_hand, "try another --data-url")
-    fetch(f"{url.rstrip('/')}/{name}", destination, "md5", md5, messages)
+    fetch(f"{url.rstrip('/')}/{name}", destination, "md5", md5, messages, LARGEST)
     return destination

@@ -33,11 +33,12 @@ class Folder(ClassDataset):
     the classes are divided into all three splits. The choice of classes depends only on `seed` and
     their names (see `divide`).
 
-    Files without the suffix of an image are ignored. Images are not cached: every process decodes
-    them. The default `size` lies between that of tiny images (32) and that of miniImageNet (84).
+    Files without the suffix of an image are left out, with a warning unless they are texts or
+    tables. Images are not cached: every process decodes them. The default `size` lies between that
+    of tiny images (32) and that of miniImageNet (84).
 
-    Raises DataError if the layout is another one, a class has no images, two splits share a class, or an
-    image is damaged. The message names the file or class.
+    Raises DataError if the layout is another one, a class has no images, two classes have the same
+    name, or an image is damaged. The message names the file or class.
     """
 
     @dataclass(frozen=True)

@@ -139,6 +139,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(data) < start or data[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]):
         raise DataError(f"{path} is not an IDX file of bytes in {dimensions} dimensions", hint)
     shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">u4"))
+    if 0 in shape:
+        raise DataError(f"{path} is empty: its shape is {shape}", hint)
     if len(data) - start != math.prod(shape):
         raise DataError(
             f"{path} has {len(data) - start} bytes of data, but {shape} needs {math.prod(shape)}",

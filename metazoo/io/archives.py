@@ -5,21 +5,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
+import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from metazoo.errors import DataError
 from metazoo.io import files
 
 Parts = tuple[str, ...]
 
-MAX_FILES = 20_000_000  # in a directory; more suggest that it is the wrong one
+MAX_FILES = 20_000_000  # and folders in a directory; more suggest that it is the wrong one
+MAX_DEPTH = 100  # folders inside each other
 MAX_MEMBERS = 500_000  # of an archive
 MAX_TOTAL = 8 * 2**30  # bytes of all members of an archive
 MAX_MEMBER = 256 * 2**20  # bytes of one member or file
+
+_UTF8_FLAG = 1 << 11
+_LOCAL_HEADER = 30  # bytes before a member's name
+_END_BYTES = 2**16 + 200  # that the end of an archive takes, with the longest comment
 
 _BOMB_HINT = (
     "it does not look like a data set; unpack it yourself if you trust it, and give the folder"
@@ -62,9 +69,9 @@ class Tree:
 def open_tree(path: Path) -> Tree:
     """Return the files of a directory or zip archive.
 
-    Raises DataError if the path is neither, or if the archive is truncated, is larger than
-    MAX_MEMBERS members or MAX_TOTAL bytes, or has an unsafe member: a path outside of the archive,
-    a link, or an encrypted file.
+    Raises DataError if the path is neither, or if the archive is truncated, has lost a member, is
+    larger than MAX_MEMBERS members or MAX_TOTAL bytes, or has an unsafe member: a path outside of
+    the archive, a link, or an encrypted file.
     """
     if path.is_dir():
         return _Directory(path)
@@ -90,6 +97,13 @@ def digest(path: Path) -> str:
         ) from error
 
 
+def _check_depth(parts: Parts, where: str) -> None:
+    if len(parts) > MAX_DEPTH:
+        raise DataError(
+            f"{where} has folders more than {MAX_DEPTH} deep", "is it the data set you mean?"
+        )
+
+
 def _hidden(parts: Parts) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
@@ -98,6 +112,7 @@ class _Directory(Tree):
     def __init__(self, path: Path):
         self.sizes: dict[Parts, int] = {}
         self._folders: set[Parts] = set()
+        self._root = path
         try:
             self._walk(path, (), (os.path.realpath(path),))
         except OSError as error:
@@ -108,6 +123,7 @@ class _Directory(Tree):
 
     def _walk(self, path: Path, parts: Parts, above: tuple[str, ...]) -> None:
         """Record the files below a folder; `above` are the real paths of its parents."""
+        _check_depth(parts, str(self._root))
         with os.scandir(path) as entries:
             for entry in entries:
                 inner = (*parts, entry.name)
@@ -117,8 +133,13 @@ class _Directory(Tree):
                     raise DataError(
                         f"{entry.path} is a link to nothing", "remove it or repair its target"
                     )
+                if len(self.sizes) + len(self._folders) >= MAX_FILES:
+                    raise DataError(
+                        f"{self._root} has more than {MAX_FILES} files and folders",
+                        "is it the folder you mean?",
+                    )
                 if entry.is_file():
-                    self._add(path, inner, entry.stat().st_size)
+                    self.sizes[inner] = entry.stat().st_size
                 elif entry.is_dir():
                     real = os.path.realpath(entry.path)
                     if real in above:
@@ -127,14 +148,10 @@ class _Directory(Tree):
                         )
                     self._folders.add(inner)
                     self._walk(Path(entry.path), inner, (*above, real))
-
-    def _add(self, folder: Path, parts: Parts, size: int) -> None:
-        self.sizes[parts] = size
-        if len(self.sizes) > MAX_FILES:
-            raise DataError(
-                f"{folder} is in a tree of more than {MAX_FILES} files",
-                "is it the folder you mean?",
-            )
+                else:
+                    raise DataError(
+                        f"{entry.path} is neither a file nor a folder", "remove it, or move it away"
+                    )
 
     def read(self, parts: Parts) -> bytes:
         name = self.name(parts)
@@ -165,25 +182,32 @@ class _Zip(Tree):
     def __init__(self, path: Path):
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} names a member in bytes that are not UTF-8: {error.object!r}",
+                "pack it again",
+            ) from error
+        except Exception as error:  # a damaged archive makes zipfile raise anything
             raise DataError(
                 f"{path} is not a zip archive, or a truncated one: {error}",
                 "get it again; unpack other kinds of archive, and give the folder",
             ) from error
         try:
-            self._members = self._checked(self._zip.infolist())
+            self._members, folders = self._checked(self._zip.infolist())
         except DataError:
             self._zip.close()
             raise
         self._bytes_read = 0
-        folders = {parts for parts, info in self._members.items() if info.is_dir()}
-        super().__init__(path, [parts for parts in self._members if parts not in folders], folders)
+        super().__init__(path, list(self._members), folders)
 
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def _checked(self, infos: list[zipfile.ZipInfo]) -> dict[Parts, zipfile.ZipInfo]:
-        archive = self._zip.filename
+    def _checked(
+        self, infos: list[zipfile.ZipInfo]
+    ) -> tuple[dict[Parts, zipfile.ZipInfo], set[Parts]]:
+        """Return the members of an archive and its folders, after all checks but the contents'."""
+        archive = str(self._zip.filename)
         if len(infos) > MAX_MEMBERS:
             raise DataError(
                 f"{archive} has {len(infos)} members; the limit is {MAX_MEMBERS}", _BOMB_HINT
@@ -193,25 +217,30 @@ class _Zip(Tree):
             raise DataError(
                 f"{archive} unpacks to {total} bytes; the limit is {MAX_TOTAL}", _BOMB_HINT
             )
+        with _readable(archive, "check its permissions"), open(archive, "rb", 0) as file:
+            _check_complete(file, archive, infos)
         members: dict[Parts, zipfile.ZipInfo] = {}
+        folders: set[Parts] = set()
         for info in infos:
             where = f"{archive}: member '{info.filename}'"
-            parts = _safe_parts(info, where)
+            parts, is_folder = _safe_parts(info, where)
+            if is_folder:
+                folders |= {parts} - {()}
+                continue
             if parts in members:
                 raise DataError(f"{where} is there twice", "pack it again")
             members[parts] = info
-        return members
+        return members, folders
 
     def name(self, parts: Parts) -> str:
         return f"{self.path}: member '{'/'.join(parts)}'"
 
     def read(self, parts: Parts) -> bytes:
         name = self.name(parts)
-        damage = zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError
         try:
             with self._zip.open(self._members[parts]) as file:
                 data = file.read(MAX_MEMBER + 1)
-        except damage as error:
+        except Exception as error:  # a damaged archive makes zipfile raise anything
             raise DataError(f"{name} is damaged: {error}", "get the archive again") from error
         # An archive may declare false sizes, so the bytes that were read are counted.
         self._bytes_read += len(data)
@@ -225,18 +254,66 @@ class _Zip(Tree):
         return f"{info.file_size} {info.CRC}"
 
 
-def _safe_parts(info: zipfile.ZipInfo, where: str) -> Parts:
-    """Return the parts of a member's path. Raises DataError if the member is unsafe to read."""
-    parts = tuple(info.filename.removesuffix("/").split("/"))
-    leaves = "\\" in info.filename or ":" in parts[0] or {"", ".", ".."} & set(parts)
-    if leaves:
+def _check_complete(file: BinaryIO, archive: str, infos: list[zipfile.ZipInfo]) -> None:
+    """Raise DataError unless the members are as many as the end of the archive says, and each is
+    named as in its own header. One wrong bit can hide a member, or move it to another class.
+    """
+    counted = _counted(file)
+    if (len(infos) - counted) % 2**16:  # an archive without zip64 counts only so far
+        raise DataError(
+            f"{archive} is damaged: it lists {len(infos)} of {counted} members",
+            "get the archive again",
+        )
+    for info in infos:
+        name = _bytes_of_name(info)
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER + len(name))
+        length = header[_LOCAL_HEADER - 4 : _LOCAL_HEADER - 2]
+        if header[_LOCAL_HEADER:] != name or length != struct.pack("<H", len(name)):
+            raise DataError(
+                f"{archive}: member '{info.filename}' is damaged: it is named otherwise in its "
+                "own header",
+                "get the archive again",
+            )
+
+
+def _counted(file: BinaryIO) -> int:
+    """Return the number of members that the end of an archive says."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+    last = file.read()
+    end = last.rfind(b"PK\5\6")
+    count: int = struct.unpack_from("<H", last, end + 10)[0]
+    if count == 0xFFFF and (end64 := last.rfind(b"PK\6\6", 0, end)) >= 0:
+        count = struct.unpack_from("<Q", last, end64 + 32)[0]
+    return count
+
+
+def _bytes_of_name(info: zipfile.ZipInfo) -> bytes:
+    return info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8_FLAG else "cp437")
+
+
+def _safe_parts(info: zipfile.ZipInfo, where: str) -> tuple[Parts, bool]:
+    """Return the parts of a member's path and whether it is a folder.
+
+    Raises DataError if the member is unsafe to read.
+    """
+    name = info.filename
+    if not info.flag_bits & _UTF8_FLAG:
+        with contextlib.suppress(UnicodeDecodeError):  # packed on macOS, which does not say so
+            name = _bytes_of_name(info).decode()
+    name = name.replace("\\", "/")  # packed on Windows
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    is_folder = name.endswith(("/", "/.")) or name == "."
+    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
         raise DataError(f"{where} has an unsafe path", _UNSAFE_HINT)
+    if not parts and not is_folder:
+        raise DataError(f"{where} has no name", _UNSAFE_HINT)
+    _check_depth(parts, where)
     if stat.S_ISLNK(info.external_attr >> 16):
         raise DataError(f"{where} is a link", _UNSAFE_HINT)
+    if info.flag_bits & 1:
+        raise DataError(f"{where} is encrypted", "pack it again without a password")
     # Python's bzip2 and LZMA readers inflate a whole block at once, beyond any limit.
-    bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    if info.flag_bits & 1 or not bounded:
-        raise DataError(
-            f"{where} is encrypted, or compressed by another method than deflate", "pack it again"
-        )
-    return parts
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{where} is compressed by another method than deflate", "pack it again")
+    return parts, is_folder

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import os
+import re
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from metazoo.errors import MetazooError
 from metazoo.io.files import digest, locked
 
 TIMEOUT = 30.0  # seconds without a byte
+SLOWEST = 100  # bytes a second, on average after TIMEOUT
 ATTEMPTS = 3
+_NOT_QUOTED = "!$%&'()*+,/:;=?@[]~"  # in an address
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class DownloadMessages:
     error: type[MetazooError]
     by_hand: str
     wrong_file: str
+
+
+def shown(url: str) -> str:
+    """Return an address for a message: without user, password and query, which may be secrets."""
+    return re.sub(r"\?.*", "?...", re.sub(r"(^|//)[^/?#]*@", r"\1", url), flags=re.DOTALL)
 
 
 def fetch(
@@ -74,12 +84,15 @@ def wrong_checksum(
 
 def read(url: str, limit: int, messages: DownloadMessages) -> bytes:
     """Return the contents of a URL. Raises `messages.error` on failure or above `limit` bytes."""
-    with _reported(url, None, messages), _open(urllib.request.Request(url)) as response:
-        expected = response.headers.get("Content-Length")
-        data: bytes = response.read(limit + 1)
-        if len(data) > limit:
-            raise messages.error(f"{url} has more than {limit} bytes", messages.wrong_file)
-        if expected is not None and len(data) < int(expected):
+    with _reported(url, None, messages), _open(url) as response:
+        expected, data = _length(response), b""
+        for block in _blocks(response):
+            data += block
+            if len(data) > limit:
+                raise messages.error(
+                    f"{shown(url)} has more than {limit} bytes", messages.wrong_file
+                )
+        if expected is not None and len(data) < expected:
             raise OSError(f"the connection broke after {len(data)} of {expected} bytes")
         return data
 
@@ -103,7 +116,7 @@ def _complete(
             return
         part.unlink()
         if not resumed:
-            raise wrong_checksum(url, algorithm, found, checksum, messages)
+            raise wrong_checksum(shown(url), algorithm, found, checksum, messages)
 
 
 def _download(url: str, part: Path, messages: DownloadMessages, size: int | None) -> None:
@@ -117,9 +130,8 @@ def _download(url: str, part: Path, messages: DownloadMessages, size: int | None
 def _append(url: str, part: Path, messages: DownloadMessages, size: int | None) -> bool:
     """Request the missing bytes of a part and return whether it is complete."""
     start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        response = _open(request)
+        response = _open(url, start)
     except urllib.error.HTTPError as error:
         # No bytes are missing.
         if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -128,11 +140,11 @@ def _append(url: str, part: Path, messages: DownloadMessages, size: int | None) 
         raise
     received = 0
     with response:
-        expected = response.headers.get("Content-Length")
+        expected = _length(response)
         # A server may ignore the range and send the whole file with status 200.
         resumes = response.status == http.HTTPStatus.PARTIAL_CONTENT
         with part.open("ab" if resumes else "wb") as file:
-            while block := response.read(2**16):
+            for block in _blocks(response):
                 file.write(block)
                 received += len(block)
                 if size is not None and file.tell() > size:
@@ -140,9 +152,26 @@ def _append(url: str, part: Path, messages: DownloadMessages, size: int | None) 
     if size is not None and part.stat().st_size > size:
         part.unlink()
         raise messages.error(
-            f"{url} has more than the {size} bytes it should have", messages.wrong_file
+            f"{shown(url)} has more than the {size} bytes it should have", messages.wrong_file
         )
-    return expected is None or received == int(expected)
+    return expected is None or received == expected
+
+
+def _length(response: Any) -> int | None:
+    """Return the number of bytes that a server says it will send."""
+    said = response.headers.get("Content-Length") or ""
+    return int(said) if said.isdecimal() else None
+
+
+def _blocks(response: Any) -> Iterator[bytes]:
+    """Yield the bytes of a response as they arrive. Raises TimeoutError if they hardly do."""
+    begin, received = time.monotonic(), 0
+    while block := response.read1(2**16):
+        yield block
+        received += len(block)
+        elapsed = time.monotonic() - begin
+        if elapsed > TIMEOUT and received < SLOWEST * elapsed:
+            raise TimeoutError(f"the server sends fewer than {SLOWEST} bytes a second")
 
 
 @contextlib.contextmanager
@@ -153,17 +182,20 @@ def _reported(url: str, folder: Path | None, messages: DownloadMessages) -> Iter
     except urllib.error.HTTPError as error:
         error.close()
         raise messages.error(
-            f"cannot download {url}: HTTP status {error.code} {error.reason}", messages.by_hand
+            f"cannot download {shown(url)}: HTTP status {error.code} "
+            + " ".join(str(error.reason).split()),
+            messages.by_hand,
         ) from error
     except urllib.error.URLError as error:
         raise messages.error(
-            f"cannot download {url}: {error.reason}", f"{_advice(url, error)} {messages.by_hand}"
+            f"cannot download {shown(url)}: {error.reason}",
+            f"{_advice(url, error)} {messages.by_hand}",
         ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         if folder is None:
-            message, hint = f"cannot download {url}", f"try again; or {messages.by_hand}"
+            message, hint = f"cannot download {shown(url)}", f"try again; or {messages.by_hand}"
         else:
-            message = f"cannot download {url} to {folder}"
+            message = f"cannot download {shown(url)} to {folder}"
             hint = (
                 f"try again, which resumes the download; or {messages.by_hand}; "
                 "METAZOO_CACHE moves the cache"
@@ -180,19 +212,46 @@ def _advice(url: str, error: urllib.error.URLError) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https, but from https only to https."""
+    """Follows redirects to http and https, but from https only to https, and with no password."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         allowed = ("https",) if req.type == "https" else ("https", "http")
-        if urlsplit(newurl).scheme not in allowed:
+        target = urlsplit(newurl)
+        if target.scheme not in allowed or "@" in target.netloc:
             raise urllib.error.HTTPError(
-                newurl, code, f"(its redirect to {newurl} is not followed)", headers, fp
+                newurl, code, f"(its redirect to {shown(newurl)} is not followed)", headers, fp
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(request: urllib.request.Request) -> Any:
+def _open(url: str, start: int = 0) -> Any:
     # A new opener each time, because it reads proxies and certificates from the environment.
-    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    opener = urllib.request.build_opener(_Redirects)
+    return opener.open(_request(url, start), timeout=TIMEOUT)
+
+
+def _request(url: str, start: int) -> urllib.request.Request:
+    """Return a request for the bytes from `start` on.
+
+    The address may have a user and a password, and letters outside of ASCII.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme:
+        raise ValueError("the address does not begin with https:// or the like")
+    if parts.scheme == "file":
+        path = urllib.request.url2pathname(parts.path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"{path} is not a file")  # a pipe would wait for a writer
+    login, _, host = parts.netloc.rpartition("@")
+    path, query = (quote(part, safe=_NOT_QUOTED) for part in (parts.path, parts.query))
+    ascii_url = urlunsplit((parts.scheme, host.encode("idna").decode(), path, query, ""))
+    request = urllib.request.Request(ascii_url)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    if login:
+        token = base64.b64encode(unquote(login).encode()).decode()
+        # A redirect to another server does not get it.
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request

@@ -248,6 +248,23 @@ def test_too_many_classes_for_a_head_are_told(
 
 
 @pytest.mark.slow
+def test_files_that_are_left_out_are_named_on_stderr(
+    support: Path, query: Path, protonet_run: Path
+) -> None:
+    (query / "a.png").rename(query / "photo.jfif")
+    (query / "b.JPG").rename(query / "phone.heic")
+    arguments = words(support, query, protonet_run, "--csv")
+    done = subprocess.run(
+        [sys.executable, "-m", "metazoo", *arguments], capture_output=True, text=True
+    )
+    files = [row["file"] for row in csv.DictReader(io.StringIO(done.stdout))]
+    assert [Path(file).name for file in files] == ["c.gif", "photo.jfif"]
+    warning, hint = done.stderr.splitlines()
+    assert warning == f"warning: 1 file in {query} left out: phone.heic"
+    assert "heif-convert" in hint
+
+
+@pytest.mark.slow
 def test_a_file_name_that_is_no_text_is_printed_all_the_same(
     support: Path, query: Path, protonet_run: Path
 ) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from metazoo import DataError, OptionError
 from metazoo.datasets.folder import Folder, divide
+from metazoo.errors import DataWarning
 from metazoo.image_folders import query_images, support_images
 from metazoo.images import decode
 
@@ -224,10 +225,35 @@ def test_a_class_without_images_is_named(tmp_path):
     refused(tmp_path / "s", "/val has no images")
 
 
-def test_classes_that_differ_only_in_case_are_two(tmp_path):
-    make(tmp_path, *classes("A", "a"))
-    assert names(tmp_path, val_fraction=0.0, test_fraction=1.0) == {"test": ["A", "a"]}
-    assert [name for name, _ in support_images(tmp_path)] == ["A", "a"]
+def test_classes_that_differ_only_in_case_are_two_and_this_is_said(tmp_path):
+    make(tmp_path, *classes("A", "a", "b", "c", "d"))
+    for read in (support_images, lambda root: folder(root).load()):
+        with pytest.warns(DataWarning, match="differ only in case: 'A' and 'a'\n  hint: "):
+            read(tmp_path)
+    with pytest.warns(DataWarning):
+        assert [name for name, _ in support_images(tmp_path)] == ["A", "a", "b", "c", "d"]
+
+
+def test_classes_that_look_the_same(tmp_path):
+    # One accented letter, and a letter with an accent after it.
+    refused(make(tmp_path, *classes("caf\u00e9", "cafe\u0301", "dog")), "different Unicode forms")
+
+
+def test_a_file_that_may_be_an_image_is_not_left_out_in_silence(tmp_path):
+    make(tmp_path, *classes("a", "b"), "a/notes.txt", "README", "labels.db")
+    for name in ("1.heic", "2.cr2", "3.zip", "4"):
+        (tmp_path / "a" / name).write_bytes(b"?")
+    for read in (support_images, query_images):
+        with pytest.warns(DataWarning) as caught:
+            read(tmp_path)
+        (warning,) = caught
+        message, hint = str(warning.message).split("\n  hint: ")
+        assert message == f"4 files in {tmp_path} left out: a/1.heic, a/2.cr2, a/3.zip, ..."
+        assert "heif-convert" in hint
+        assert "unpack" in hint
+    with pytest.raises(DataError) as raised:
+        query_images(tmp_path / "a" / "1.heic")
+    assert "heif-convert" in raised.value.hint
 
 
 def test_a_class_in_two_splits(tmp_path):

@@ -99,6 +99,8 @@ GOOD = idx(np.zeros((3, 4)))
         (GOOD[:9], "not an IDX file"),
         (b"\x01" + GOOD[1:], "not an IDX file"),
         (idx(np.zeros(3)), "not an IDX file of bytes in 2 dimensions"),
+        (GOOD[:4] + b"\0" * 4 + b"\xff" * 4, r"is empty: its shape is \(0, 4294967295\)"),
+        (GOOD[:4] + b"\xff" * 8, r"0 bytes of data, but \(4294967295, 4294967295\) needs"),
         (GOOD[:-1], r"11 bytes of data, but \(3, 4\) needs 12"),
         (GOOD + b"x", r"13 bytes of data, but \(3, 4\) needs 12"),
     ],

@@ -72,6 +72,24 @@ def test_an_index_with_wrong_values_is_refused(
     refused(packed_vectors, match)
 
 
+@pytest.mark.parametrize("shape", [[2**62, 2**62], [2**63], [2**33], [1] * 100])
+def test_an_empty_split_with_an_absurd_shape_is_refused(
+    packed_vectors: Path, shape: list[int]
+) -> None:
+    index = json.loads((packed_vectors / "index.json").read_text())
+    index["splits"]["train"] |= {"shape": shape, "counts": [0] * 4, "sha256": []}
+    (packed_vectors / "index.json").write_text(json.dumps(index))
+    (packed_vectors / "train.bin").write_bytes(b"")
+    refused(packed_vectors, "'shape' has more than 16 dimensions or 4294967296 bytes")
+
+
+def test_images_of_another_size_than_models_will_be_given_are_refused(packed_vectors: Path) -> None:
+    index = json.loads((packed_vectors / "index.json").read_text())
+    index["input_format"] = {"size": 28, "channels": 1, "invert": False}
+    (packed_vectors / "index.json").write_text(json.dumps(index))
+    refused(packed_vectors, "'input_format' and 'shape' do not agree")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from packs import RESIDENT, Vectors, answer, folder, images, linux, script
+from packs import RESIDENT, Vectors, answer, folder, images, linux, packed, script
 
 from metazoo import ClassDataset, DataError, Examples, OptionError, Stream
 from metazoo.cli import run
@@ -42,6 +42,27 @@ def test_packing_again_does_nothing(packed_vectors: Path) -> None:
     (packed_vectors / format.JOURNAL).write_text("{")
     assert pack(Vectors(), "vectors", packed_vectors).found == 37
     assert not (packed_vectors / format.JOURNAL).exists()
+
+
+def test_a_journal_that_nests_without_end(tmp_path: Path) -> None:
+    (tmp_path / format.JOURNAL).write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"journal\.jsonl is damaged"):
+        pack(Vectors(), "vectors", tmp_path)
+
+
+@linux
+def test_names_that_are_not_utf8_come_through(tmp_path: Path) -> None:
+    source, out = (tmp_path / os.fsdecode(name) for name in (b"in\xff", b"out\xff"))
+    images(source, classes=5, each=2)
+    (source / "c00").rename(source / os.fsdecode(b"c\xe9"))
+    loose = folder(source).splits
+    pack(folder(source), "folder", out)
+    json.loads((out / format.INDEX).read_text(encoding="utf-8"))
+    read = packed(out).splits
+    assert {name: split.names for name, split in read.items()} == {
+        name: split.names for name, split in loose.items()
+    }
+    assert "c\udce9" in loose["train"].names + loose["val"].names + loose["test"].names
 
 
 # For every K, a child process kills itself before its K-th piece, sync or removal, and another one

@@ -1,6 +1,7 @@
 """Trees and archives, honest and hostile."""
 
 import os
+import socket
 import stat
 import struct
 import tracemalloc
@@ -37,6 +38,16 @@ def pack(path, *members, method=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members:
             archive.writestr(name, data)
+    return path
+
+
+def pack_as(path, *members):
+    """Write an archive with names that ZipInfo's constructor would tidy up."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members:
+            info = zipfile.ZipInfo("placeholder")
+            info.filename = name
+            archive.writestr(info, data)
     return path
 
 
@@ -91,22 +102,50 @@ def test_digest_changes_with_the_data(tmp_path):
         "a/../../evil.png",
         "/etc/evil.png",
         "C:/evil.png",
+        "C:evil.png",
         "a\\..\\evil.png",
-        "a//b.png",
-        "./a.png",
+        "\\evil.png",
     ],
 )
 def test_paths_that_leave_the_archive_are_refused(tmp_path, name):
-    path = pack(tmp_path / "t.zip", ("fine.png", b"1"), ("placeholder", b"2"))
-    data = path.read_bytes()
-    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
-        info = zipfile.ZipInfo("placeholder")
-        info.filename = name  # ZipInfo's constructor would tidy it up
-        archive.writestr("fine.png", b"1")
-        archive.writestr(info, b"2")
-    assert path.read_bytes() != data
+    path = pack_as(tmp_path / "t.zip", ("fine.png", b"1"), (name, b"2"))
     refused(path, "unsafe path")
     assert os.listdir(tmp_path) == ["t.zip"]
+
+
+@pytest.mark.parametrize("name", ["a\\b.png", "./a/b.png", "a//b.png", "a/./b.png", ".\\a\\b.png"])
+def test_other_spellings_of_a_path_are_understood(tmp_path, name):
+    folder = name.removesuffix("b.png")
+    path = pack_as(tmp_path / "t.zip", ("./", b""), (folder, b""), (name, b"data"))
+    with open_tree(path) as tree:
+        assert tree.folders == {("a",)}
+        assert {parts: tree.read(parts) for parts in tree.files} == {("a", "b.png"): b"data"}
+    refused(pack_as(tmp_path / "u.zip", (name, b"1"), ("a/b.png", b"2")), "is there twice")
+
+
+def test_names_in_other_encodings(tmp_path):
+    named = {"cp437": b"caf\x82", "utf-8": "caf\u00e9".encode()}
+    for encoding, raw in named.items():  # neither says how it is encoded
+        path = pack(tmp_path / f"{encoding}.zip", ("abcd", b"1"), ("x" * len(raw), b"2"))
+        path.write_bytes(path.read_bytes().replace(b"x" * len(raw), raw))
+        assert read_all(path) == {("abcd",): b"1", ("caf\u00e9",): b"2"}
+    path = pack(tmp_path / "wrong.zip", ("caf\u00e9", b"1"))  # says that it is UTF-8
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    refused(path, r"bytes that are not UTF-8: b'caf\\xff\\xff'")
+
+
+def test_a_member_without_a_name(tmp_path):
+    refused(pack_as(tmp_path / "t.zip", ("", b"1")), "member '' has no name")
+
+
+@pytest.mark.parametrize("kind", ["zip", "directory"])
+def test_folders_inside_each_other_without_end(tmp_path, kind):
+    if kind == "zip":
+        path = pack(tmp_path / "t.zip", ("d/" * 30_000 + "x.png", b"1"))
+    else:
+        path = tmp_path / "t"
+        path.joinpath(*["d"] * 400).mkdir(parents=True)
+    refused(path, "folders more than 100 deep")
 
 
 def test_links_in_an_archive_are_refused(tmp_path):
@@ -195,6 +234,48 @@ def test_a_garbled_deflate_stream_names_the_member(tmp_path):
     refused(path, r"bad\.png' is damaged")
 
 
+def test_no_single_wrong_bit_changes_what_is_read(tmp_path):
+    path = pack(tmp_path / "t.zip", ("cat/1.png", b"1" * 20), ("dog/2.png", b"22"))
+    whole, data = read_all(path), path.read_bytes()
+    damaged, messages = tmp_path / "damaged.zip", []
+    for place in range(data.index(b"PK\1\2") * 8, len(data) * 8):
+        wrong = bytearray(data)
+        wrong[place // 8] ^= 1 << place % 8
+        damaged.write_bytes(wrong)
+        try:
+            assert read_all(damaged) == whole, place
+        except DataError as error:
+            messages.append(error.message)
+    assert len(messages) > 500
+    assert all("damaged.zip" in message for message in messages)
+
+
+def test_a_member_that_the_list_has_lost(tmp_path):
+    path = pack(tmp_path / "t.zip", ("1.png", b"1"), ("2.png", b"2"), ("3.png", b"3"))
+    data = bytearray(path.read_bytes())
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    data[second - 5 - 46 + 32] += 46 + 5  # the first member's comment swallows the second
+    path.write_bytes(data)
+    assert zipfile.ZipFile(path).namelist() == ["1.png", "3.png"]
+    refused(path, "is damaged: it lists 2 of 3 members")
+
+
+@pytest.mark.parametrize("counted", [2, 3])
+def test_large_archives_count_their_members_in_another_record(tmp_path, counted):
+    path = pack(tmp_path / "t.zip", ("1.png", b"1"), ("2.png", b"2"))
+    data = path.read_bytes()
+    end = data.index(b"PK\5\6")
+    size, offset = struct.unpack_from("<II", data, end + 12)
+    record = struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, counted, counted, size, offset)
+    place = struct.pack("<IQI", 0, end, 1)
+    last = data[end : end + 8] + b"\xff" * 4 + data[end + 12 :]
+    path.write_bytes(data[:end] + b"PK\6\6" + record + b"PK\6\7" + place + last)
+    if counted == 2:
+        assert read_all(path) == {("1.png",): b"1", ("2.png",): b"2"}
+    else:
+        refused(path, "it lists 2 of 3 members")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.95])
 def test_a_truncated_archive(tmp_path, keep):
     path = pack(tmp_path / "t.zip", ("a.png", os.urandom(3000)))
@@ -234,8 +315,35 @@ def test_links_in_a_directory_are_followed_but_not_round_in_circles(tmp_path):
     refused(root, r"dead\.png is a link to nothing")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_neither_file_nor_folder_is_named(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    if kind == "pipe":
+        os.mkfifo("x.png")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("x.png")
+    refused(tmp_path, r"x\.png is neither a file nor a folder")
+    with pytest.raises(DataError, match="no directory or zip archive"):
+        open_tree(tmp_path / "x.png")
+
+
+def test_a_folder_that_is_named_like_an_image(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    (tmp_path / "x.png" / "y.png").touch()
+    assert list(read_all(tmp_path)) == [("x.png", "y.png")]
+
+
+def test_a_password(tmp_path):
+    path = pack(tmp_path / "t.zip", ("a.png", b"1"))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+    refused(path, r"a\.png' is encrypted")
+
+
 def test_too_many_files_in_a_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_FILES", 2)
     for i in range(3):
         (tmp_path / f"{i}").touch()
-    refused(tmp_path, "more than 2 files")
+    refused(tmp_path, "more than 2 files and folders")

@@ -3,11 +3,14 @@
 import hashlib
 import os
 import threading
+import time
+from urllib.parse import quote
 
 import pytest
-from servers import cut, silent
+from servers import cut, endless, redirected, silent
 
 from metazoo import DataError
+from metazoo.datasets import download as data_download
 from metazoo.datasets.download import find_or_fetch
 from metazoo.io import download
 from metazoo.io.files import cache_directory
@@ -146,6 +149,118 @@ def test_a_server_that_falls_silent(server, target, monkeypatch):
         fetch(f"{server.url}/file.bin", MD5, target)
 
 
+def test_a_server_that_hardly_sends(server, target, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "SLOWEST", 10**9)
+
+    def trickle(handler, body, start):
+        handler.head(200, Content_Length=len(body))
+        for _ in range(3):
+            handler.wfile.write(b"x")
+            time.sleep(0.06)  # shorter than the time that a server may be silent
+
+    server.answers["/file.bin"] = trickle
+    with pytest.raises(DataError, match="fewer than 1000000000 bytes a second"):
+        fetch(f"{server.url}/file.bin", MD5, target)
+    with pytest.raises(DataError, match="fewer than 1000000000 bytes a second"):
+        download.read(f"{server.url}/file.bin", 10**6, WORDS)
+
+
+@pytest.mark.parametrize("said", ["-5", "abc", "1e3", "", str(len(DATA) // 2), str(10 * len(DATA))])
+def test_a_server_that_lies_about_the_length(server, target, said):
+    def lie(handler, body, start):
+        handler.head(200, Content_Length=said)
+        handler.wfile.write(body)
+
+    server.answers["/file.bin"] = lie
+    try:
+        fetch(f"{server.url}/file.bin", MD5, target)
+    except DataError:
+        assert not target.exists()
+    else:
+        assert target.read_bytes() == DATA
+
+
+def test_data_sets_do_not_fill_the_disk(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("METAZOO_DATA", raising=False)
+    monkeypatch.setenv("METAZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(data_download, "LARGEST", 2**20)
+    server.answers["/file.bin"] = endless
+    with pytest.raises(DataError, match="has more than the 1048576 bytes"):
+        find(None, "file.bin", server.url + "/")
+    assert server.sent < 2**27
+    assert left(tmp_path / "set" / "file.bin") == []
+
+
+@pytest.mark.parametrize("name", ["d\u00e4ten.bin", "two words.bin", "100%25.bin"])
+def test_an_address_with_other_letters(server, target, name):
+    server.files[f"/{quote(name, safe='%')}"] = DATA
+    fetch(f"{server.url}/{name}", MD5, target)
+    assert target.read_bytes() == DATA
+
+
+def test_a_host_with_other_letters(target):
+    # In ASCII it is xn--bcher-kva.invalid, a name that is never found.
+    with pytest.raises(DataError, match=r"cannot download http://b\u00fccher\.invalid") as caught:
+        fetch("http://b\u00fccher.invalid/file.bin", MD5, target)
+    assert "offline" in caught.value.hint
+    assert "codec" not in caught.value.message
+
+
+def with_login(url, login="anna:s%40cret"):
+    return url.replace("://", f"://{login}@")
+
+
+def test_a_password_is_sent_but_not_to_where_a_redirect_leads(serve, target):
+    seen = {}
+
+    def remember(handler, body, start):
+        seen[handler.server.url] = handler.headers.get("Authorization")
+        handler.send(200, body)
+
+    here, there = (serve({"/file.bin": DATA}) for _ in range(2))
+    here.answers["/file.bin"] = there.answers["/file.bin"] = remember
+    here.files["/moved.bin"] = b"-"
+    here.answers["/moved.bin"] = redirected(f"{there.url}/file.bin")
+    fetch(with_login(f"{here.url}/file.bin"), MD5, target)
+    target.unlink()
+    fetch(with_login(f"{here.url}/moved.bin"), MD5, target)
+    assert seen == {here.url: "Basic YW5uYTpzQGNyZXQ=", there.url: None}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{login}/gone.bin?token=s3cret",
+        "{login}/cut.bin?token=s3cret",
+        "{login}/leads-on.bin",
+        "{login}/file.bin?key=s3cret",
+        "anna:s3cret@127.0.0.1/file.bin",
+        "foo://anna:s3cret@host/file.bin",
+        "http://anna:s3cret@host:port/file.bin",
+    ],
+)
+def test_secrets_in_an_address_are_never_shown(server, target, url):
+    secret = with_login(f"{server.url}/file.bin", "anna:s3cret")
+    server.files |= {"/cut.bin?token=s3cret": DATA, "/leads-on.bin": b"-"}
+    server.files["/file.bin?key=s3cret"] = b"another file"
+    server.answers["/cut.bin?token=s3cret"] = cut(1, 1, 1)
+    server.answers["/leads-on.bin"] = redirected(secret)
+    with pytest.raises(DataError) as caught:
+        fetch(url.format(login=with_login(server.url, "anna:s3cret")), MD5, target)
+    assert "s3cret" not in str(caught.value)
+    assert not target.exists()
+    with pytest.raises(DataError) as caught:
+        find(target.parent, "other.zip", secret)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_pipe_at_an_address(tmp_path, target):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is not a file"):
+        fetch(f"file://{tmp_path}/pipe", MD5, target)
+
+
 @pytest.mark.parametrize("url", ["nonsense", "foo://bar/file.bin", "http://exa mple/file.bin"])
 def test_a_url_that_is_none(url, target):
     with pytest.raises(DataError, match="cannot download"):
@@ -185,6 +300,12 @@ def test_places_in_a_root(tmp_path, monkeypatch, place):
     assert find(tmp_path) == path
     monkeypatch.setenv("METAZOO_DATA", str(tmp_path))
     assert find(None) == path
+
+
+def test_a_pipe_in_a_root_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "file.zip")
+    with pytest.raises(DataError, match=r"file\.zip is not in the data root"):
+        find(tmp_path)
 
 
 def test_the_option_goes_before_the_environment(tmp_path, monkeypatch):

@@ -41,6 +41,8 @@ TYPES = {
     )
 }
 AGAIN = "copy the folder again, or pack the data into a new one"
+LARGEST = 2**32  # bytes of an example
+DIMENSIONS = 16  # of an example
 _BLOCK = 2**20  # bytes that are hashed at a time
 
 
@@ -169,9 +171,14 @@ def parse_index(values: Any, where: str) -> Index:
             f"'splits' has names other than {', '.join(SPLITS)}",
         )
         input_format = check_input_format(values["input_format"])
-        return Index(
-            licence, input_format, {name: _split(splits[name]) for name in SPLITS if name in splits}
-        )
+        read = {name: _split(splits[name]) for name in SPLITS if name in splits}
+        if input_format:
+            shape = (input_format["channels"], input_format["size"], input_format["size"])
+            _require(
+                all(split.shape == shape for split in read.values()),
+                "'input_format' and 'shape' do not agree",
+            )
+        return Index(licence, input_format, read)
     except KeyError as error:
         raise DataError(
             f"{where} does not describe packed data: it has no {error}", AGAIN
@@ -195,6 +202,10 @@ def _split(values: Any) -> Split:
         f"it has {len(names)} names of classes but {len(counts)} counts",
     )
     split = Split(TYPES[dtype], tuple(shape), tuple(names), tuple(counts), shard, tuple(sha256))
+    _require(
+        len(shape) <= DIMENSIONS and split.example_bytes <= LARGEST,
+        f"'shape' has more than {DIMENSIONS} dimensions or {LARGEST} bytes",
+    )
     expected = -(-split.examples // shard)
     _require(len(sha256) == expected, f"it has {len(sha256)} checksums for {expected} shards")
     return split

@@ -265,7 +265,7 @@ def _journal_lines(plan: dict[str, Any], folder: Path) -> list[bytes]:
     first, *lines = [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
     try:
         before = json.loads(first)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged: {error}", f"remove {folder}, and start again"
         ) from error
