@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metazoo.errors import DataError, OptionError
@@ -237,16 +237,14 @@ def _converter(image: Image.Image, mode: str, rows: int) -> Callable[[Image.Imag
         if inverted:
             black, white = white, black
         return lambda band: _eight_bits(_values(band, unsigned), black, white).convert(mode)
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
-        return lambda band: transform.apply(band).convert(mode)
     return lambda band: _opaque(band, mode)
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # multiplied by alpha
         image = image.convert(image.mode.upper())
+    if image.mode == "LAB":  # which converts to RGB only
+        image = image.convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
