@@ -58,7 +58,10 @@ class Interrupted(MetazooError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    try:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    except BaseException:  # the `__str__` of a plugin's exception may raise anything
+        return "its message cannot be shown"
 
 
 def out_of_memory(error: BaseException) -> bool:
