@@ -32,13 +32,15 @@ def shell_word(word: str | os.PathLike[str]) -> str:
     text = os.fspath(word)
     if printable(text) == text:
         return shlex.quote(text)
-    escaped = (
-        chr(byte)
-        if chr(byte).isprintable() and byte < 0x7F and chr(byte) not in "\\'"
-        else f"\\x{byte:02x}"
-        for byte in text.encode("utf-8", "surrogateescape")
+    try:
+        data = text.encode("utf-8", "surrogateescape")  # a path may hold any byte
+    except UnicodeEncodeError:  # no path holds this
+        return shlex.quote(printable(text))
+    plain = (
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b"\\'" else f"\\x{byte:02x}"
+        for byte in data
     )
-    return f"$'{''.join(escaped)}'"
+    return f"$'{''.join(plain)}'"
 
 
 def without_credentials(text: str) -> str:

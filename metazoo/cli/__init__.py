@@ -80,19 +80,27 @@ def _run(words: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted", None, 130)
     except BrokenPipeError:
-        # The reader of stdout is gone, as in `metazoo list | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _stop_writing()
     except OSError as error:
         # A full disk is not a bug of the plugin that was writing.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _find_fault(error) is not None:
             return report_bug(error, command)
         where = f": {error.filename}" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", None, 1)
-    except BaseException as error:
-        if isinstance(error, SystemExit) and command not in BUILT_IN:
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click's answer to it
+            return _stop_writing()
+        if command not in BUILT_IN:
             raise  # a plugin's command may end like this
+        return report_bug(end, command)
+    except BaseException as error:
         return report_bug(error, command)
+
+
+def _stop_writing() -> int:
+    """Drop what is left for stdout: its reader is gone, as in `metazoo list | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def report_bug(error: BaseException, command: str) -> int:
@@ -163,7 +171,7 @@ def _warn_of_plugins() -> None:
 
 def _indented(text: str) -> str:
     """Return a text in which no name, with a newline in it, looks like a message of its own."""
-    return re.sub(r"\n(?!  )", r"\\n", str(text))
+    return re.sub(r"\n(?!  )", r"\\n", text)
 
 
 def echo_json(value: Any) -> None:

@@ -194,5 +194,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(request: urllib.request.Request) -> Any:
+    if "@" in urlsplit(request.full_url).netloc:
+        # urllib would take the password for a port, and name it in its error.
+        raise ValueError("a user name or password in an address is not supported")
     # A new opener each time, because it reads proxies and certificates from the environment.
     return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
