@@ -230,7 +230,7 @@ class Large(Nearest):
 
 class Exits(Nearest):
     def loss(self, task):
-        raise SystemExit(0)
+        raise SystemExit(0)  # bug-of-exit
 
 class Mended(Nearest):
     def loss(self, task):
