@@ -5,20 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from metazoo.quoting import without_credentials
+
 
 class MetazooError(Exception):
     """Base of metazoo's errors.
 
-    `message` says what is wrong, `hint` what to do next. The command line prints both and exits
-    with `exit_code`: 2 for a user's mistake, 1 for a failure.
+    `message` says what is wrong, `hint` what to do next; neither shows the credentials in a URL.
+    The command line prints both and exits with `exit_code`: 2 for a user's mistake, 1 for a
+    failure.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, hint: str | None = None):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = without_credentials(str(message))
+        self.hint = without_credentials(str(hint)) if hint else None
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
@@ -62,7 +65,10 @@ class Interrupted(MetazooError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    try:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    except BaseException:  # the `__str__` of a plugin's exception may raise anything
+        return "its message cannot be shown"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -233,6 +233,10 @@ class Large(Nearest):
     def loss(self, task):
         return torch.ones(2**50)
 
+class Exits(Nearest):
+    def loss(self, task):
+        raise SystemExit(0)  # bug-of-exit
+
 class Mended(Nearest):
     def loss(self, task):
         raise metazoo.OptionError("these tasks are too few", "take more")
@@ -246,6 +250,7 @@ def register_algorithms():
         "bug-in-return": Returns,
         "bug-of-size": Large,
         "bug-of-file": Missing,
+        "bug-of-exit": Exits,
         "no-bug": Mended,
     }
 
@@ -263,6 +268,7 @@ BUGGY = {
     "bug-in-loss": ("AttributeError: ", "loss"),
     "bug-in-forward": ("KeyError: 'two\\nlines'", "compare"),
     "bug-of-file": ("FileNotFoundError: ", "loss"),
+    "bug-of-exit": ("SystemExit: 0", "loss"),
     "bug-in-return": ("AttributeError: ", ""),
     "bug-of-size": ("RuntimeError: ", ""),
 }

@@ -26,7 +26,7 @@ MODULES = {
 
 # From the lowest up: a module imports from roles above its own in this list, and from its own role.
 ROLES = {
-    "words that everything uses": ["version", "errors", "options"],
+    "words that everything uses": ["version", "errors", "options", "quoting"],
     "bytes on disk and on the network": ["io"],
     "numbers, images, processes": [
         "kernels",

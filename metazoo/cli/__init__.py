@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from metazoo.cli.commands import Commands
+from metazoo.cli.commands import BUILT_IN, Commands
+from metazoo.cli.terminal import printable_streams
 from metazoo.errors import DataWarning, MetazooError, did_you_mean, first_line, out_of_memory
+from metazoo.quoting import printable, shell_word
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -55,19 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    with warnings.catch_warnings():
+    with printable_streams(), warnings.catch_warnings():
         warnings.simplefilter("default", DataWarning)
         warnings.showwarning = _show_warning  # type: ignore[assignment]
-        return _run(arguments)
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
+def _run(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), "")
     try:
-        result = cli.main(args=arguments, prog_name="metazoo", standalone_mode=False)
+        result = cli.main(args=words, prog_name="metazoo", standalone_mode=False)
         if sys.stdout is not None:  # it is None if the shell closed it (`>&-`)
             sys.stdout.flush()
+        if command != "plugins":  # it has said so
+            _warn_of_plugins()
         return result if isinstance(result, int) else 0
     except MetazooError as error:
         return fail(error.message, error.hint, error.exit_code)
@@ -78,16 +82,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted", None, 130)
     except BrokenPipeError:
-        # The reader of stdout is gone, as in `metazoo list | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _stop_writing()
     except OSError as error:
         # A full disk is not a bug of the plugin that was writing.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _find_fault(error) is not None:
             return report_bug(error, command)
         where = f": {error.filename}" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", None, 1)
-    except Exception as error:
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click's answer to it
+            return _stop_writing()
+        if command not in BUILT_IN:
+            raise  # a plugin's command may end like this
+        return report_bug(end, command)
+    except BaseException as error:
         return report_bug(error, command)
 
 
@@ -100,7 +108,13 @@ def _usage_error(error: click.UsageError) -> tuple[str, str]:
     return error.format_message().rstrip("."), hint
 
 
-def report_bug(error: Exception, command: str) -> int:
+def _stop_writing() -> int:
+    """Drop what is left for stdout: its reader is gone, as in `metazoo list | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def report_bug(error: BaseException, command: str) -> int:
     """Print the traceback and whose bug it is, or that memory ran out. Return the exit status."""
     what = f"{type(error).__name__}: {first_line(error)}"
     if out_of_memory(error):
@@ -117,12 +131,12 @@ def report_bug(error: Exception, command: str) -> int:
     return fail(
         f"plugin '{plugin.name}' of {plugin.owner} has a bug: {what}\n  {fault.place}",
         "send the traceback above to its author; "
-        f"`pip uninstall {plugin.distribution}` removes the plugin",
+        f"`pip uninstall {shell_word(plugin.distribution)}` removes the plugin",
         1,
     )
 
 
-def _find_fault(error: Exception) -> Fault | None:
+def _find_fault(error: BaseException) -> Fault | None:
     """Return what `at_fault` returns. If it fails, return None: the first error matters more."""
     try:
         from metazoo.plugins.error_source import at_fault
@@ -134,13 +148,13 @@ def _find_fault(error: Exception) -> Fault | None:
 
 def fail(message: str, hint: str | None, status: int) -> int:
     """Print an error and a hint on stderr, and return the exit status."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and (rank := os.environ.get("RANK", "0")) != "0":
+    if (rank := _rank()) != "0":
         if status == 130:
             return status  # all processes stop together, and the first one reports it
         message = f"process {rank}: {message}"
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {_indented(message)}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {_indented(hint)}", err=True)
     return status
 
 
@@ -153,8 +167,35 @@ def _show_warning(
     """Print a warning about the user's data without the source line that gave it."""
     if not issubclass(category, DataWarning):
         _show_with_source_line(message, category, *place, **more)
-    elif os.environ.get("RANK", "0") == "0":  # all processes read the same data
-        click.echo(f"warning: {message}", err=True)
+    elif _rank() == "0":  # all processes read the same data
+        click.echo(f"warning: {_indented(str(message))}", err=True)
+
+
+def _rank() -> str:
+    """Return the number of this process among those that torchrun started."""
+    return os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
+
+
+def _warn_of_plugins() -> None:
+    """Report what is wrong with plugins, if the command has looked at them."""
+    module = sys.modules.get("metazoo.plugins.registry")
+    if module is None or not module.registry.cache_info().currsize or _rank() != "0":
+        return
+    problems = [
+        f"plugin '{plugin.name}' of {plugin.owner} does not work: {plugin.problem}"
+        for plugin in module.registry().plugins
+        if plugin.problem
+    ]
+    for kind, name, plugins in module.registry().clashes():
+        owners = " and ".join(plugin.owner for plugin in plugins)
+        problems.append(f"{kind} '{name}' is claimed by {owners}")
+    for problem in problems:
+        click.echo(f"warning: {printable(problem)}", err=True)
+
+
+def _indented(text: str) -> str:
+    """Return a text in which no name, with a newline in it, looks like a message of its own."""
+    return re.sub(r"\n(?!  )", r"\\n", text)
 
 
 def echo_json(value: Any) -> None:

@@ -7,8 +7,11 @@ from importlib.metadata import EntryPoint
 
 import click
 
+from metazoo.cli.terminal import plain_streams
 from metazoo.errors import PluginError, UnknownNameError, did_you_mean
-from metazoo.plugins.entry_points import COMMANDS, entry_points, load, owner
+from metazoo.plugins.containment import contained
+from metazoo.plugins.entry_points import COMMANDS, entry_points, is_name, load, owner
+from metazoo.quoting import shell_word
 
 BUILT_IN = {
     "list": "metazoo.cli.listing:list_",
@@ -27,14 +30,17 @@ class Commands(click.Group):
     """The built-in commands and those of the entry-point group `metazoo.commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*BUILT_IN, *(name for name in plugin_commands() if name not in BUILT_IN)]
+        added = [name for name in plugin_commands() if name not in BUILT_IN and is_name(name)]
+        return [*BUILT_IN, *added]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in BUILT_IN:
             module, _, attribute = BUILT_IN[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
         if found := plugin_commands().get(name):
-            return resolve(found)
+            command = resolve(found)
+            ctx.with_resource(plain_streams())  # its output is its own
+            return command
         if ctx.resilient_parsing:  # a shell completes words
             return None
         hint = did_you_mean(name, self.list_commands(ctx)) + "`metazoo --help` shows every command"
@@ -75,16 +81,31 @@ def resolve(found: list[EntryPoint]) -> click.Command:
         owners = " and ".join(" ".join(owner(each)) for each in found)
         raise PluginError(
             f"command '{name}' is claimed by {owners}",
-            f"`pip uninstall {owner(found[-1])[0]}`, or ask its author for another name",
+            f"`pip uninstall {shell_word(owner(found[-1])[0])}`, or ask its author for another name",
         )
     try:
         command = load(entry_point)
-        if not isinstance(command, click.Command):
-            raise PluginError(f"{entry_point.value} is not a click command")
+        with contained():
+            return _checked(entry_point.value, command)
     except PluginError as error:
         raise PluginError(
             f"command '{name}' is unavailable: plugin {distribution} {version} failed to load\n"
             f"  {error.message}",
-            f"{f'{error.hint}, or ' if error.hint else ''}`pip uninstall {distribution}`",
+            f"{f'{error.hint}, or ' if error.hint else ''}`pip uninstall {shell_word(distribution)}`",
         ) from error
+
+
+def _checked(where: str, command: object) -> click.Command:
+    """Return a command. Raises PluginError unless it and its subcommands are click commands."""
+    if not isinstance(command, click.Command):
+        raise PluginError(f"{where} is not a click command")
+    todo, seen = [command], set[int]()
+    while todo:
+        group = todo.pop()
+        if isinstance(group, click.Group) and id(group) not in seen:
+            seen.add(id(group))
+            for name, subcommand in dict(group.commands).items():
+                if not (isinstance(name, str) and isinstance(subcommand, click.Command)):
+                    raise PluginError(f"{where} has {name!r}, which is not a click command")
+                todo.append(subcommand)
     return command

@@ -13,6 +13,7 @@ from metazoo.cli.configured import algorithm_values
 from metazoo.cli.numbers import Number, Numbers
 from metazoo.cli.process import use_float32
 from metazoo.errors import OptionError
+from metazoo.quoting import shell_word
 
 if TYPE_CHECKING:
     from metazoo.base.recipe import Recipe
@@ -89,7 +90,8 @@ def export(
     print_results([{"model": name, "data": blueprint.dataset, **each} for each in card["results"]])
     path = out / f"{name}.json"
     click.echo(
-        f"wrote {name}.json and {name}.safetensors to {out}  (try `metazoo eval {path}`)", err=True
+        f"wrote {name}.json and {name}.safetensors to {out}  (try `metazoo eval {shell_word(path)}`)",
+        err=True,
     )
 
 

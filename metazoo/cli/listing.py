@@ -10,8 +10,7 @@ import click
 from metazoo.cli import echo_json
 from metazoo.cli.commands import plugin_commands, resolve
 from metazoo.cli.tables import mode_text, table, task_text, value_text
-from metazoo.errors import MetazooError
-from metazoo.plugins.entry_points import owner
+from metazoo.errors import MetazooError, first_line
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -35,12 +34,6 @@ def list_(kind: str | None, as_json: bool) -> None:
         for k, items in found.items():
             rows = [(item["name"], item["summary"], item["from"]) for item in items]
             click.echo(table((k, "", "from"), rows) + "\n")
-    broken = {p.owner for p in registry().plugins if p.problem}
-    if broken or registry().clashes():
-        names = f" ({', '.join(sorted(broken))})" if broken else ""
-        click.echo(
-            f"warning: some plugins do not work{names}; `metazoo plugins` says why", err=True
-        )
 
 
 @click.command()
@@ -111,7 +104,7 @@ def _command_plugins() -> list[Plugin]:
     found = []
     for entry_points in plugin_commands().values():
         for entry_point in entry_points:
-            plugin = Plugin(entry_point.name, entry_point.value, *owner(entry_point))
+            plugin = Plugin.of(entry_point)
             try:
                 resolve(entry_points)
                 plugin.provides = {"commands": [entry_point.name]}
@@ -181,10 +174,7 @@ def _kernel_lines(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
-    if kind == "pretrained":
-        summary = _card_summary(entry)
-    else:
-        summary = (entry.value.__doc__ or "").strip().split("\n")[0]
+    summary = _card_summary(entry) if kind == "pretrained" else entry.summary
     return {"name": entry.name, "summary": summary, "from": entry.plugin.owner}
 
 
@@ -196,7 +186,7 @@ def _card_summary(entry: Entry[Any]) -> str:
         result = card["results"][0]
         summary = value_text(result)
     except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
-        return f"unusable card: {error}"
+        return f"unusable card: {first_line(error)}"
     # Cards of other tools may say less.
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         where = f"{card['dataset']}, " if "dataset" in card else ""

@@ -12,6 +12,7 @@ import click
 from metazoo.cli import echo_json
 from metazoo.cli.configured import algorithm_values
 from metazoo.cli.process import use_float32
+from metazoo.quoting import printable
 
 
 @click.command()
@@ -95,7 +96,8 @@ def _print(
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(("file", "label", "probability"))
-        writer.writerows((file, label, f"{row.max():.4f}") for file, label, row in answers)
+        for file, label, row in answers:
+            writer.writerow((printable(file), printable(label), f"{row.max():.4f}"))
     else:
         from metazoo.cli.tables import table
 

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from metazoo.quoting import printable
 from metazoo.training.loop import Watcher
 
 
@@ -36,7 +37,7 @@ def training_progress(how: str, title: str, chance: float | None) -> Iterator[Wa
     if how == "none":
         yield Watcher()
     elif how == "lines":
-        yield Lines(Console(stderr=True, highlight=False, soft_wrap=True), title, chance)
+        yield Lines(_console(soft_wrap=True), title, chance)
     else:
         columns = (
             TextColumn("{task.description}"),
@@ -47,7 +48,7 @@ def training_progress(how: str, title: str, chance: float | None) -> Iterator[Wa
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        console = Console(stderr=True, highlight=False)
+        console = _console()
         with Progress(*columns, console=console) as progress:
             yield Bar(progress, console, title, chance)
 
@@ -59,16 +60,21 @@ def measurement_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, highlight=False)
+    console = _console()
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(title, total=None)
+        bar = progress.add_task(printable(title), total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _console(*, soft_wrap: bool = False) -> Console:
+    """Return a console on stderr to which a name with brackets in it is a name."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap)
 
 
 class Lines(Watcher):
@@ -80,7 +86,7 @@ class Lines(Watcher):
         self.losses: list[float] = []
         self.steps = self.done = 0
         against = f", chance {chance:.1%}" if chance is not None else ""
-        console.print(f"training {title}{against}")
+        console.print(f"training {printable(title)}{against}")
 
     def step(self, step: int, steps: int, loss: float) -> None:
         if self.first < 0:  # a resumed run does not begin at step 1

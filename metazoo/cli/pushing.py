@@ -15,6 +15,7 @@ import click
 from metazoo.cli import echo_json
 from metazoo.cli.tables import mode_text, task_text, value_text
 from metazoo.errors import CheckpointError, OptionError
+from metazoo.quoting import shell_word
 
 # Licences that the Hub knows by these identifiers; any other is "other" there, with its name.
 LICENCES = frozenset(
@@ -82,7 +83,7 @@ def _read_model(model: str) -> tuple[dict[str, Any], bytes]:
     if path.is_dir():
         raise OptionError(
             f"{path} is a folder, not a card",
-            f"`metazoo export {path} --name ALGORITHM.TAG --out DIR` makes a card",
+            f"`metazoo export {shell_word(path)} --name ALGORITHM.TAG --out DIR` makes a card",
         )
     if not path.exists():
         raise CheckpointError(

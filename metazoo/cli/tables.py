@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from metazoo.quoting import printable
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows under a header, with columns aligned."""
-    lines = [header, *rows]
+    """Return rows under a header, with columns aligned; no cell can look like another row."""
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines

@@ -16,6 +16,7 @@ from metazoo.cli import echo_json
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.process import keep_freed_memory, use_float32
 from metazoo.errors import Interrupted, MetazooError, OptionError, PluginError
+from metazoo.quoting import printable, shell_word
 
 if TYPE_CHECKING:
     from metazoo.base.dataset import Dataset
@@ -167,7 +168,7 @@ def _find_algorithm(arguments: Sequence[str]) -> str | None:
 def _not_with_resume(run: str, given: str) -> OptionError:
     return OptionError(
         f"--resume continues with the options the run began with; {given} cannot be given",
-        f"`metazoo train --resume {run}`",
+        f"`metazoo train --resume {shell_word(run)}`",
     )
 
 
@@ -253,7 +254,7 @@ def _run(
                 _save_curve(blueprint, folder)
         if isinstance(stop, MetazooError):
             raise
-        hint = f"`metazoo train --resume {folder}` continues from the last checkpoint"
+        hint = f"`metazoo train --resume {shell_word(folder)}` continues from the last checkpoint"
         raise Interrupted("interrupted", hint) from None
     if first:
         _save_curve(blueprint, folder)
@@ -293,7 +294,10 @@ def _report(
             "more --steps",
             err=True,
         )
-    click.echo(f"run folder: {folder}  (`metazoo eval {folder}` evaluates it again)", err=True)
+    click.echo(
+        f"run folder: {printable(str(folder))}  (`metazoo eval {shell_word(folder)}` evaluates it again)",
+        err=True,
+    )
 
 
 def _plot(folder: Path, chance: float | None) -> None:

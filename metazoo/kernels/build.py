@@ -32,6 +32,7 @@ from metazoo.kernels.toolchain import (
     find_ninja,
     find_toolkit,
 )
+from metazoo.kernels.trust import check_folder
 from metazoo.version import VERSION
 
 Kind = Literal["cuda", "emulated"]
@@ -113,12 +114,11 @@ def build(
     place /= _key(kind, csrc, archs, strict, extra_flags)
     library = place / f"_{kind}{sysconfig.get_config_var('EXT_SUFFIX')}"
     try:
+        for made in (*reversed(place.parents), place):
+            made.mkdir(exist_ok=True, mode=0o700)
+        check_folder(place, whole_path=folder is None)
         if _is_complete(library) and not again:
-            _refuse_strangers(place)
             return library
-        for made in (place.parent, place):
-            made.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _refuse_strangers(place)
         with locked(place, wait=True):
             if again or not _is_complete(library):
                 version = cuda or cuda_of_torch() or ""
@@ -310,6 +310,7 @@ def _error_lines(log: str) -> str:
 
 def _keep(built: Path, library: Path) -> None:
     """Move a library to its place, then write its checksum, which marks it as complete."""
+    built.chmod(0o755)  # a umask may let a group write
     checksum = hashlib.sha256(built.read_bytes()).hexdigest()
     _checksum_of(library).unlink(missing_ok=True)
     os.replace(built, library)
@@ -321,25 +322,13 @@ def _checksum_of(library: Path) -> Path:
 
 
 def _is_complete(library: Path) -> bool:
-    # Loading a truncated library can kill the process.
+    # Loading a truncated library can kill the process. The checksum is against that; against other
+    # users it is no help, as it lies beside the library: `trust` is.
     try:
         checksum = _checksum_of(library).read_text(encoding="utf-8")
         return read_verified(library, checksum) is not None
     except (OSError, ValueError):
         return False
-
-
-def _refuse_strangers(place: Path) -> None:
-    """Raise KernelBuildError if another user can write to a folder from which code is loaded."""
-    if not hasattr(os, "geteuid"):
-        return
-    for path in (place.parent, place, *place.glob("*.so")):
-        found = path.stat()
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
-            raise KernelBuildError(
-                f"others may write to {path}",
-                "set METAZOO_CACHE to a folder of your own, or `chmod o-w` it",
-            )
 
 
 def _sweep(place: Path) -> None:

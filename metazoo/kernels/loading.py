@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -21,6 +22,7 @@ import torch
 from metazoo.errors import OptionError, did_you_mean, first_line
 from metazoo.kernels.build import build, find_sources, is_of
 from metazoo.kernels.toolchain import KernelBuildError, architectures
+from metazoo.kernels.trust import check_owner
 
 Mode = Literal["auto", "off", "emulated"]
 
@@ -171,14 +173,20 @@ def _prebuilt() -> ModuleType:
 
 
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"metazoo.kernels.{path.name.partition('.')[0]}", path
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    sys.modules[found.__name__] = found
+    """Import a library that no other user could have written. Raises KernelBuildError, ImportError."""
+    name = f"metazoo.kernels.{path.name.partition('.')[0]}"
+    with path.open("rb") as file:
+        check_owner(path, os.fstat(file.fileno()))
+        # What was checked is what is loaded, even if the path leads elsewhere by now.
+        opened = f"/proc/self/fd/{file.fileno()}"
+        origin = opened if os.path.exists(opened) else str(path)
+        loader = importlib.machinery.ExtensionFileLoader(name, origin)
+        spec = importlib.util.spec_from_file_location(name, origin, loader=loader)
+        assert spec is not None
+        found = importlib.util.module_from_spec(spec)
+        loader.exec_module(found)
+    found.__file__ = str(path)
+    sys.modules[name] = found
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 
-from metazoo.plugins.entry_points import COMMANDS, entry_points, owner
+from metazoo.plugins.entry_points import COMMANDS, entry_points
 from metazoo.plugins.registry import Plugin, registry
 
 
@@ -54,7 +54,7 @@ def _loaded() -> list[Plugin]:
     The others run nothing, and their entry points may name any module.
     """
     plugins = [plugin for plugin in registry().plugins if plugin.provides or not plugin.problem]
-    commands = [Plugin(each.name, each.value, *owner(each)) for each in entry_points(COMMANDS)]
+    commands = [Plugin.of(each) for each in entry_points(COMMANDS)]
     return plugins + [command for command in commands if _module(command) in sys.modules]
 
 

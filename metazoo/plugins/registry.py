@@ -7,11 +7,9 @@ provided is told the cause.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -22,16 +20,20 @@ import pluggy
 from metazoo.base.algorithm import Algorithm
 from metazoo.base.backbone import Backbone
 from metazoo.base.dataset import Dataset
-from metazoo.errors import MetazooError, PluginError, UnknownNameError, did_you_mean, first_line
+from metazoo.errors import PluginError, UnknownNameError, did_you_mean, first_line
 from metazoo.plugins import checks, hookspecs
-from metazoo.plugins.entry_points import PLUGINS, entry_points, load, owner
+from metazoo.plugins.containment import contained
+from metazoo.plugins.entry_points import PLUGINS, check_name, entry_points, load, owner
 from metazoo.plugins.marker import PROJECT
+from metazoo.quoting import shell_word
 
 HOOKS = {
     name: spec
     for name, spec in inspect.getmembers(hookspecs, inspect.isfunction)
     if name.startswith("register_")
 }
+LONGEST = 500  # characters of a text by a plugin's author that are shown
+Check = Callable[[str, Any], checks.Checked]
 T = TypeVar("T")
 
 
@@ -53,6 +55,13 @@ class Plugin:
     provides: dict[str, list[str]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, entry_point: EntryPoint) -> Plugin:
+        """Return the plugin that an entry point declares."""
+        named = entry_point.name, entry_point.value, *owner(entry_point)
+        name, target, distribution, version = (text[:LONGEST] for text in named)
+        return cls(name, target, distribution, version)
+
     @property
     def owner(self) -> str:
         """The distribution and its version."""
@@ -61,15 +70,16 @@ class Plugin:
     def fail(self, problem: str, hint: str | None = None) -> None:
         """Record why the plugin does not work, unless a cause is recorded already."""
         if self.problem is None:
-            self.problem, self.hint = " ".join(problem.split()), hint
+            self.problem, self.hint = " ".join(problem.split())[:LONGEST], hint
 
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered value, its name, and the plugin that it comes from."""
+    """A registered value, its name, a line about it, and the plugin that it comes from."""
 
     name: str
     value: T
+    summary: str
     plugin: Plugin
 
 
@@ -84,10 +94,14 @@ class Registry:
         self.plugins: list[Plugin] = []
         self._live: list[tuple[Plugin, object, pluggy.PluginManager]] = []
         for entry_point in entry_points(PLUGINS):
-            plugin = Plugin(entry_point.name, entry_point.value, *owner(entry_point))
+            plugin = Plugin.of(entry_point)
             self.plugins.append(plugin)
-            if (module := self._load(plugin, entry_point)) is not None:
-                self._register(plugin, module)
+            try:
+                module = load(entry_point)
+                with contained():  # looking at an object may run code of its class
+                    self._register(plugin, module)
+            except PluginError as error:
+                plugin.fail(error.message, error.hint)
         self._kinds = {
             "algorithm": self._collect("register_algorithms", checks.check_algorithm),
             "backbone": self._collect("register_backbones", checks.check_backbone),
@@ -136,57 +150,37 @@ class Registry:
             if len(entries) > 1
         ]
 
-    def _load(self, plugin: Plugin, entry_point: EntryPoint) -> object | None:
-        """Import a plugin's module; on failure record the problem and return None."""
-        try:
-            module = load(entry_point)
-        except PluginError as error:
-            plugin.fail(error.message, error.hint)
-            return None
+    def _register(self, plugin: Plugin, module: object) -> None:
+        """Keep a plugin's module with its hooks. Raises PluginError if it is not usable."""
         if isinstance(module, type):
-            plugin.fail(
+            raise PluginError(
                 f"its entry point names the class {plugin.target}",
                 "name the module, and return the class from its hook register_algorithms",
             )
-            return None
         if any(module is other for _, other, _ in self._live):
-            plugin.fail(f"{plugin.target} is already registered by another entry point")
-            return None
-        return module
-
-    def _register(self, plugin: Plugin, module: object) -> None:
+            raise PluginError(f"{plugin.target} is already registered by another entry point")
         # With a manager each, every result has one owner and plugins cannot interfere.
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(hookspecs)
         try:
             manager.register(module)
         except Exception as error:  # pluggy reads every attribute of the module; any may raise
-            return plugin.fail(_signature_problem(module, error))
-        callers = manager.get_hookcallers(module) or []
-        if not callers:
-            return plugin.fail("it implements no hook", "mark its hooks with @metazoo.hookimpl")
-        for caller in callers:
-            optional = all(impl.optionalhook for impl in caller.get_hookimpls())
-            if not caller.has_spec() and not optional:
-                return plugin.fail(
-                    f"it implements the hook {caller.name}, which does not exist",
-                    (
-                        did_you_mean(caller.name, HOOKS)
-                        or "is the plugin made for another version of metazoo? "
-                    )
-                    + f"the hooks are {', '.join(HOOKS)}",
-                )
+            raise PluginError(_signature_problem(module, error)) from error
+        _check_hooks(manager, module)
         self._live.append((plugin, module, manager))
 
-    def _collect(self, hook: str, check: Callable[[str, Any], None]) -> dict[str, list[Entry[Any]]]:
+    def _collect(self, hook: str, check: Check) -> dict[str, list[Entry[Any]]]:
         found: dict[str, list[Entry[Any]]] = {}
         for plugin, _, manager in self._live:
-            for result in _call(plugin, manager, hook):
-                if isinstance(result, Mapping) and all(isinstance(name, str) for name in result):
-                    _keep(found, plugin, hook, result, check)
-                else:
-                    kind = "None" if result is None else type(result).__name__
-                    plugin.fail(f"its hook {hook} returned {kind}, not a dictionary of names")
+            try:
+                offered = _call(manager, hook)
+            except PluginError as error:
+                plugin.fail(error.message, error.hint)
+                continue
+            for name, value in offered:
+                if (entry := _checked(plugin, hook, name, value, check)) is not None:
+                    found.setdefault(name, []).append(entry)
+                    plugin.provides.setdefault(hook.removeprefix("register_"), []).append(name)
         return found
 
     def _list(self, kind: str) -> list[Entry[Any]]:
@@ -201,7 +195,7 @@ class Registry:
             owners = " and ".join(entry.plugin.owner for entry in entries)
             raise PluginError(
                 f"{kind} '{name}' is claimed by {owners}",
-                f"`pip uninstall {entries[-1].plugin.distribution}`, "
+                f"`pip uninstall {shell_word(entries[-1].plugin.distribution)}`, "
                 "or ask its author for another name",
             )
         for plugin in self.plugins:
@@ -210,7 +204,8 @@ class Registry:
                     f"{kind} '{name}' is unavailable: plugin {plugin.owner} failed to load\n"
                     f"  {plugin.problem}",
                     (f"{plugin.hint}, or " if plugin.hint else "")
-                    + f"`pip uninstall {plugin.distribution}`; `metazoo plugins` lists all plugins",
+                    + f"`pip uninstall {shell_word(plugin.distribution)}`; "
+                    "`metazoo plugins` lists all plugins",
                 )
         hint = f"{did_you_mean(name, self._kinds[kind])}`metazoo list` shows every {kind}"
         if any(plugin.problem for plugin in self.plugins):
@@ -224,42 +219,47 @@ def registry() -> Registry:
     return Registry()
 
 
-def _call(plugin: Plugin, manager: pluggy.PluginManager, hook: str) -> list[Any]:
+def _check_hooks(manager: pluggy.PluginManager, module: object) -> None:
+    """Raise PluginError unless a module implements hooks, all of which exist."""
+    callers = manager.get_hookcallers(module) or []
+    if not callers:
+        raise PluginError("it implements no hook", "mark its hooks with @metazoo.hookimpl")
+    for caller in callers:
+        optional = all(impl.optionalhook for impl in caller.get_hookimpls())
+        if not caller.has_spec() and not optional:
+            guess = did_you_mean(caller.name, HOOKS)
+            raise PluginError(
+                f"it implements the hook {caller.name}, which does not exist",
+                (guess or "is the plugin made for another version of metazoo? ")
+                + f"the hooks are {', '.join(HOOKS)}",
+            )
+
+
+def _call(manager: pluggy.PluginManager, hook: str) -> list[tuple[str, Any]]:
+    """Return the names and values that a plugin's hook offers. Raises PluginError."""
     caller = getattr(manager.hook, hook)
     if not caller.get_hookimpls():
         return []
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return caller() or [None]  # pluggy drops results that are None
-    except (Exception, SystemExit) as error:  # a hook may raise anything
-        plugin.fail(f"its hook {hook} raised {type(error).__name__}: {first_line(error)}")
-        return []
+        with contained():
+            results = caller() or [None]  # pluggy drops results that are None
+    except PluginError as error:
+        raise PluginError(f"its hook {hook} raised {error.message}", error.hint) from error
+    with contained():
+        return [item for result in results for item in checks.read_names(hook, result)]
 
 
-def _keep(
-    found: dict[str, list[Entry[Any]]],
-    plugin: Plugin,
-    hook: str,
-    result: Mapping[str, Any],
-    check: Callable[[str, Any], None],
-) -> None:
-    for name, value in result.items():
-        try:
-            check(name, value)
-        except Exception as error:  # a property of a plugin's class may raise anything
-            cause = (
-                error.message
-                if isinstance(error, MetazooError)
-                else f"{type(error).__name__}: {error}"
-            )
-            plugin.fail(
-                f"its hook {hook} offers '{name}', which cannot be used: {cause}",
-                getattr(error, "hint", None),
-            )
-            plugin.refused.append(name)
-        else:
-            found.setdefault(name, []).append(Entry(name, value, plugin))
-            plugin.provides.setdefault(hook.removeprefix("register_"), []).append(name)
+def _checked(plugin: Plugin, hook: str, name: str, value: Any, check: Check) -> Entry[Any] | None:
+    """Return the entry for a value that a hook offers; record why if it cannot be used."""
+    try:
+        check_name(name)
+        with contained():
+            return Entry(name, *check(name, value), plugin)
+    except PluginError as error:
+        what = f"its hook {hook} offers {name[:100]!r}, which cannot be used"
+        plugin.fail(f"{what}: {error.message}", error.hint)
+        plugin.refused.append(name)
+        return None
 
 
 def _signature_problem(module: object, error: Exception) -> str:

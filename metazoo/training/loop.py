@@ -30,6 +30,7 @@ from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score
 from metazoo.io.files import write_json
 from metazoo.nn.augmentation import augmented
+from metazoo.quoting import shell_word
 from metazoo.tasks.episode import TaskSource
 from metazoo.tasks.random import random_words
 from metazoo.tasks.sampler import BatchSampler
@@ -169,7 +170,7 @@ def _train(run: _Run) -> None:
                 raise Interrupted(
                     f"stopped at step {state.step} of {recipe.steps}; "
                     f"everything is saved in {run.folder}",
-                    f"`metazoo train --resume {run.folder}` goes on",
+                    f"`metazoo train --resume {shell_word(run.folder)}` goes on",
                 )
 
 

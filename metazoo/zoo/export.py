@@ -18,6 +18,7 @@ from metazoo.evaluation.protocol import Protocol
 from metazoo.io.files import read_verified, write_atomically, write_json
 from metazoo.options import Option, as_dict, read
 from metazoo.plugins.registry import registry
+from metazoo.quoting import shell_word
 from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.card import read_card
@@ -58,7 +59,8 @@ def export(
     blueprint = run_folder.read_blueprint(run)
     if not (run / run_folder.RESULT).exists():
         raise CheckpointError(
-            f"the run in {run} is not finished", f"`metazoo train --resume {run}` goes on with it"
+            f"the run in {run} is not finished",
+            f"`metazoo train --resume {shell_word(run)}` goes on with it",
         )
     source, result = find(run), run_folder.read_result(run)
     check_free(out, name, source.sha256, "choose another --name or --out")

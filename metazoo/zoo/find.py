@@ -14,6 +14,7 @@ from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.errors import CheckpointError, MetazooError, OptionError, UnknownNameError
 from metazoo.io.files import read_verified
 from metazoo.plugins.registry import registry
+from metazoo.quoting import shell_word, without_credentials
 from metazoo.zoo import remote, run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.card import REINSTALL, read_card
@@ -97,7 +98,7 @@ def find(name: str | os.PathLike[str]) -> Source:
     one that its card describes.
     """
     if remote.is_address(str(name)):
-        return _from_file(str(name), *remote.find(str(name)))
+        return _from_file(without_credentials(str(name)), *remote.find(str(name)))
     path = Path(name)
     if path.is_dir():
         return _from_run(str(name), path)
@@ -164,5 +165,5 @@ def _from_run(name: str, folder: Path) -> Source:
         )
     raise CheckpointError(
         f"the run in {folder} has no model yet: it stopped before its first validation",
-        f"`metazoo train --resume {folder}` goes on with it",
+        f"`metazoo train --resume {shell_word(folder)}` goes on with it",
     )

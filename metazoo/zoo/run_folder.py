@@ -22,6 +22,7 @@ from typing import Any
 
 from metazoo.errors import CheckpointError, OptionError
 from metazoo.io.files import locked, read_json, write_atomically, write_json
+from metazoo.quoting import shell_word
 from metazoo.zoo.blueprint import Blueprint
 
 CONFIG = "config.json"
@@ -47,7 +48,9 @@ def create(folder: Path, blueprint: Blueprint) -> None:
         write_json(folder / CONFIG, blueprint.as_dict())
     except FileExistsError:
         is_run = (folder / CONFIG).exists()
-        resume = f"`metazoo train --resume {folder}` continues it; or " if is_run else ""
+        resume = (
+            f"`metazoo train --resume {shell_word(folder)}` continues it; or " if is_run else ""
+        )
         raise OptionError(f"{folder} exists already", f"{resume}choose another --out") from None
     except OSError as error:
         raise _cannot_create(folder, error) from error
@@ -80,7 +83,7 @@ def read_blueprint(folder: Path) -> Blueprint:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Return the test result of the finished run in a folder; raise CheckpointError if damaged."""
-    hint = f"delete it: `metazoo train --resume {folder}` makes it again from the last checkpoint"
+    hint = f"delete it: `metazoo train --resume {shell_word(folder)}` makes it again from the last checkpoint"
     result = read_json(folder / RESULT, hint)
     numbers = ("mean", "interval", "tasks", "shots", "best_step", "steps", "seconds")
     texts = ("metric", "machine", "metazoo")

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from metazoo.base.algorithm import Algorithm
 from metazoo.errors import CheckpointError, OptionError
 from metazoo.io.files import write_atomically
+from metazoo.quoting import shell_word
 from metazoo.version import VERSION
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.overrides import check_overrides
@@ -132,7 +133,7 @@ def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: An
             raise
         raise CheckpointError(
             f"{where} was made by metazoo {blueprint.metazoo}, this is {VERSION}: {error.message}",
-            f"`pip install metazoo=={blueprint.metazoo}`, or train the model again",
+            f"`pip install {shell_word(f'metazoo=={blueprint.metazoo}')}`, or train the model again",
         ) from error
     except (
         RuntimeError,

@@ -20,6 +20,7 @@ from distributions import copy_sources
 from once import once
 
 from metazoo.errors import MetazooError
+from metazoo.kernels import loading
 from metazoo.kernels.build import build, find_sources, is_of
 from metazoo.kernels.toolchain import KernelBuildError, architectures, code_generation, find_toolkit
 
@@ -158,6 +159,25 @@ def test_what_others_could_have_written_is_not_run(csrc, tmp_path):
         with pytest.raises(KernelBuildError, match="others may write"):
             build("emulated", csrc=csrc, folder=tmp_path / "out")
         path.chmod(mode)
+
+
+def test_a_build_makes_what_only_its_owner_may_write(csrc, tmp_path, monkeypatch):
+    monkeypatch.setenv("METAZOO_CACHE", str(tmp_path / "a" / "b"))
+    before = os.umask(0)
+    try:
+        built = build("emulated", csrc=csrc)
+    finally:
+        os.umask(before)
+    assert built.stat().st_mode & 0o777 == 0o755
+    for folder in built.parents[:4]:
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert build("emulated", csrc=csrc) == built
+    found = loading._import(built)
+    monkeypatch.delitem(sys.modules, "metazoo.kernels._emulated")
+    assert found.__file__ == str(built)
+    built.chmod(0o777)
+    with pytest.raises(KernelBuildError, match="others may write"):
+        loading._import(built)
 
 
 def test_warnings_are_errors_for_ci_alone(csrc, tmp_path):

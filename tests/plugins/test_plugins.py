@@ -167,7 +167,7 @@ CASES = {
             FROZEN
             + "    alpha: float = 0.1\n    def __post_init__(self): raise TypeError('two\\nlines')"
         ),
-        "TypeError: two lines",
+        "cannot be used: TypeError: two",
     ),
     "wrong-recipe": Broken(
         ALGORITHM + "    recipe = {'epochs': 3}\n" + REGISTERED,
@@ -179,7 +179,7 @@ CASES = {
     ),
     "no-recipe": Broken(
         ALGORITHM + "    recipe = None\n" + REGISTERED,
-        "offers 'NAME', which cannot be used: TypeError",
+        "offers 'NAME', which cannot be used: its recipe is None, not a dictionary",
     ),
     "nowhere-module": Broken(
         "",
