@@ -89,7 +89,7 @@ class FewShotClassifier:
         self.classes_, self._support = classes, support
         self._labels = torch.tensor([indices[label] for label in labels], device=self.device)
         self._warn_of_unequal_shots()
-        self._warn_of_looks(support, "labelled examples")
+        self._look = self._warn_of_looks(support, "labelled examples")
         return self
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class FewShotClassifier:
         queries = self._read(X)
         if not len(queries):
             return np.zeros((0, len(self.classes_)), np.float32)
-        self._warn_of_looks(queries, "queries")
+        self._warn_of_looks(queries, "queries", self._look)
         self._warn_of_transduction(len(queries))
         size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
         support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
@@ -133,22 +133,30 @@ class FewShotClassifier:
                 text = "its answer to a single query may be no better than guessing"
             _warn(f"'{self.name}' is transductive: {text}")
 
-    def _warn_of_looks(self, pictures: Tensor, what: str) -> None:
-        """Warn if pictures do not look like those that the model learned, or that it was fitted to."""
+    def _warn_of_looks(self, pictures: Tensor, what: str, told: Look | None = None) -> Look | None:
+        """Warn if pictures do not look like those that the model learned, or that it was fitted to.
+
+        Returns what drawings look like instead. The user was told of `told` already.
+        """
         if not self.input_format:
-            return
-        swap = f"to swap dark and light, set invert={not self.input_format['invert']}"
+            return None
         if not _learned_drawings(self.blueprint.dataset):
             if opposite(self._support, pictures):
-                _warn(f"the {what} swap dark and light of the labelled examples; {swap} for them")
-            return
+                _warn(f"dark and light seem swapped between the labelled examples and the {what}")
+            return None
         look = unlike_drawings(pictures)
-        if look is not None:
-            hint = swap if look is Look.LIGHT_GROUND else "use a model trained on such pictures"
-            _warn(
-                f"many {what} are {look.value}, and '{self.name}' learned drawings, light on dark: "
-                f"the answers may be no better than guessing; {hint}"
-            )
+        if look in (None, told):
+            return look
+        seen, hint = look.value, "use a model trained on such pictures"
+        if look is Look.LIGHT_GROUND:
+            inverts = self.input_format["invert"]
+            seen += " once inverted" if inverts else ""
+            hint = f"for image files, set invert={not inverts} (--{'no-' * inverts}invert)"
+        _warn(
+            f"many {what} are {seen}, and '{self.name}' learned drawings, light on dark: "
+            f"the answers may be no better than guessing; {hint}"
+        )
+        return look
 
     def _read(self, X: Any) -> Tensor:
         """Return examples as floats (N, *) on the device, or raise DataError."""

@@ -65,14 +65,14 @@ def test_grey_paper_is_a_ground() -> None:
         (
             [ImageOps.invert(x) for x in DRAWINGS],
             DRAWINGS,
-            ["many labelled examples are dark on light, .* set invert=False"],
+            ["many labelled examples are dark on light once inverted, .* set invert=False"],
         ),
         (DRAWINGS, [ImageOps.invert(DRAWINGS[0])], ["many queries are dark on light"]),
         (DRAWINGS, PHOTOS[:1], ["many queries are full of tones"]),
         (
             PHOTOS,
             PHOTOS,
-            ["many labelled examples are full of tones, as photos are", "many queries are full of"],
+            ["many labelled examples are full of tones, as photos are, .* use a model trained on"],
         ),
     ],
 )
