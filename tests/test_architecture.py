@@ -179,6 +179,31 @@ def test_functions_are_short(module: str) -> None:
             assert lines <= 40, f"{module}.{node.name} has {lines} lines"
 
 
+def sources() -> Iterator[tuple[str, str]]:
+    """Yield the Python of everything but the tests: files, and blocks in the docs."""
+    for folder in ("metazoo", "benchmarks", "docs", "plugins"):
+        for path in (ROOT / folder).rglob("*.py"):
+            yield str(path), path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("plugins/*/*.md")):
+        for block in re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.M | re.S):
+            yield str(path), block
+
+
+def test_nothing_reads_a_pickle_or_runs_a_text() -> None:
+    modules = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    calls = {"eval", "exec", "os.system", "torch.load", "torch.save", "torch.jit.load"}
+    for path, text in sources():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & modules, f"{path}: {ast.unparse(node)}"
+            elif isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in calls, f"{path}: {ast.unparse(node)}"
+                # numpy's allow_pickle, subprocess's shell
+                flags = {word.arg for word in node.keywords if ast.unparse(word.value) == "True"}
+                assert not flags & {"allow_pickle", "shell"}, f"{path}: {ast.unparse(node)}"
+
+
 def test_the_formatter_formats_everything() -> None:
     folders = ("metazoo", "tests", "benchmarks", "docs", "plugins")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

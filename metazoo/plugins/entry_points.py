@@ -14,8 +14,9 @@ from metazoo.quoting import shell_word
 
 PLUGINS = "metazoo"
 COMMANDS = "metazoo.commands"
+LONGEST_NAME = 100
 # Names become parts of paths, words of commands and cells of tables.
-_NAME = re.compile(r"[^\W_][\w.+@:-]{0,99}")
+_NAME = re.compile(r"[^\W_][\w.+@:-]*")
 
 
 def entry_points(group: str) -> list[EntryPoint]:
@@ -31,14 +32,15 @@ def owner(entry_point: EntryPoint) -> tuple[str, str]:
     """Return the name and the version of the distribution that an entry point comes from."""
     try:
         metadata = entry_point.dist.metadata  # type: ignore[union-attr]
-        return metadata["Name"] or "unknown", metadata["Version"] or "unknown"
+        name, version = metadata["Name"] or "unknown", metadata["Version"] or "unknown"
+        return name[:LONGEST_NAME], version[:LONGEST_NAME]
     except Exception:  # its metadata are missing or damaged
         return "unknown", "unknown"
 
 
 def is_name(name: str) -> bool:
     """Return whether metazoo accepts a name from a plugin."""
-    return _NAME.fullmatch(name) is not None
+    return len(name) <= LONGEST_NAME and _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str) -> None:
@@ -46,7 +48,7 @@ def check_name(name: str) -> None:
     if not is_name(name):
         raise PluginError(
             f"{reprlib.repr(name)} cannot be a name",
-            "a name has up to 100 letters, digits and . _ + @ : -, and begins with a letter or digit",
+            f"a name has up to {LONGEST_NAME} letters, digits and . _ + @ : -, and begins with a letter or digit",
         )
 
 

@@ -23,7 +23,14 @@ from metazoo.base.dataset import Dataset
 from metazoo.errors import PluginError, UnknownNameError, did_you_mean, first_line
 from metazoo.plugins import checks, hookspecs
 from metazoo.plugins.containment import contained
-from metazoo.plugins.entry_points import PLUGINS, check_name, entry_points, load, owner
+from metazoo.plugins.entry_points import (
+    LONGEST_NAME,
+    PLUGINS,
+    check_name,
+    entry_points,
+    load,
+    owner,
+)
 from metazoo.plugins.marker import PROJECT
 from metazoo.quoting import shell_word
 
@@ -32,7 +39,7 @@ HOOKS = {
     for name, spec in inspect.getmembers(hookspecs, inspect.isfunction)
     if name.startswith("register_")
 }
-LONGEST = 500  # characters of a text by a plugin's author that are shown
+LONGEST_PROBLEM = 500  # characters; an exception may say any number
 Check = Callable[[str, Any], checks.Checked]
 T = TypeVar("T")
 
@@ -58,9 +65,7 @@ class Plugin:
     @classmethod
     def of(cls, entry_point: EntryPoint) -> Plugin:
         """Return the plugin that an entry point declares."""
-        named = entry_point.name, entry_point.value, *owner(entry_point)
-        name, target, distribution, version = (text[:LONGEST] for text in named)
-        return cls(name, target, distribution, version)
+        return cls(entry_point.name[:LONGEST_NAME], entry_point.value, *owner(entry_point))
 
     @property
     def owner(self) -> str:
@@ -70,7 +75,7 @@ class Plugin:
     def fail(self, problem: str, hint: str | None = None) -> None:
         """Record why the plugin does not work, unless a cause is recorded already."""
         if self.problem is None:
-            self.problem, self.hint = " ".join(problem.split())[:LONGEST], hint
+            self.problem, self.hint = " ".join(problem.split())[:LONGEST_PROBLEM], hint
 
 
 @dataclass(frozen=True)
@@ -256,7 +261,7 @@ def _checked(plugin: Plugin, hook: str, name: str, value: Any, check: Check) -> 
         with contained():
             return Entry(name, *check(name, value), plugin)
     except PluginError as error:
-        what = f"its hook {hook} offers {name[:100]!r}, which cannot be used"
+        what = f"its hook {hook} offers {name[:LONGEST_NAME]!r}, which cannot be used"
         plugin.fail(f"{what}: {error.message}", error.hint)
         plugin.refused.append(name)
         return None
