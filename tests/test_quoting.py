@@ -61,8 +61,8 @@ def test_credentials_are_left_out(text: str, shown: str) -> None:
     assert "secret" not in f"{error} {error!r}"
 
 
-def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
+def test_a_password_in_an_address_is_not_shown() -> None:
     with pytest.raises(MetazooError) as caught:
         metazoo.load("https://me:secret@localhost:1/protonet.x.json")
-    assert "a user name or password in an address is not supported" in caught.value.message
+    assert "https://localhost:1/protonet.x.json" in caught.value.message
     assert "secret" not in str(caught.value)
