@@ -4,3 +4,9 @@
 a random generator, an empty folder, and a limit of memory and time. The outcome is an answer, one
 `MetazooError`, or a fault.
 """
+
+import sys
+from pathlib import Path
+
+# What the tests share is imported by its bare name, as in the tests.
+sys.path.insert(1, str(Path(__file__).parents[1]))

@@ -13,32 +13,43 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 # Before torch is imported: the networks are tiny, and the processes share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from metazoo.io.files import write_json
 from metazoo.provenance import commit, machine
 
-from . import inputs, pictures, plugins, readers, runner, table
+from . import (
+    disk,
+    endurance,
+    inputs,
+    kills,
+    learners,
+    meaning,
+    pictures,
+    plugins,
+    readers,
+    runner,
+    server,
+    table,
+)
 from .material import Material, make
 from .subject import Subject
 
-MODULES = (readers, pictures, inputs, plugins)
-
-
-def subjects(material: Material) -> list[Subject]:
-    """Return all subjects, in the order of the table."""
-    return [subject for module in MODULES for subject in module.subjects(material)]
+MODULES = (readers, pictures, inputs, meaning, server, kills, disk, plugins, learners, endurance)
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything that is random")
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="this subject; may be repeated"
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="this subject, or all of this module; may be repeated",
     )
     parser.add_argument("--case", type=int, help="only this case of it")
     parser.add_argument("--cases", type=int, help="so many cases of each subject")
@@ -47,16 +58,21 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the table and all faults to FILE"
     )
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table into this page")
     return parser.parse_args(words)
 
 
-def chosen(material: Material, options: argparse.Namespace) -> list[Subject]:
-    """Return the subjects that were asked for."""
-    known = {subject.name: subject for subject in subjects(material)}
-    if unknown := set(options.only or ()) - set(known):
-        raise SystemExit(f"no subject named {min(unknown)}; there are {', '.join(known)}")
-    return [known[name] for name in options.only or known]
+def chosen(material: Material, names: Sequence[str] | None) -> list[Subject]:
+    """Return the subjects of these names, or of the modules of these names, in the order of the table."""
+    modules = {m.__name__.rpartition(".")[2]: m.subjects(material) for m in MODULES}
+    known = {*modules, *(subject.name for found in modules.values() for subject in found)}
+    if unknown := sorted(set(names or ()) - known):
+        raise SystemExit(f"no subject named {unknown[0]}; there are {', '.join(sorted(known))}")
+    return [
+        subject
+        for module, found in modules.items()
+        for subject in found
+        if names is None or {module, subject.name} & set(names)
+    ]
 
 
 def cases(subject: Subject, options: argparse.Namespace) -> Sequence[int]:
@@ -79,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
         ):
             material = make(Path(folder) / "material")
         found = []
-        for subject in chosen(material, options):
+        for subject in chosen(material, options.only):
             outcomes = runner.run(subject, cases(subject, options), options.seed, options.jobs)
             found.append((subject, outcomes))
             print(
@@ -94,19 +110,15 @@ def report(found: list[tuple[Subject, list[runner.Outcome]]], options: argparse.
     """Print the table, write what was asked for, and return the exit status."""
     everything = [outcome for _, outcomes in found for outcome in outcomes]
     rows = [table.row(subject.what, outcomes) for subject, outcomes in found]
-    text = table.markdown([*rows, table.row("**all**", everything)])
-    print(text)
-    about: dict[str, Any] = {
-        "command": " ".join(["python -m tests.soak", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": machine(),
-        "seed": options.seed,
-    }
+    print(table.markdown([*rows, table.row("all", everything)]))
     if options.json:
-        table.write_json(options.json, table.record(found, about))
-    if options.write:
-        table.write_page(options.write, text, about)
+        about = {
+            "command": f'make soak ARGS="--seed {options.seed} --json FILE"',
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "machine": machine(),
+        }
+        write_json(options.json, table.record(found, about))
     return int(any(outcome.kind == "fault" for outcome in everything))
 
 

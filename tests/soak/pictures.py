@@ -16,7 +16,7 @@ from PIL import Image
 from . import mutations
 from .commands import command, read_json
 from .material import Material, picture
-from .subject import Case, Refused, Subject, must
+from .subject import Case, Subject, must
 
 T = TypeVar("T")
 Make = Callable[[np.ndarray], bytes]

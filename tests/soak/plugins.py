@@ -31,7 +31,7 @@ def install(folder: Path, module: str, source: str, entry_points: str | None = N
 def use(folder: Path) -> None:
     """Put a folder of plugins on the path of this process, instead of one before."""
     sys.path[:] = [str(folder), *PATH]
-    for name in [name for name in sys.modules if name.startswith("soak_")]:
+    for name in [name for name in sys.modules if name.startswith(("soak_", "zoo_"))]:
         del sys.modules[name]
     importlib.invalidate_caches()
     registry.cache_clear()
@@ -46,8 +46,8 @@ def register_pretrained(name: str, card: Path) -> None:
     use(install(Path("site").resolve(), "soak_cards", source))
 
 
-def everything_works(material: Material, plugin: str | None) -> dict[str, Any]:
-    """Raise Fault unless the built-in plugins work, and return what metazoo says of a plugin."""
+def everything_works(material: Material) -> list[str]:
+    """Raise Fault unless the built-in plugins work; return the problems of the others."""
     told = answer("plugins")["plugins"]
     problems = [one for one in told if one["distribution"] == "metazoo" and one["problem"]]
     must(not problems, f"built-in plugins fail: {problems}")
@@ -59,25 +59,26 @@ def everything_works(material: Material, plugin: str | None) -> dict[str, Any]:
         *("predict", "--model", material.model / f"{NAME}.json", "--device", "cpu"),
         *("--support", material.support, "--query", material.query),
     )
-    return next((one for one in told if one["distribution"] == plugin), {})
+    return [one["problem"] for one in told if one["problem"]]
 
 
-def hostile() -> dict[str, str]:
-    """Return the sources of hostile plugins by name, of the tests of plugins."""
+def hostile() -> Any:
+    """Return the module with hostile plugins, of the tests of plugins."""
     try:
-        return dict(importlib.import_module("tests.plugins.hostile").HOSTILE)
+        return importlib.import_module("hostile")
     except ModuleNotFoundError:
-        return {}
+        return None
 
 
 def subjects(material: Material) -> list[Subject]:
-    sources = hostile()
+    found = hostile()
+    names = sorted(found.HOSTILE) if found else []
 
     def run_hostile(case: Case) -> Any:
-        name = sorted(sources)[case.number % len(sources)]
+        name = names[case.number % len(names)]
         case.note(name)
-        use(install(case.folder / "site", "soak_hostile", sources[name].replace("NAME", "soak")))
-        return everything_works(material, "soak_hostile")
+        use(found.install(case.folder, name))
+        return everything_works(material)
 
     def run_metadata(case: Case) -> Any:
         """Damage what pip wrote of a plugin that is sound."""
@@ -98,10 +99,10 @@ def subjects(material: Material) -> list[Subject]:
         case.note(file)
         path.write_bytes(case.rng.choice(edits)())
         use(folder)
-        return everything_works(material, None)
+        return everything_works(material)
 
-    found = [Subject("metadata", "what pip wrote of a plugin", run_metadata, 300, 10)]
-    if sources:
-        about = "hostile plugins"
-        found.append(Subject("plugins", about, run_hostile, len(sources), len(sources), together=1))
-    return found
+    table = [Subject("metadata", "what pip wrote of a plugin", run_metadata, 300, 10)]
+    if names:
+        count = len(names)
+        table.append(Subject("plugins", "hostile plugins", run_hostile, count, count, together=1))
+    return table

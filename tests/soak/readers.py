@@ -6,7 +6,6 @@ An answer must be that of the sound file, unless the edit is one that the format
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import io

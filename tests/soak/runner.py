@@ -158,7 +158,8 @@ def _work(worker: _Worker, seed: int) -> None:
     with contextlib.suppress(ValueError, OSError):
         limit = _memory("VmSize") + HARD_LIMIT
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with worker.log.open("a", encoding="utf-8", buffering=1) as log, _streams(worker.folder):
+    _redirect(worker.folder)
+    with worker.log.open("a", encoding="utf-8", buffering=1) as log:
         case_folder = worker.folder / "case"
         with _inside(case_folder):
             worker.subject.warm()
@@ -171,29 +172,27 @@ def _work(worker: _Worker, seed: int) -> None:
             log.write(json.dumps(vars(outcome)) + "\n")
 
 
-@contextlib.contextmanager
-def _streams(folder: Path) -> Iterator[None]:
+def _redirect(folder: Path) -> None:
     """Give this process files for stdin, stdout and stderr: what a plugin writes to descriptor 1 counts too."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, number)
     # Strict, as a terminal's stdout is.
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    yield
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _try(worker: _Worker, case: Case) -> Outcome:
     """Run a case in an empty folder, and hold it to its limits."""
     subject = worker.subject
     with _inside(case.folder):
-        before, began = _reset_peak(), time.process_time()
+        before, began = _reset_peak(), _processor_time()
         # It ends the process, which an exception may not do in the middle of C.
         signal.setitimer(signal.ITIMER_PROF, 2 * subject.seconds)
         kind, words = _outcome(subject, case)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        seconds = time.process_time() - began
+        seconds = _processor_time() - began
         megabytes = max(0, _memory("VmHWM") - before) / MIB
     if kind != "fault" and seconds > subject.seconds:
         kind, words = "fault", f"{seconds:.1f} s; the limit is {subject.seconds:g} s"
@@ -241,6 +240,11 @@ def _remove(folder: Path) -> None:
             shutil.rmtree(folder)
     except (OSError, RecursionError):
         subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def _processor_time() -> float:
+    """Return the seconds that this process and its children have computed."""
+    return sum(os.times()[:4])
 
 
 def _memory(part: str) -> int:

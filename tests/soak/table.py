@@ -73,9 +73,11 @@ def record(
     found: Sequence[tuple[Subject, Sequence[Outcome]]], about: dict[str, Any]
 ) -> dict[str, Any]:
     """Return everything, ready for JSON."""
+    everything = [outcome for _, outcomes in found for outcome in outcomes]
+    rows = [*(row(s.what, outcomes) for s, outcomes in found), row("all", everything)]
     return {
         **about,
-        "rows": [{"name": s.name, **asdict(row(s.what, outcomes))} for s, outcomes in found],
+        "rows": [asdict(one) for one in rows],
         "faults": [
             {"subject": s.name, "case": o.case, "words": o.words, "done": list(o.done)}
             for s, outcomes in found
