@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A bar where a person watches, lines where a log does.
 PROGRESS := $(shell test -t 2 && echo bar || echo lines)
 
-.PHONY: demo test quick numeric test-python lint wheel clean bench bench-kernels gpu-test
+.PHONY: demo test quick numeric soak test-python lint wheel clean bench bench-kernels gpu-test
 
 demo: .venv/ready
 	@rm -rf runs/demo
@@ -23,6 +23,10 @@ numeric: .venv/ready
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 \
 		$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow" \
 		$(addprefix tests/,$(NUMERIC))
+
+# Damaged inputs, kills, full disks, bad servers (docs/reliability.md): make soak ARGS="--only weights --case 17"
+soak: .venv/ready
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # The quick tests under another Python, and another torch: make test-python PYTHON=python3.10 TORCH=2.11.0
 OTHER = .venv-$(notdir $(PYTHON))$(addprefix -torch,$(TORCH))

@@ -225,6 +225,23 @@ def caltech_commands(records: Iterable[Json]) -> str:
     return table(("rows", "command", "machine", "commits"), rows)
 
 
+def soak() -> str:
+    """Return what the soak found, the command, and the machine."""
+    record = read(RESULTS / "soak.json")
+    rows = [
+        (
+            row["what"],
+            *(f"{row[key]:,}" for key in ("inputs", "answers", "errors", "faults")),
+            f"{row['seconds']:.2f} s",
+            f"{row['megabytes']:.0f} MiB",
+        )
+        for row in record["rows"]
+    ]
+    header = ("what", "inputs", "answers", "errors", "faults", "longest", "most memory")
+    about = ", ".join((record["date"], f"commit {record['commit'][:10]}", record["machine"]))
+    return f"{table(header, rows)}\n\n`{record['command']}`, {about}."
+
+
 def commands() -> str:
     """Return how each built-in model was trained."""
     rows = []
@@ -310,6 +327,7 @@ def documents() -> dict[Path, str]:
 
 PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [results],
+    "docs/reliability.md": [soak],
     "docs/results.md": [against_papers, challenge, sinusoids, digits, caltech, commands],
 }
 
