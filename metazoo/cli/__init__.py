@@ -10,7 +10,7 @@ top.
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import sys
 import traceback
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from metazoo.cli.commands import Commands
-from metazoo.errors import MetazooError, first_line, out_of_memory
+from metazoo.errors import MetazooError, disk_full, first_line, out_of_memory
+from metazoo.io.files import json_text
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in words if not word.startswith("-")), "")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The name of a file need not be text: it is shown with escapes, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = cli.main(args=arguments, prog_name="metazoo", standalone_mode=False)
         if sys.stdout is not None:  # it is None if the shell closed it (`>&-`)
@@ -76,7 +80,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         # A full disk is not a bug of the plugin that was writing.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _find_fault(error) is not None:
+        if not disk_full(error) and _find_fault(error) is not None:
             return report_bug(error, command)
         where = f": {error.filename}" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", None, 1)
@@ -130,6 +134,4 @@ def fail(message: str, hint: str | None, status: int) -> int:
 
 def echo_json(value: Any) -> None:
     """Print a value as JSON."""
-    import json
-
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json_text(value, indent=2))
