@@ -46,9 +46,9 @@ class MAML(metazoo.Algorithm):
         head_lr: Annotated[
             float | None, "inner learning rate of the head  [default: inner_lr]", Range(0)
         ] = None
-        inner_steps: Annotated[int, "inner steps in training", Range(1)] = 1
+        inner_steps: Annotated[int, "inner steps in training", Range(1, 10_000)] = 1
         eval_inner_steps: Annotated[
-            int | None, "inner steps at evaluation  [default: inner_steps]", Range(0)
+            int | None, "inner steps at evaluation  [default: inner_steps]", Range(0, 10_000)
         ] = None
         first_order: Annotated[bool, "ignore second derivatives"] = False
         first_order_steps: Annotated[
