@@ -10,7 +10,7 @@ import click
 from metazoo.cli import echo_json
 from metazoo.cli.commands import plugin_commands, resolve
 from metazoo.cli.tables import mode_text, table, task_text, value_text
-from metazoo.errors import MetazooError
+from metazoo.errors import MetazooError, first_line
 from metazoo.plugins.entry_points import owner
 from metazoo.version import VERSION
 
@@ -189,14 +189,15 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
 
 
 def _card_summary(entry: Entry[Any]) -> str:
-    from metazoo.zoo.card import read_card
+    from metazoo.zoo.card import check_details, read_card
 
     try:
         card = read_card(entry.value)
+        check_details(card, str(entry.value))
         result = card["results"][0]
         summary = value_text(result)
     except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:
-        return f"unusable card: {error}"
+        return f"unusable card: {first_line(error)}"
     # Cards of other tools may say less.
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         where = f"{card['dataset']}, " if "dataset" in card else ""
