@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 from metazoo.quoting import without_credentials
@@ -78,6 +79,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(
         words in text for words in ("out of memory", "outofmemory", "defaultcpuallocator")
     )
+
+
+def disk_full(error: OSError) -> bool:
+    """Return whether an OSError reports that a disk, a quota or a limit on file sizes is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def too_large(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -38,11 +39,10 @@ class Range(NamedTuple):
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def __str__(self) -> str:
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end or 0:g}" for end in self)
         if self.high is None:
-            return f"of at least {self.low:g}"
-        if self.low is None:
-            return f"of at most {self.high:g}"
-        return f"from {self.low:g} to {self.high:g}"
+            return f"of at least {low}"
+        return f"of at most {high}" if self.low is None else f"from {low} to {high}"
 
 
 class Affects(enum.Enum):
@@ -91,7 +91,7 @@ class Option:
         """Return the value in the option's type. Raises OptionError if it is not allowed."""
         if value is None and self.optional:
             return None
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+        if self.type is float and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
         wrong_type = not isinstance(value, self.type) or (
             isinstance(value, bool) and self.type is not bool

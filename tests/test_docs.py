@@ -17,6 +17,7 @@ from types import ModuleType
 
 import click
 import pytest
+import torch
 from pictures import picture
 
 import metazoo
@@ -359,3 +360,15 @@ def test_the_plugin_of_the_readme_works(tmp_path: Path) -> None:
     )
     assert json.loads(trained)["tasks"] == 4
     python("-c", "from metazoo.testing import check_algorithm; check_algorithm('nearest')")
+
+
+def test_weights_of_torch_save_are_converted_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = registry().backbone("conv4").value((1, 28, 28))
+    torch.save(theirs.state_dict(), "theirs.pt")
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    exec(compile(blocks(page, "python")[0], "models.md", "exec"), {})
+    ours = metazoo.load("protonet.theirs.safetensors").backbone.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())

@@ -33,7 +33,7 @@ class Baseline(metazoo.FeatureLearner, metazoo.BatchLearner):
         head: Annotated[
             Literal["linear", "cosine"], "linear (Baseline), or cosine (Baseline++)"
         ] = "linear"
-        finetune_steps: Annotated[int, "gradient steps of a new head", Range(0)] = 100
+        finetune_steps: Annotated[int, "gradient steps of a new head", Range(0, 10**5)] = 100
         finetune_lr: Annotated[float, "learning rate of a new head (momentum 0.9)", Range(0)] = 2.0
         finetune_decay: Annotated[float, "weight decay of a new linear head", Range(0)] = 1e-3
 

@@ -52,9 +52,11 @@ class MAML(metazoo.Algorithm):
             Range(0),
             Affects.TRAINING,
         ] = None
-        inner_steps: Annotated[int, "inner steps in training", Range(1), Affects.TRAINING] = 1
+        inner_steps: Annotated[
+            int, "inner steps in training", Range(1, 10_000), Affects.TRAINING
+        ] = 1
         eval_inner_steps: Annotated[
-            int | None, "inner steps at evaluation  [default: inner_steps]", Range(0)
+            int | None, "inner steps at evaluation  [default: inner_steps]", Range(0, 10_000)
         ] = None
         first_order: Annotated[bool, "ignore second derivatives", Affects.TRAINING] = False
         first_order_steps: Annotated[

@@ -37,7 +37,7 @@ class MatchingNet(metazoo.FeatureLearner):
         learn_temperature: Annotated[bool, "learn the temperature; the paper does not"] = True
         fce: Annotated[bool, "full-context embeddings"] = False
         fce_steps: Annotated[
-            int, "times that a query attends to the support set, with fce", Range(1)
+            int, "times that a query attends to the support set, with fce", Range(1, 1000)
         ] = 5
 
     config: Config

@@ -120,6 +120,11 @@ class ClassDataset(Dataset):
         }
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
+    def data_sha256(self) -> str:
+        """Return the sha256 of the examples of every split, as they are loaded."""
+        digests = {name: examples.digest() for name, examples in self.splits.items()}
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
     def move(self, device: torch.device | str) -> None:
         """Move the data to a device, so that tasks are drawn there without copying."""
         self._splits = {name: examples.to(device) for name, examples in self.splits.items()}

@@ -14,9 +14,13 @@ class Recipe(options.Config):
     """How a model is trained; algorithms and data sets change the defaults, not the options."""
 
     backbone: Annotated[str, "network that embeds an example"] = "conv4"
-    ways: Annotated[int, "classes in a validation or test task", Range(2)] = 5
-    shots: Annotated[int, "support examples per class in a validation or test task", Range(1)] = 1
-    queries: Annotated[int, "query examples per class in a validation or test task", Range(1)] = 15
+    ways: Annotated[int, "classes in a validation or test task", Range(2, 10**5)] = 5
+    shots: Annotated[
+        int, "support examples per class in a validation or test task", Range(1, 10**5)
+    ] = 1
+    queries: Annotated[
+        int, "query examples per class in a validation or test task", Range(1, 10**5)
+    ] = 15
     init: Annotated[
         str | None,
         "model (zoo name, run folder, file or address) whose backbone to start from  [default: random]",
@@ -24,19 +28,23 @@ class Recipe(options.Config):
     augment: Annotated[
         Literal["none", "drawing", "photo"], "random augmentation of training images"
     ] = "none"
-    train_ways: Annotated[int | None, "classes in a training task  [default: ways]", Range(2)] = (
-        None
-    )
+    train_ways: Annotated[
+        int | None, "classes in a training task  [default: ways]", Range(2, 10**5)
+    ] = None
     train_shots: Annotated[
-        int | None, "support examples per class in a training task  [default: shots]", Range(1)
+        int | None,
+        "support examples per class in a training task  [default: shots]",
+        Range(1, 10**5),
     ] = None
     train_queries: Annotated[
-        int | None, "query examples per class in a training task  [default: queries]", Range(1)
+        int | None,
+        "query examples per class in a training task  [default: queries]",
+        Range(1, 10**5),
     ] = None
-    steps: Annotated[int, "outer steps (updates of the model's weights)", Range(1)] = 2000
-    meta_batch: Annotated[int, "tasks (or batches) per outer step", Range(1)] = 1
+    steps: Annotated[int, "outer steps (updates of the model's weights)", Range(1, 10**9)] = 2000
+    meta_batch: Annotated[int, "tasks (or batches) per outer step", Range(1, 10**5)] = 1
     batch_size: Annotated[
-        int, "examples in a batch, for algorithms that train on batches", Range(1)
+        int, "examples in a batch, for algorithms that train on batches", Range(1, 10**6)
     ] = 64
     optimizer: Annotated[
         Literal["adam", "adamw", "sgd", "nesterov"],
@@ -55,16 +63,16 @@ class Recipe(options.Config):
     clip_grad: Annotated[
         float | None, "largest norm of the outer gradient  [default: no limit]", Range(1e-9)
     ] = None
-    validate_every: Annotated[int, "outer steps between validations and checkpoints", Range(1)] = (
-        100
-    )
-    validation_episodes: Annotated[int, "tasks in a validation", Range(2)] = 200
+    validate_every: Annotated[
+        int, "outer steps between validations and checkpoints", Range(1, 10**9)
+    ] = 100
+    validation_episodes: Annotated[int, "tasks in a validation", Range(2, 10**7)] = 200
     patience: Annotated[
         int | None,
         "stop after this many validations without improvement  [default: never]",
-        Range(1),
+        Range(1, 10**9),
     ] = None
-    test_episodes: Annotated[int, "tasks in the final test", Range(2)] = 1000
+    test_episodes: Annotated[int, "tasks in the final test", Range(2, 10**7)] = 1000
     seed: Annotated[int, "random seed", Range(0, 2**63 - 1)] = 0
     device: Annotated[str, "cpu, cuda, cuda:1, ...; auto uses a GPU if there is one"] = "auto"
 

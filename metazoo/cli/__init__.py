@@ -10,7 +10,6 @@ top.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -23,7 +22,15 @@ import click
 
 from metazoo.cli.commands import BUILT_IN, Commands
 from metazoo.cli.terminal import printable_streams
-from metazoo.errors import DataWarning, MetazooError, did_you_mean, first_line, out_of_memory
+from metazoo.errors import (
+    DataWarning,
+    MetazooError,
+    did_you_mean,
+    disk_full,
+    first_line,
+    out_of_memory,
+)
+from metazoo.io.files import json_text
 from metazoo.quoting import printable, shell_word
 from metazoo.version import VERSION
 
@@ -85,7 +92,7 @@ def _run(words: list[str]) -> int:
         return _stop_writing()
     except OSError as error:
         # A full disk is not a bug of the plugin that was writing.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and _find_fault(error) is not None:
+        if not disk_full(error) and _find_fault(error) is not None:
             return report_bug(error, command)
         where = f": {error.filename}" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", None, 1)
@@ -199,11 +206,5 @@ def _indented(text: str) -> str:
 
 
 def echo_json(value: Any) -> None:
-    """Print a value as JSON, which has no NaN and no infinity; raise MetazooError if there is one."""
-    import json
-
-    try:
-        text = json.dumps(value, indent=2, allow_nan=False)
-    except ValueError:
-        raise MetazooError("a result is NaN or infinite, which JSON cannot hold") from None
-    click.echo(text)
+    """Print a value as JSON; NaN and infinity become null."""
+    click.echo(json_text(value, indent=2))

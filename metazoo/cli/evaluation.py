@@ -347,7 +347,13 @@ def _fixed_options(data: Dataset) -> dict[str, Any]:
 
 
 def _warn_of_known_classes(one: Measured) -> None:
-    """Print a note if a model was trained on classes with the names of those it was measured on."""
+    """Print a note if a model was, or may have been, trained on classes it was measured on."""
+    if change := one.source.changed(one.data):
+        click.echo(
+            f"warning: these are not the data that '{one.source.name}' was trained on: {change}; "
+            "it may have been trained on classes that it is tested on",
+            err=True,
+        )
     classes = one.protocols[-1].classes(one.data)
     if known := len(one.source.trained_on(one.data).intersection(classes)):
         click.echo(

@@ -179,10 +179,11 @@ def _describe(kind: str, entry: Entry[Any]) -> dict[str, str]:
 
 
 def _card_summary(entry: Entry[Any]) -> str:
-    from metazoo.zoo.card import read_card
+    from metazoo.zoo.card import check_details, read_card
 
     try:
         card = read_card(entry.value)
+        check_details(card, str(entry.value))
         result = card["results"][0]
         summary = value_text(result)
     except (MetazooError, KeyError, IndexError, TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ import click
 from metazoo.cli import echo_json
 from metazoo.cli.tables import mode_text, task_text, value_text
 from metazoo.errors import CheckpointError, OptionError
+from metazoo.io.files import expand_user, json_text
 from metazoo.quoting import shell_word
 
 # Licences that the Hub knows by these identifiers; any other is "other" there, with its name.
@@ -64,7 +65,8 @@ def push(model: str, destination: str, private: bool, as_json: bool) -> None:
         )
     else:
         folder = _folder_of(destination) if colon else Path(destination)
-        where, address = _write_to_folder(folder.expanduser().absolute(), card, weights)
+        folder = expand_user(folder, "the destination").absolute()
+        where, address = _write_to_folder(folder, card, weights)
     name = card["name"]
     if as_json:
         echo_json({"name": name, "where": where, "address": address, "sha256": card["sha256"]})
@@ -75,7 +77,7 @@ def push(model: str, destination: str, private: bool, as_json: bool) -> None:
 def _read_model(model: str) -> tuple[dict[str, Any], bytes]:
     """Return a model's card, which names weights beside itself, and these weights, verified."""
     from metazoo.plugins import registry
-    from metazoo.zoo.card import parse_card, read_card
+    from metazoo.zoo.card import check_details, parse_card, read_card
     from metazoo.zoo.find import weights_of
 
     is_path = model.endswith(".json") or Path(model).exists()
@@ -90,16 +92,18 @@ def _read_model(model: str) -> tuple[dict[str, Any], bytes]:
             f"there is no card {path}", "`metazoo export` writes one; for a zoo model give its name"
         )
     card = read_card(path)
+    check_details(card, str(path))
     _, weights = weights_of(card, path.parent)
     card |= {"weights": f"{card['name']}.safetensors", "bytes": len(weights)}
     # Parsed as a reader will parse it: a card that nobody could load is not pushed.
-    return parse_card(json.dumps(card).encode(), str(path)), weights
+    return parse_card(json_text(card).encode(), str(path)), weights
 
 
 def _push_to_hub(
     destination: str, card: Mapping[str, Any], weights: bytes, private: bool
 ) -> tuple[str, str]:
     from metazoo.zoo import hub
+    from metazoo.zoo.card import card_text
 
     place = hub.parse(destination)
     if place.name or place.revision:
@@ -107,24 +111,16 @@ def _push_to_hub(
             f"'{destination}' names more than a repository", f"push to hf://{place.repo}"
         )
     address = f"hf://{place.repo}/{card['name']}{_pin(card)}"
-    url = hub.push(place.repo, _files(card, weights), _readme(card, address), private)
+    files = {card["weights"]: weights, f"{card['name']}.json": card_text(card)}
+    url = hub.push(place.repo, files, _readme(card, address), private)
     return url, address
 
 
 def _write_to_folder(folder: Path, card: Mapping[str, Any], weights: bytes) -> tuple[str, str]:
-    from metazoo.io.files import write_atomically
-    from metazoo.zoo.export import check_free
+    from metazoo.zoo.export import write_model
 
-    check_free(folder, card["name"], card["sha256"], "push to another folder")
-    # Weights first: a reader in between finds a card that does not match, not an unmeasured model.
-    for file, data in _files(card, weights).items():
-        write_atomically(folder / file, data)
+    write_model(folder, card, weights, "push to another folder")
     return str(folder), f"{(folder / card['name']).as_uri()}.json{_pin(card)}"
-
-
-def _files(card: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
-    text = json.dumps(card, indent=2) + "\n"
-    return {card["weights"]: weights, f"{card['name']}.json": text.encode()}
 
 
 def _pin(card: Mapping[str, Any]) -> str:

@@ -173,14 +173,31 @@ def _not_with_resume(run: str, given: str) -> OptionError:
 
 
 def _resume(folder: Path, progress: str, as_json: bool) -> None:
+    from metazoo import distributed
+    from metazoo.base.dataset import ClassDataset
     from metazoo.zoo import run_folder
 
     blueprint = run_folder.read_blueprint(folder)
+    if damaged := run_folder.damaged_metrics(folder):
+        click.echo(
+            f"warning: {damaged} damaged lines of {folder / run_folder.METRICS} are left out of the "
+            "learning curve; nothing else needs them",
+            err=True,
+        )
     if (folder / run_folder.RESULT).exists():
+        result = run_folder.read_result(folder)
         click.echo(f"the run in {folder} is already finished", err=True)
-        _report(blueprint, folder, run_folder.read_result(folder), progress, as_json)
+        _report(blueprint, folder, result, progress, as_json)
     else:
-        _run(blueprint, blueprint.data(), folder, None, progress, as_json)
+        data = blueprint.data()
+        recorded = blueprint.split_sha256 is not None or not isinstance(data, ClassDataset)
+        if not recorded and distributed.first():
+            click.echo(
+                f"warning: the run in {folder} has no record of its data (an older metazoo began "
+                "it), so nobody would notice if they changed",
+                err=True,
+            )
+        _run(blueprint, data, folder, None, progress, as_json)
 
 
 def _begin(
@@ -257,7 +274,10 @@ def _run(
         hint = f"`metazoo train --resume {shell_word(folder)}` continues from the last checkpoint"
         raise Interrupted("interrupted", hint) from None
     if first:
-        _save_curve(blueprint, folder)
+        try:
+            _save_curve(blueprint, folder)
+        except OSError as error:
+            click.echo(f"warning: the learning curve cannot be saved: {error}", err=True)
         _report(blueprint, folder, result, progress, as_json)
 
 
@@ -286,6 +306,11 @@ def _report(
         echo_json({"run": str(folder), **result})
         return
     click.echo(result_line(str(folder), result, chance))
+    if result["steps"] == 0:
+        click.echo(
+            f"note: '{blueprint.algorithm}' has no weights to train; it was saved and tested as it is",
+            err=True,
+        )
     # Means are rounded to float32.
     if chance is not None and result["mean"] - result["interval"] <= chance + 1e-6:
         click.echo(

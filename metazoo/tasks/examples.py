@@ -65,6 +65,10 @@ class Examples:
             title,
         )
 
+    def digest(self) -> str:
+        """Return a string that changes when the examples change."""
+        return hashlib.sha256(as_bytes(self.x.cpu())).hexdigest()
+
     def stream(self) -> Stream:
         """Return the same examples as a stream."""
         return Stream(
@@ -72,7 +76,7 @@ class Examples:
             self.counts,
             self.names,
             self.title,
-            lambda: hashlib.sha256(as_bytes(self.x)).hexdigest(),
+            self.digest,
         )
 
 

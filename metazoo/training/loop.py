@@ -24,7 +24,7 @@ from metazoo.base.algorithm import Algorithm, BatchLearner
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.device import find_device
-from metazoo.errors import Interrupted, MetazooError, OptionError
+from metazoo.errors import DataError, Interrupted, MetazooError, OptionError, disk_full
 from metazoo.evaluation.measure import evaluate, measure
 from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score
@@ -79,13 +79,24 @@ def train(
 
     `init` is the model that the recipe's `init` names, if the caller has found it already.
 
-    Raises Interrupted on Ctrl-C or SIGTERM, after saving, and TrainingFailed if the loss is not
-    finite.
+    An algorithm that has no weights to train is saved and tested as it is.
+
+    Raises Interrupted on Ctrl-C or SIGTERM, after saving, TrainingFailed if the loss is not finite
+    or does not depend on the weights, or the disk is full, and DataError if a run is resumed on
+    other data.
     """
-    with run_folder.claimed(folder) if distributed.first() else contextlib.nullcontext():
-        run = _start(blueprint, data, folder, watcher, init)
-        _train(run)
-        return _test(run)
+    try:
+        with run_folder.claimed(folder) if distributed.first() else contextlib.nullcontext():
+            run = _start(blueprint, data, folder, watcher, init)
+            _train(run)
+            return _test(run)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise TrainingFailed(
+            f"{error.strerror}: {error.filename}; the run in {folder} stopped",
+            f"free some space; `metazoo train --resume {folder}` goes on from its last checkpoint",
+        ) from error
 
 
 @dataclass
@@ -98,7 +109,7 @@ class _Run:
     watcher: Watcher
     device: torch.device
     model: Algorithm
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     state: State
 
     @property
@@ -120,11 +131,17 @@ def _start(
     blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: Source | None
 ) -> _Run:
     recipe = blueprint.recipe
+    if change := blueprint.changed(data):
+        raise DataError(
+            f"the data are not those that the run in {folder} began with: {change}",
+            "restore them; to train on these data instead, start another run "
+            f"(--init {folder} starts from the backbone of this one)",
+        )
     device = find_device(recipe.device)
     torch.manual_seed(recipe.seed)
     model = blueprint.model().to(device)
     optimizer = make_optimizer(recipe, model)
-    if (folder / run_folder.LAST).exists():
+    if optimizer is not None and (folder / run_folder.LAST).exists():
         state = load_state(folder / run_folder.LAST, model, optimizer)
         # Two versions of the code made this run, if it is resumed by another one.
         if (now := provenance.commit()) not in (None, state.commit):
@@ -142,6 +159,10 @@ def _start(
 
 def _train(run: _Run) -> None:
     recipe, state = run.recipe, run.state
+    if run.optimizer is None:
+        with _open_log(run) as log:
+            _validate(run, log)
+        return
     source = _training_source(run)
     began = time.monotonic() - state.seconds
     with Stopper() as stopper, _open_log(run) as log:
@@ -196,6 +217,12 @@ def outer_step(
         loss = _step_loss(model, source, recipe, step, device, own_seeds)
     finally:
         model.backbone.low_precision = None  # validation and test use float32
+    if not loss.requires_grad:
+        raise TrainingFailed(
+            "the loss does not depend on the weights, so they cannot be trained",
+            "if the algorithm is not meant to be trained, its weights must not require gradients "
+            "(`self.requires_grad_(False)` in its constructor)",
+        )
     optimizer.zero_grad()
     loss.backward()
     total = distributed.sum_gradients(model, loss)
@@ -263,7 +290,7 @@ def _validate(run: _Run, log: run_folder.RunLog | None) -> None:
 
 
 def _save(run: _Run) -> None:
-    if distributed.first():
+    if distributed.first() and run.optimizer is not None:
         save_state(run.folder / run_folder.LAST, run.model, run.optimizer, run.state)
 
 
@@ -311,11 +338,11 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * factor
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the outer optimizer of a model's parameters."""
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer | None:
+    """Return the outer optimizer of a model's parameters, or None if there is nothing to train."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        raise OptionError("this algorithm has nothing to train", "use it with `metazoo eval`")
+        return None
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":

@@ -26,7 +26,7 @@ from metazoo.images import check_input_format
 from metazoo.plugins.error_source import at_fault
 from metazoo.plugins.registry import registry
 from metazoo.tasks.episode import Episode, TaskSource, TaskSpec
-from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.blueprint import Blueprint, check_size
 
 
 def plan(
@@ -49,6 +49,8 @@ def plan(
     training = _resolve_recipe(algorithm, algorithm_class, data, recipe)
     example = _draw_example(algorithm_class, dataset, data, training)
     backbone = registry().backbone(training.backbone).value
+    spec = _task_spec(data, training, example)
+    check_size(spec.input_shape)  # now, and not when the trained model is read again
     blueprint = Blueprint(
         algorithm=algorithm,
         algorithm_options=_filled(
@@ -61,8 +63,9 @@ def plan(
         dataset=dataset,
         dataset_options=options.as_dict(data.config),
         recipe=training,
-        spec=_task_spec(data, training, example),
+        spec=spec,
         input_format=_input_format(dataset, data),
+        **_digests(data),
     )
     _try_model(blueprint, example)
     return blueprint, data
@@ -153,6 +156,12 @@ def _task_spec(data: Dataset, recipe: Recipe, example: Episode) -> TaskSpec:
         classes=_base_classes(data),
         regression=data.regression,
     )
+
+
+def _digests(data: Dataset) -> dict[str, str]:
+    if not isinstance(data, ClassDataset):
+        return {}
+    return {"split_sha256": data.split_sha256(), "data_sha256": data.data_sha256()}
 
 
 def _input_format(dataset: str, data: Dataset) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metazoo.errors import CheckpointError, first_line
-from metazoo.zoo.weights import load_tensors, save_tensors
+from metazoo.zoo.weights import fit, load_tensors, save_tensors
 
 
 @dataclass
@@ -56,12 +58,35 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """
     tensors, metadata = load_tensors(path)
     try:
-        state = State(**metadata)
+        state = _parse(metadata)
         weights, optimizer_state = _split(tensors)
-        model.load_state_dict(weights)
+        fit(model, weights, str(path))
         optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this run: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{path} does not fit this run: {first_line(error)}",
+            "restore it from a copy, or train again in another folder",
+        ) from error
+    return state
+
+
+def _parse(metadata: Any) -> State:
+    """Return the state in a file's metadata. Raises TypeError or ValueError."""
+    state = State(**metadata)
+    if state.best is None:  # JSON has no infinity
+        state.best = -math.inf
+    for name in ("step", "best_step", "stale", "loss_count"):
+        value = getattr(state, name)
+        if type(value) is not int or not 0 <= value <= 2**53:
+            raise ValueError(f"its '{name}' is {value!r}, not a whole number of at least 0")
+    for name in ("best", "seconds", "loss_sum"):
+        value = getattr(state, name)
+        finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        if not finite and (name, value) != ("best", -math.inf):
+            raise ValueError(f"its '{name}' is {value!r}, not a number")
+    for name in ("commit", "init_sha256"):
+        if not isinstance(getattr(state, name), str | None):
+            raise ValueError(f"its '{name}' is not text")
     return state
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 from metazoo import options
 from metazoo.base.algorithm import Algorithm
-from metazoo.base.dataset import Dataset
+from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.errors import CheckpointError, OptionError
 from metazoo.images import check_input_format
@@ -21,13 +23,32 @@ from metazoo.tasks.episode import TaskSpec
 from metazoo.version import VERSION
 
 FORMAT = 2
+# How many numbers an example may have: a small file can ask for one that takes gigabytes.
+LARGEST_EXAMPLE = 3 * 512 * 512
+LIFT = "METAZOO_LIMITS=off lifts this limit"
+
+
+def limited() -> bool:
+    """Return whether limits hold on what a file may ask for; METAZOO_LIMITS=off lifts them."""
+    return os.environ.get("METAZOO_LIMITS") != "off"
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """Raise OptionError if examples of a shape are larger than a model's file may ask for."""
+    if limited() and not 0 < math.prod(shape) <= LARGEST_EXAMPLE:
+        raise OptionError(
+            f"examples of shape {shape} are too large: "
+            f"a model takes examples of at most {LARGEST_EXAMPLE} numbers",
+            f"make them smaller; {LIFT}",
+        )
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """The names and options of a model, its data and its training, with every default filled in.
 
-    `metazoo` is the version that wrote it.
+    `metazoo` is the version that wrote it. `split_sha256` and `data_sha256` are those of the classes
+    and of the examples it was trained on; they are None in older files and for data without classes.
     """
 
     algorithm: str
@@ -40,6 +61,8 @@ class Blueprint:
     spec: TaskSpec
     input_format: dict[str, Any] = field(default_factory=dict)
     metazoo: str = VERSION
+    split_sha256: str | None = None
+    data_sha256: str | None = None
 
     def model(self, **changes: Any) -> Algorithm:
         """Return a new model, initialised from torch's generator.
@@ -62,10 +85,29 @@ class Blueprint:
         values = {**self.dataset_options, **changes}
         return dataset(options.build(dataset.Config, values, f"data set '{self.dataset}'"))
 
+    def changed(self, data: Dataset) -> str | None:
+        """Return how data differ from those of the training, in words.
+
+        None if they do not, if the data set has no classes, or if the training did not record it.
+        """
+        if not isinstance(data, ClassDataset) or self.split_sha256 is None:
+            return None
+        if data.split_sha256() != self.split_sha256:
+            return "its classes, their numbers of examples, or their division into splits changed"
+        return (
+            None
+            if data.data_sha256() == self.data_sha256
+            else ("its examples changed, or another version of a library decodes them otherwise")
+        )
+
     def portable(self) -> Blueprint:
-        """Return a copy without what holds only on this machine: data folders and the device."""
+        """Return a copy without what holds only on this machine: the device, and where data are."""
         local = registry().dataset(self.dataset).value.local_options
-        kept = {name: value for name, value in self.dataset_options.items() if name not in local}
+        kept = {
+            name: value
+            for name, value in self.dataset_options.items()
+            if name not in local and not is_local_path(value)
+        }
         init = self.recipe.init
         if init and not init.startswith(("https://", "http://", "hf://")):
             init = Path(init).name
@@ -92,25 +134,39 @@ class Blueprint:
             OverflowError,
             OptionError,
         ) as error:
+            cause, hint = repr(error), ""
+            if isinstance(error, OptionError):
+                cause, hint = error.message, f"{error.hint}; or " if error.hint else ""
             raise CheckpointError(
-                f"{where} does not describe a metazoo model: {error!r}",
-                "it is damaged, was edited, or comes from a newer metazoo: get or train it again, "
+                f"{where} does not describe a metazoo model: {cause}",
+                f"{hint}it is damaged, was edited, or comes from a newer metazoo: get or train it again, "
                 "or `pip install -U metazoo`",
             ) from error
 
     @classmethod
     def _parse(cls, values: Mapping[str, Any]) -> Blueprint:
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+        known = {"split_sha256": None, "data_sha256": None, **values}
+        known = {f.name: known[f.name] for f in dataclasses.fields(cls)}
         for name in ("algorithm", "backbone", "dataset", "metazoo"):
             if not isinstance(known[name], str):
                 raise TypeError(f"'{name}' is not text")
             if not isinstance(known.get(f"{name}_options", {}), dict):
                 raise TypeError(f"'{name}_options' is not a dictionary")
-        check_input_format(known["input_format"])
+        for name in ("split_sha256", "data_sha256"):
+            if not isinstance(known[name], str | None):
+                raise TypeError(f"'{name}' is not text")
+        if image := check_input_format(known["input_format"]):
+            check_size((image["channels"], image["size"], image["size"]))
         shape = tuple(int(n) for n in known["spec"]["input_shape"])
+        check_size(shape)
         spec = TaskSpec(**{**known["spec"], "input_shape": shape})
         recipe = options.build(Recipe, known["recipe"], "the recipe")
         return cls(**{**known, "recipe": recipe, "spec": spec})
+
+
+def is_local_path(value: Any) -> bool:
+    """Return whether the value of an option is the path of something on this machine."""
+    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
 
 
 def _upgraded(values: Any, where: str) -> Mapping[str, Any]:

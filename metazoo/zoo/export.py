@@ -15,13 +15,13 @@ from metazoo.base.recipe import Recipe, unread_options
 from metazoo.errors import CheckpointError, OptionError
 from metazoo.evaluation.measure import measure
 from metazoo.evaluation.protocol import Protocol
-from metazoo.io.files import read_verified, write_atomically, write_json
+from metazoo.io.files import locked, read_verified, write_atomically
 from metazoo.options import Option, as_dict, read
 from metazoo.plugins.registry import registry
 from metazoo.quoting import shell_word
 from metazoo.zoo import run_folder
-from metazoo.zoo.blueprint import Blueprint
-from metazoo.zoo.card import read_card
+from metazoo.zoo.blueprint import Blueprint, is_local_path
+from metazoo.zoo.card import card_text, read_card
 from metazoo.zoo.find import Source, find
 from metazoo.zoo.overrides import check_effect
 
@@ -54,7 +54,8 @@ def export(
 
     Raises:
         CheckpointError: if the run is not finished.
-        OptionError: if `out` has another model of that name.
+        OptionError: if `out` has another model of that name, or the model needs a file of this
+            machine.
     """
     blueprint = run_folder.read_blueprint(run)
     if not (run / run_folder.RESULT).exists():
@@ -62,8 +63,10 @@ def export(
             f"the run in {run} is not finished",
             f"`metazoo train --resume {shell_word(run)}` goes on with it",
         )
+    _check_portable(blueprint)
     source, result = find(run), run_folder.read_result(run)
-    check_free(out, name, source.sha256, "choose another --name or --out")
+    elsewhere = "choose another --name or --out"
+    check_free(out, name, source.sha256, elsewhere)  # now, and again after the measurements
     data = blueprint.data()
     measured = list(_measure_all(source, data, protocols, variants, device, watch))
     card = {
@@ -71,9 +74,22 @@ def export(
         "training": _training(blueprint, result),
         "results": measured,
     }
-    write_atomically(out / card["weights"], source.contents)
-    write_json(out / f"{name}.json", card)
+    write_model(out, card, source.contents, elsewhere)
     return card
+
+
+def write_model(folder: Path, card: Mapping[str, Any], weights: bytes, elsewhere: str) -> None:
+    """Write a model's weights and its card into a folder, where several processes may do so.
+
+    Raises OptionError if the folder has another model of that name; `elsewhere` is for the hint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True):
+        check_free(folder, card["name"], card["sha256"], elsewhere)
+        # Weights first: a reader in between finds a card that does not match, not an unmeasured
+        # model.
+        write_atomically(folder / card["weights"], weights)
+        write_atomically(folder / f"{card['name']}.json", card_text(card))
 
 
 def check_free(folder: Path, name: str, sha256: str, elsewhere: str) -> None:
@@ -98,20 +114,40 @@ def check_free(folder: Path, name: str, sha256: str, elsewhere: str) -> None:
         raise OptionError(f"{card} exists and describes {other}", hint)
 
 
+def _check_portable(blueprint: Blueprint) -> None:
+    for owner, values in (
+        (f"algorithm '{blueprint.algorithm}'", blueprint.algorithm_options),
+        (f"backbone '{blueprint.backbone}'", blueprint.backbone_options),
+    ):
+        for name, value in values.items():
+            if is_local_path(value):
+                raise OptionError(
+                    f"option '{name}' of {owner} is {value}, which no other machine has",
+                    "an exported model must load anywhere: train it with a relative path, "
+                    "or ask the author of the plugin to keep what it needs in the weights",
+                )
+
+
 def command(blueprint: Blueprint) -> str:
-    """Return the command that trains a blueprint, without the options for this machine only."""
-    blueprint = blueprint.portable()
+    """Return the command that trains a blueprint, without the options for this machine only.
+
+    DATA_ROOT, or DATA_ and the name of another option, stands for a path of this machine.
+    """
+    given, blueprint = blueprint.dataset_options, blueprint.portable()
     algorithm = registry().algorithm(blueprint.algorithm).value
     dataset = registry().dataset(blueprint.dataset).value
     backbone = registry().backbone(blueprint.backbone).value
     words = ["metazoo", "train", blueprint.algorithm, "--dataset", blueprint.dataset]
-    for prefix, config, given in (
+    for prefix, config, values in (
         ("", algorithm.Config, blueprint.algorithm_options),
         ("data-", dataset.Config, blueprint.dataset_options),
         ("backbone-", backbone.Config, blueprint.backbone_options),
     ):
         for option in read(config):
-            words += _flag(prefix, option, given.get(option.name, option.default), option.default)
+            words += _flag(prefix, option, values.get(option.name, option.default), option.default)
+    for name in sorted(set(given) - set(blueprint.dataset_options)):
+        if is_local_path(given[name]):
+            words += [f"--data-{name.replace('_', '-')}", f"DATA_{name.upper()}"]
     ignored = unread_options(issubclass(algorithm, BatchLearner))
     recipe = as_dict(blueprint.recipe)
     usual = {**as_dict(Recipe()), **algorithm.recipe, **dataset.recipe}

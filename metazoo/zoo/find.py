@@ -62,6 +62,20 @@ class Source:
         """Return the model in eval mode; `changes` override options of the algorithm."""
         return build_model(self.blueprint, self.contents, str(self.weights), **changes)
 
+    def changed(self, data: Dataset) -> str | None:
+        """Return how data differ from those the model was trained on, in words, or None.
+
+        Data with other options, or from elsewhere while those of the training are still in their
+        place, differ on purpose: None.
+        """
+
+        def same(name: str, value: Any) -> bool:
+            gone = name in data.local_options and not Path(str(value)).exists()
+            return gone or getattr(data.config, name, None) == value
+
+        recorded = self.blueprint.dataset_options
+        return self.blueprint.changed(data) if all(map(same, recorded, recorded.values())) else None
+
     def trained_on(self, data: Dataset) -> frozenset[str]:
         """Return the names of the classes the model was trained on; empty if they cannot be found.
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from metazoo.base.dataset import ClassDataset, Dataset
-from metazoo.errors import MetazooError
+from metazoo.errors import MetazooError, first_line
 from metazoo.evaluation.measure import measure
 from metazoo.evaluation.protocol import Protocol
 from metazoo.evaluation.score import half_width
 from metazoo.plugins.registry import registry
-from metazoo.zoo.card import read_card
+from metazoo.zoo.card import check_details, read_card
 from metazoo.zoo.find import Source, find
 
 
@@ -62,9 +62,11 @@ def recheck(
         device: where to measure.
     """
     try:
-        card = read_card(Path(registry().card(name).value))
+        path = Path(registry().card(name).value)
+        card = read_card(path)
         if not all(_is_complete(result) for result in card["results"]):
             raise MetazooError("a result of its card lacks mean, interval, tasks or its protocol")
+        check_details(card, str(path))
     except MetazooError as error:
         yield Recheck(name, {}, problem=error.message)
         return
@@ -79,6 +81,9 @@ def recheck(
             yield Recheck(name, result, _measure(source, data, result, episodes, device))
         except MetazooError as error:
             yield Recheck(name, result, problem=error.message)
+        except Exception as error:  # a plugin may raise anything, which must not end all others
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            yield Recheck(name, result, problem=problem)
 
 
 def _open_data(source: Source, card: dict[str, Any], root: str | None) -> Dataset:

@@ -7,23 +7,35 @@ curve.png           the learning curve
 best.safetensors    the model with the best validation
 last.safetensors    model, optimizer and state of the last checkpoint, which --resume reads
 result.json         the test of the best model
-.lock               keeps a second process from training here at the same time
+.lock               while a process trains here: keeps others from doing so at the same time
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
+import math
+import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from metazoo.errors import CheckpointError, OptionError
-from metazoo.io.files import locked, read_json, write_atomically, write_json
+from metazoo.io.files import (
+    json_text,
+    locked,
+    naming,
+    parse_json,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from metazoo.quoting import shell_word
 from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.card import check_result
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -31,7 +43,14 @@ CURVE = "curve.png"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 RESULT = "result.json"
+LOCK = ".lock"
+LONGEST_LINE = 2**16  # bytes of metrics.jsonl; metazoo writes a few hundred
+LARGEST = 1e100  # no value that metazoo writes is as large, and no plot could show it
+LAST_STEP = 2**53
 
+# What every result says.
+IN_RESULT = {"metric", "mean", "interval", "tasks", "shots", "transductive", "best_step", "steps"}
+IN_RESULT |= {"seconds", "machine", "metazoo"}
 # The hint for a file of a run folder that cannot be read.
 DAMAGED = "it is damaged or was edited: restore it from a copy, or train again in another folder"
 
@@ -43,10 +62,13 @@ def create(folder: Path, blueprint: Blueprint) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(not entry.name.startswith(f".{CONFIG}.") for entry in folder.iterdir()):
-            raise FileExistsError
-        write_json(folder / CONFIG, blueprint.as_dict())
-    except FileExistsError:
+        # Of two processes that create the same run, one finds the other's.
+        with locked(folder, wait=False):
+            names = {entry.name for entry in folder.iterdir()} - {LOCK}
+            if any(not name.startswith(f".{CONFIG}.") for name in names):
+                raise FileExistsError
+            write_json(folder / CONFIG, blueprint.as_dict())
+    except (FileExistsError, BlockingIOError):
         is_run = (folder / CONFIG).exists()
         resume = (
             f"`metazoo train --resume {shell_word(folder)}` continues it; or " if is_run else ""
@@ -85,15 +107,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     """Return the test result of the finished run in a folder; raise CheckpointError if damaged."""
     hint = f"delete it: `metazoo train --resume {shell_word(folder)}` makes it again from the last checkpoint"
     result = read_json(folder / RESULT, hint)
-    numbers = ("mean", "interval", "tasks", "shots", "best_step", "steps", "seconds")
-    texts = ("metric", "machine", "metazoo")
-    if not (
-        isinstance(result, dict)
-        and all(isinstance(result.get(key), (int, float)) for key in numbers)
-        and all(isinstance(result.get(key), str) for key in texts)
-        and isinstance(result.get("transductive"), bool)
-    ):
+    if not (isinstance(result, dict) and set(result) >= IN_RESULT):
         raise CheckpointError(f"{folder / RESULT} is not the result of a run", hint)
+    check_result(result, str(folder / RESULT), hint)
     return result
 
 
@@ -116,13 +132,13 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics without an incomplete last one.
+    """Return the lines of a run's metrics, without damaged ones and an incomplete last one."""
+    return [line for line in _read_lines(folder) if line is not None]
 
-    Raises CheckpointError if a line is damaged.
-    """
-    path = folder / METRICS
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+def damaged_metrics(folder: Path) -> int:
+    """Return how many lines of a run's metrics are damaged."""
+    return sum(line is None for line in _read_lines(folder))
 
 
 def _cannot_create(folder: Path, error: OSError) -> CheckpointError:
@@ -131,36 +147,46 @@ def _cannot_create(folder: Path, error: OSError) -> CheckpointError:
     )
 
 
-def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _read_lines(folder: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the complete lines of a run's metrics, and None for a damaged one."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            if line.endswith(b"\n"):
+                yield _read_line(line)
+            elif len(line) == LONGEST_LINE:
+                yield None
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+
+
+def _read_line(line: bytes) -> dict[str, Any] | None:
     try:
-        values = json.loads(line)
-        if all(isinstance(value, (int, float)) for value in [values["step"], *values.values()]):
-            return values
-        problem = "a value is not a number"
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}"
-    raise CheckpointError(
-        f"line {number} of {path} is damaged: {problem}",
-        "remove that line; only the learning curve needs it",
-    )
+        values = parse_json(line)
+        valid = type(values["step"]) is int and all(
+            type(value) in (int, float) and math.isfinite(value) and abs(value) <= LARGEST
+            for value in values.values()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+    return values if valid and 0 <= values["step"] <= LAST_STEP else None
 
 
 class RunLog:
     """Appends to a run's metrics and TensorBoard events.
 
     It first deletes what was logged after step `step`: a killed run repeats the steps since its
-    last checkpoint.
+    last checkpoint. An OSError names the metrics.
     """
 
     def __init__(self, folder: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
-        write_atomically(
-            folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode()
-        )
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._path = folder / METRICS
+        write_atomically(self._path, "".join(json_text(line) + "\n" for line in kept).encode())
+        self._events = _Events(folder, step + 1 if step else None)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> RunLog:
         return self
@@ -171,12 +197,51 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        # After an error of the disk both may fail to write the rest, which is not the first error.
+        with contextlib.suppress(OSError) if error else naming(self._path):
+            try:
+                self._file.close()
+            finally:
+                self._events.close()
 
     def write(self, step: int, **values: float) -> None:
         """Log values at a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        with naming(self._path):
+            self._file.write(json_text({"step": step, **values}) + "\n")
+            self._file.flush()
+            self._events.write(step, values)
+
+
+class _Events:
+    """Appends to a file of TensorBoard events.
+
+    torch's SummaryWriter writes in a thread, which prints a traceback if the disk is full, and only
+    to folders whose names are UTF-8.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+        from tensorboard.summary.writer import record_writer  # type: ignore[import-untyped]
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        with naming(folder / name):
+            self._records = record_writer.RecordWriter((folder / name).open("ab"))
+        self._add(file_version="brain.Event:2")
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(step=purge_step, session_log=start)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write values at a step."""
+        scalars = [self._summary.Value(tag=tag, simple_value=x) for tag, x in values.items()]
+        self._add(step=step, summary=self._summary(value=scalars))
+
+    def close(self) -> None:
+        """Write the rest and close the file."""
+        self._records.close()
+
+    def _add(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+        self._records.flush()

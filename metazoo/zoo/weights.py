@@ -1,8 +1,13 @@
-"""A model's weights on disk: a safetensors file with JSON metadata, which cannot execute code."""
+"""A model's weights on disk: a safetensors file with JSON metadata, which cannot execute code.
+
+The metadata begin with a sha256 of the whole file, in which the digits of the sha256 itself count
+as zeros. Files from before that have none.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,32 +17,41 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from metazoo.base.algorithm import Algorithm
 from metazoo.errors import CheckpointError, OptionError
-from metazoo.io.files import write_atomically
+from metazoo.io.files import json_text, parse_json, write_atomically
 from metazoo.quoting import shell_word
 from metazoo.version import VERSION
-from metazoo.zoo.blueprint import Blueprint
+from metazoo.zoo.blueprint import LIFT, Blueprint, limited
 from metazoo.zoo.overrides import check_overrides
 
 KEY = "metazoo"
-LONGEST_HEADER = 100_000_000  # the limit of safetensors itself
+SHA256 = "sha256"
+UNKNOWN = "0" * 64
+LONGEST_HEADER = 2**24  # bytes; names and shapes of a thousand tensors take a hundredth of it
 # How many numbers a network may create while it is built: this many, and each weight four times.
 ALWAYS_ALLOWED = 2**20
+# Weights of these types are converted to the type of the network.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# How a file of `torch.save` begins: a zip archive, or the pickle of old versions.
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 CREATORS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any) -> None:
-    """Write named tensors and JSON metadata as one safetensors file, atomically."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON metadata as one safetensors file with a sha256, atomically."""
     # The format refuses tensors that share memory, as tied weights do; hence copies.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    write_atomically(path, safetensors.torch.save(copies, {KEY: json.dumps(metadata)}))
+    text = json_text({SHA256: UNKNOWN, **metadata})
+    contents = safetensors.torch.save(copies, {KEY: text})
+    sha256 = hashlib.sha256(contents).hexdigest()
+    write_atomically(path, contents.replace(UNKNOWN.encode(), sha256.encode(), 1))
 
 
 def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
@@ -46,7 +60,11 @@ def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
 
 
 def read_weights(path: Path) -> bytes:
-    """Return the bytes of a safetensors file; raise CheckpointError if it is missing or not one."""
+    """Return the bytes of a safetensors file.
+
+    Raises CheckpointError if it is missing, not such a file, or not the one that was written.
+    """
+    start = b""
     try:
         with path.open("rb") as file:
             # Another kind of file may be larger than memory: read no more than the header promises.
@@ -54,34 +72,51 @@ def read_weights(path: Path) -> bytes:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise ValueError("it does not start with a safetensors header")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             ends = [
                 entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
             ]
             if (promised := 8 + length + max(ends, default=0)) != size:
                 raise ValueError(f"it has {size} bytes instead of {promised}")
             file.seek(0)
-            return file.read(size)
+            contents = file.read(size)
+        _check_sha256(header, contents, 8 + length)
+        return contents
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path}") from None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise _damaged(str(path), error) from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise (
+            _pickle(path) if start.startswith(PICKLES) else _damaged(str(path), error)
+        ) from error
+
+
+def _check_sha256(header: Any, contents: bytes, start: int) -> None:
+    """Raise ValueError if the header, or the tensors from byte `start`, are not those written."""
+    metadata = _parse_metadata(header)
+    if not isinstance(metadata, dict) or (written := metadata.get(SHA256)) is None:
+        return
+    sha256 = hashlib.sha256(contents[:start].replace(str(written).encode(), UNKNOWN.encode(), 1))
+    sha256.update(memoryview(contents)[start:])
+    if sha256.hexdigest() != written:
+        raise ValueError("its contents changed after it was written (its sha256 is another)")
+
+
+def _parse_metadata(header: Any) -> Any:
+    if KEY not in header.get("__metadata__", ()):
+        raise ValueError("it does not say which model its weights belong to")
+    return parse_json(header["__metadata__"][KEY])
 
 
 def metadata_of(contents: bytes, where: str) -> Any:
     """Return the metadata of a safetensors file's bytes; raise CheckpointError if damaged."""
     try:
-        header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
-        return json.loads(header["__metadata__"][KEY])
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        header = parse_json(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+        metadata = _parse_metadata(header)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _damaged(where, error) from error
+    if isinstance(metadata, dict):
+        metadata.pop(SHA256, None)
+    return metadata
 
 
 def tensors_of(contents: bytes, where: str) -> dict[str, Tensor]:
@@ -122,15 +157,17 @@ def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: An
     """
     tensors = tensors_of(contents, where)
     try:
-        with torch.random.fork_rng(devices=[]), _SizeLimit(tensors):
+        limit = _SizeLimit(tensors) if limited() else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[]), limit:
             model = blueprint.model(**changes)
-        _check_fit(model, tensors)
         with torch.random.fork_rng(devices=[]):
             check_overrides(blueprint, changes)
-        model.load_state_dict(tensors)
+        fit(model, tensors, where)
     except OptionError as error:
-        if changes or blueprint.metazoo == VERSION:
+        if changes:
             raise
+        if blueprint.metazoo == VERSION:
+            raise CheckpointError(f"{where}: {error.message}", error.hint) from error
         raise CheckpointError(
             f"{where} was made by metazoo {blueprint.metazoo}, this is {VERSION}: {error.message}",
             f"`pip install {shell_word(f'metazoo=={blueprint.metazoo}')}`, or train the model again",
@@ -180,7 +217,7 @@ class _SizeLimit(TorchFunctionMode):
         if numbers > ALWAYS_ALLOWED + 4 * self.numbers:
             raise RuntimeError(
                 f"they have {self.numbers} numbers in all, "
-                f"but the options ask for {numbers} or more"
+                f"but the options ask for {numbers} or more ({LIFT})"
             )
 
 
@@ -189,14 +226,49 @@ def _product(size: Sequence[Any]) -> int:
     return math.prod(size[0] if size and isinstance(size[0], Sequence) else size)
 
 
-def _check_fit(model: Algorithm, tensors: Mapping[str, Tensor]) -> None:
+def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load weights into a newly built network, in its types.
+
+    Raises RuntimeError if a name or shape differs, CheckpointError if a value cannot be used.
+    """
     for name, value in model.state_dict().items():
         if name not in tensors:
             raise RuntimeError(f"they have no '{name}'")
-        if tensors[name].shape != value.shape:
-            raise RuntimeError(
-                f"'{name}' has shape {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
-            )
+        given = tensors[name]
+        if given.shape != value.shape:
+            raise RuntimeError(f"'{name}' has shape {tuple(given.shape)}, not {tuple(value.shape)}")
+        _check_values(f"'{name}' in {where}", given, value)
+    model.load_state_dict(tensors)
+
+
+def _check_values(what: str, given: Tensor, new: Tensor) -> None:
+    """Raise CheckpointError if a tensor cannot replace the one of a new network."""
+    if given.dtype != new.dtype and not (given.dtype in FLOATS and new.dtype in FLOATS):
+        raise CheckpointError(
+            f"{what} has the type {_kind(given)}, and the network needs {_kind(new)}",
+            f"weights can be {', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)}; "
+            "convert them, or get or train the model again",
+        )
+    values = given.to(new.dtype)
+    odd = ~values.isfinite()
+    # A mask may hold infinity, but then it does from the start.
+    if odd.any() and not torch.equal(values[odd], new.to(values.device)[odd]):
+        raise CheckpointError(
+            f"{what} holds NaN or infinity, so the model cannot be used",
+            "get the model again, or train it again with a lower --lr",
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _pickle(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a file of torch.save, or another archive; reading one can run code",
+        "convert it: read its tensors by torch.load with weights_only=True into a model, and save "
+        "that with metazoo.zoo.weights.save_model (docs/models.md has the lines)",
+    )
 
 
 def _damaged(where: str, error: Exception) -> CheckpointError:

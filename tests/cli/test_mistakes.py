@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from commands import Capture, failure, output
+from forks import Forks
 
 from metazoo.cli import run
 from metazoo.zoo import run_folder
@@ -31,8 +33,8 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     ),
     "train maml --backbone conv5": (2, "no backbone named 'conv5'", "did you mean 'conv4'"),
     "train maml --stepz 5": (2, "No such option '--stepz'", "did you mean '--steps'? "),
-    "train maml --steps x": (2, "--steps cannot be 'x'", "a whole number of at least 1"),
-    "train maml --steps 0": (2, "--steps cannot be '0'", "a whole number of at least 1"),
+    "train maml --steps x": (2, "--steps cannot be 'x'", "a whole number from 1 to 1,000,000,000"),
+    "train maml --steps 0": (2, "--steps cannot be '0'", "a whole number from 1 to 1,000,000,000"),
     "train maml --steps 1.5": (2, "--steps cannot be '1.5'", "a whole number"),
     "train maml --lr nan": (2, "--lr cannot be 'nan'", "a number of at least 0"),
     "train maml --lr -1": (2, "--lr cannot be '-1'", "a number of at least 0"),
@@ -229,12 +231,59 @@ def test_a_config_of_wrong_values_is_told(capsys: Capture, damaged: Path) -> Non
             assert "Traceback" not in capsys.readouterr().err
 
 
-def test_damaged_metrics_are_told(capsys: Capture, damaged: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "1" * 100_000, '{"format": 2, "format": 2}', '{"format": 2, "spec": 1e999}'],
+    ids=["deep", "digits", "twice", "infinite"],
+)
+@pytest.mark.parametrize("name", [run_folder.CONFIG, run_folder.RESULT])
+def test_hostile_json_in_a_run_is_told(
+    capsys: Capture, damaged: Path, name: str, text: str
+) -> None:
+    (damaged / name).write_text(text)
+    for words in (
+        ["train", "--resume", str(damaged)],
+        ["export", str(damaged), "--name", "protonet.x", "--out", str(damaged / "x")],
+    ):
+        error, hint = failure(capsys, 1, *words)
+        assert name in error
+        assert hint
+
+
+def test_a_run_in_a_folder_whose_name_is_not_text(fresh_python: Forks, tmp_path: Path) -> None:
+    """Printed to a stdout that accepts UTF-8 only."""
+    parent = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9sum\xe9")
+    quick = "--ways 3 --queries 3 --train-ways 3 --train-queries 2 --steps 2 --validate-every 1"
+    quick += " --validation-episodes 2 --test-episodes 4 --device cpu --backbone-width 4"
+    words = ["train", "protonet", *quick.split(), "--out", f"{parent}/run"]
+    code = (
+        "import sys\nfrom metazoo.cli import run\n"
+        "sys.stdout.reconfigure(encoding='utf-8', errors='strict')\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    done = fresh_python.run(code, *words)
+    assert done.returncode == 0, done.stderr
+    assert r"r\udce9sum\udce9/run: 3-way 1-shot test accuracy" in done.stdout
+    assert "run folder: " in done.stderr
+    names = os.listdir(f"{parent}/run")
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {run_folder.RESULT, run_folder.BEST, run_folder.CURVE} <= set(names)
+
+
+def test_damaged_metrics_cost_the_curve_only(capsys: Capture, damaged: Path) -> None:
     path = damaged / run_folder.METRICS
-    path.write_text("nonsense\n" + path.read_text())
-    error, hint = failure(capsys, 1, "train", "--resume", str(damaged))
-    assert f"line 1 of {path} is damaged" in error
-    assert hint
+    whole = path.read_text()
+    path.write_text("nonsense\n" + whole + '{"step": 1e400}\n{"step": 1, "loss": NaN}\n')
+    told = f"warning: 3 damaged lines of {path} are left out"
+    for words in (["train", "--resume"], ["eval", "--episodes", "2"]):
+        _, err = output(capsys, words[0], *words[1:], str(damaged))
+        assert (told in err) == (words[0] == "train")
+    assert path.read_text() == whole
+    (damaged / run_folder.CURVE).unlink()
+    path.write_text(whole + "nonsense\n")
+    _, err = output(capsys, "train", "--resume", str(damaged), "--progress", "bar")
+    assert "1 damaged lines" in err
+    assert "validation accuracy" in err
 
 
 def test_a_damaged_checkpoint_is_told(capsys: Capture, damaged: Path, protonet_run: Path) -> None:

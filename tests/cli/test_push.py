@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -12,7 +13,6 @@ import torch
 
 from metazoo import zoo
 from metazoo.cli import run
-from metazoo.io import files
 from metazoo.plugins.registry import registry
 
 NAME = "protonet.tiny_3w1s"
@@ -94,7 +94,8 @@ def test_the_weights_come_before_the_card(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(files, "write_atomically", lambda path, data: written.append(path.name))
+    export = importlib.import_module("metazoo.zoo.export")  # metazoo.zoo.export is its function
+    monkeypatch.setattr(export, "write_atomically", lambda path, data: written.append(path.name))
     assert run(["push", str(exported / CARD), str(tmp_path)]) == 0
     assert written == [WEIGHTS, CARD]
 

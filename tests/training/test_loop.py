@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,19 +14,24 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import failure, output
 from PIL import Image
 
-from metazoo import provenance
+from metazoo import provenance, zoo
+from metazoo.algorithms.protonet import ProtoNet
 from metazoo.base.recipe import Recipe
 from metazoo.device import find_device
 from metazoo.errors import CheckpointError, DataError, OptionError
 from metazoo.evaluation.measure import evaluate
 from metazoo.evaluation.score import NotANumber
+from metazoo.io.files import write_json
+from metazoo.plugins.registry import registry
 from metazoo.training.loop import TrainingFailed, Watcher, learning_rate, train
 from metazoo.training.plan import plan
 from metazoo.zoo import run_folder
@@ -465,6 +471,147 @@ def test_learns_omniglot(tmp_path: Path) -> None:
     run_folder.create(tmp_path / "run", blueprint)
     result = train(blueprint, data, tmp_path / "run", Watcher())
     assert result["mean"] > 0.66  # an untrained network has 0.56, this one 0.74 to 0.77
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve classes of small images, not divided into splits."""
+    noise = random.Random(0)
+    for c in range(12):
+        (tmp_path / "photos" / f"class{c:02}").mkdir(parents=True)
+        for i in range(4):
+            image = Image.frombytes("L", (8, 8), noise.randbytes(64))
+            image.save(tmp_path / "photos" / f"class{c:02}" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def on_photos(photos: Path, folder: Path) -> tuple[Any, Any]:
+    """Begin a run on a folder of images and break it off after its first checkpoint."""
+    options = {"root": str(photos), "size": 16, "val_fraction": 0.25, "test_fraction": 0.25}
+    recipe = {**TINY, "backbone": "mlp", "queries": 2, "train_queries": 2}
+    blueprint, data = plan("protonet", "folder", {}, options, {}, recipe)
+    run_folder.create(folder, blueprint)
+    with pytest.raises(Crash):
+        train(blueprint, data, folder, CrashAt(5, False))
+    return blueprint, data
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a pixel": lambda photos: Image.new("L", (8, 8)).save(photos / "class03" / "0.png"),
+    "a class more": lambda photos: shutil.copytree(photos / "class03", photos / "class99"),
+    "a class less": lambda photos: shutil.rmtree(photos / "class03"),
+    "a name": lambda photos: (photos / "class03").rename(photos / "class98"),
+    "an image less": lambda photos: (photos / "class03" / "0.png").unlink(),
+    "two classes exchanged": lambda photos: [
+        (photos / a).rename(photos / b)
+        for a, b in (("class03", "x"), ("class04", "class03"), ("x", "class04"))
+    ],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_is_not_resumed_on_other_data(
+    change: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_photos(photos, tmp_path / "run")
+    CHANGES[change](photos)
+    error, hint = failure(capsys, 1, "train", "--resume", str(tmp_path / "run"))
+    assert f"the data are not those that the run in {tmp_path / 'run'} began with" in error
+    assert "--init" in hint
+    words = ["eval", str(tmp_path / "run"), "--episodes", "2", "--ways", "2", "--queries", "1"]
+    assert "warning: these are not the data" in output(capsys, *words)[1]
+
+
+def test_a_run_is_resumed_on_the_same_data_elsewhere(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blueprint, _ = on_photos(photos, tmp_path / "run")
+    photos.rename(tmp_path / "moved")
+    options = {**blueprint.dataset_options, "root": str(tmp_path / "moved")}
+    moved = dataclasses.replace(blueprint, dataset_options=options)
+    write_json(tmp_path / "run" / run_folder.CONFIG, moved.as_dict())
+    _, err = output(capsys, "train", "--resume", str(tmp_path / "run"))
+    assert "warning" not in err
+    _, err = output(capsys, "eval", str(tmp_path / "run"), "--episodes", "2")
+    assert "warning" not in err
+
+
+def test_a_run_without_a_record_of_its_data_is_resumed_with_a_warning(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_photos(photos, tmp_path / "run")
+    config = tmp_path / "run" / run_folder.CONFIG
+    values = json.loads(config.read_text())
+    del values["split_sha256"], values["data_sha256"]
+    config.write_text(json.dumps(values))
+    _, err = output(capsys, "train", "--resume", str(tmp_path / "run"))
+    assert err.count("has no record of its data") == 1
+
+
+class Frozen(ProtoNet):
+    """A learner that has nothing to train."""
+
+    def __init__(self, *words: Any):
+        super().__init__(*words)
+        self.requires_grad_(False)
+
+
+class Detached(ProtoNet):
+    """A learner that should have something to train, and has not."""
+
+    def loss(self, task: Any) -> torch.Tensor:
+        return super().loss(task).detach()
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = registry()._kinds
+    (entry,) = kinds["algorithm"]["protonet"]
+    more = {
+        name: [dataclasses.replace(entry, name=name, value=value)]
+        for name, value in (("frozen", Frozen), ("detached", Detached))
+    }
+    both = {**kinds, "algorithm": {**kinds["algorithm"], **more}}
+    monkeypatch.setattr(registry(), "_kinds", both)
+
+
+QUICK = ["--backbone-width", "4", "--device", "cpu", "--train-ways", "3", "--test-episodes", "4"]
+
+
+def test_a_learner_without_training_is_saved_evaluated_exported_and_loaded(
+    untrained: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, name = str(tmp_path / "run"), "frozen.as_made"
+    out, err = output(capsys, "train", "frozen", *QUICK, "--out", run)
+    assert "5-way 1-shot test accuracy" in out
+    assert "'frozen' has no weights to train" in err
+    assert not (tmp_path / "run" / run_folder.LAST).exists()
+    whole = (tmp_path / "run" / run_folder.BEST).read_bytes()
+    result = (tmp_path / "run" / run_folder.RESULT).read_text()
+    (tmp_path / "run" / run_folder.RESULT).unlink()  # as if it had been killed
+    output(capsys, "train", "--resume", run)
+    assert (tmp_path / "run" / run_folder.BEST).read_bytes() == whole
+    clockless = [
+        {**json.loads(text), "seconds": 0}
+        for text in (result, (tmp_path / "run" / run_folder.RESULT).read_text())
+    ]
+    assert clockless[0] == clockless[1]
+    assert clockless[0]["steps"] == 0
+    output(capsys, "eval", run, "--episodes", "4")
+    output(capsys, "export", run, "--name", name, "--episodes", "4", "--out", str(tmp_path / "zoo"))
+    card = tmp_path / "zoo" / f"{name}.json"
+    output(capsys, "eval", str(card), "--episodes", "4")
+    ours, theirs = (zoo.load(path).state_dict() for path in (run, card))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_a_loss_without_a_gradient_is_named(
+    untrained: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "detached", *QUICK, "--out", str(tmp_path / "run")]
+    error, hint = failure(capsys, 1, *words)
+    assert "the loss does not depend on the weights" in error
+    assert "requires_grad_(False)" in hint
 
 
 def test_a_run_starts_from_another_models_backbone(protonet_run: Path, tmp_path: Path) -> None:

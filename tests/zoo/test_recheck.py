@@ -13,6 +13,7 @@ import pytest
 
 from metazoo import pretrained, zoo
 from metazoo.cli import run
+from metazoo.errors import MetazooError
 from metazoo.evaluation.protocol import Protocol
 from metazoo.plugins.registry import registry
 from metazoo.zoo.recheck import Recheck, recheck
@@ -157,6 +158,48 @@ def test_odd_results_are_a_problem_of_their_model(
     change(card, results=results)
     assert run(["eval", "--all", "--device", "cpu"]) == 1
     assert "not measured: a result of its card lacks mean" in capsys.readouterr().out
+
+
+WRONG: list[object] = [None, "x", [5], {"x": []}, -1, float("nan")]
+FIELDS = ["summary", "dataset", "dataset_options", "licence", "data_licence", "split_sha256"]
+FIELDS += ["algorithm", "backbone", "parameters", "bytes", "training", "results", "weights", "name"]
+RESULT = ["metric", "mean", "interval", "tasks", "transductive", "split", "ways", "shots"]
+RESULT += ["queries", "seed", "options", "protocol"]
+
+
+@pytest.mark.parametrize("key", [*FIELDS, *(f"results.{key}" for key in RESULT)])
+def test_a_wrong_type_anywhere_in_a_card_is_told(
+    card: Path, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No command prints a traceback, and those for all models show the others."""
+    whole = json.loads(card.read_text())
+    *within, name = key.split(".")
+    for number, value in enumerate(WRONG):
+        results = [{**whole["results"][0], name: value}]
+        card.write_text(json.dumps(whole | ({"results": results} if within else {name: value})))
+        assert run(["list", "pretrained"]) == 0
+        out = capsys.readouterr().out
+        assert NAME in out
+        for one in recheck(NAME, episodes=2):
+            assert one.problem or one.now
+        try:
+            zoo.load(card)
+        except MetazooError:
+            assert name in ("name", "weights", "results")
+        status = run(["push", str(card), str(tmp_path / str(number))])
+        err = capsys.readouterr().err
+        assert status == 0 or err.startswith("error: "), err
+        assert "Traceback" not in err
+
+
+def test_what_a_plugin_raises_is_a_problem_of_its_model(
+    card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(self: object, *words: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(registry().algorithm("maml").value, "forward", raising)
+    assert {one.problem for one in recheck(NAME, episodes=2)} == {"RuntimeError: a bug"}
 
 
 def test_a_card_that_is_none_does_not_stop_the_others(

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import struct
 import subprocess
@@ -19,12 +20,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from metazoo import zoo
 from metazoo.errors import CheckpointError, MetazooError, OptionError, UnknownNameError
-from metazoo.io.files import read_json, write_atomically, write_json
+from metazoo.io.files import LARGEST_JSON, read_json, write_atomically, write_json
 from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.weights import (
     KEY,
+    fit,
     load_model,
     load_tensors,
     save_model,
@@ -138,6 +141,37 @@ def test_a_header_with_a_flipped_bit_is_read_right_or_refused(model_file: Path) 
     assert refused > 150
 
 
+@pytest.mark.parametrize("name", [run_folder.BEST, run_folder.LAST])
+def test_a_file_with_flipped_bits_is_read_right_or_refused(
+    protonet_run: Path, tmp_path: Path, name: str
+) -> None:
+    """The hardest are those in the tensors, which are all numbers."""
+    whole, path, chooser = (protonet_run / name).read_bytes(), tmp_path / name, random.Random(0)
+    tensors, metadata = load_tensors(protonet_run / name)
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    places = [*range(8, 50), *chooser.sample(range(header, len(whole)), 50)]
+    refused = 0
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1 << chooser.randrange(8)
+        path.write_bytes(data)
+        try:
+            found, about = load_tensors(path)
+        except CheckpointError:
+            refused += 1
+            continue
+        assert about.items() >= metadata.items()
+        assert all(torch.equal(found[key], value) for key, value in tensors.items())
+    assert refused >= 50
+
+
+def test_a_file_without_a_sha256_still_loads(model_file: Path) -> None:
+    tensors, metadata = load_tensors(model_file)
+    safetensors.torch.save_file(tensors, model_file, {KEY: json.dumps(metadata)})
+    model, _ = load_model(model_file)
+    assert all(torch.equal(value, tensors[key]) for key, value in model.state_dict().items())
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no .*nothing\.safetensors"):
         load_tensors(tmp_path / "nothing.safetensors")
@@ -240,6 +274,15 @@ class Malice:
         return os.system, (f"touch '{self.mark}'",)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_of_torch_says_how_it_is_converted(tmp_path: Path, old: bool) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save({"x": torch.ones(2)}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=r"theirs\.pt is a file of torch\.save") as caught:
+        zoo.find(path)
+    assert "weights_only=True" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_pickle_is_not_executed(tmp_path: Path, how: str) -> None:
     mark, path = tmp_path / "executed", tmp_path / "model.safetensors"
@@ -307,6 +350,52 @@ def test_weights_that_do_not_fit_are_named(model_file: Path) -> None:
         load_model(model_file)
     with pytest.raises(CheckpointError, match="they have no 'log_scale'"):
         load_model(model_file, distance="cosine")
+
+
+WEIGHT = "backbone.blocks.0.weight"
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64]
+)
+def test_weights_that_are_no_real_numbers_are_refused(model_file: Path, dtype: torch.dtype) -> None:
+    weight = load_tensors(model_file)[0][WEIGHT]
+    rewrite(model_file, lambda m: None, **{WEIGHT: weight.to(dtype)})
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        CheckpointError,
+        match=rf"'{WEIGHT}' in .*model\.safetensors has the type {kind}, .* needs float32",
+    ) as caught:
+        load_model(model_file)
+    assert "float16, bfloat16, float32, float64" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_real_weights_of_another_width_are_converted(model_file: Path, dtype: torch.dtype) -> None:
+    weight = load_tensors(model_file)[0][WEIGHT].to(dtype)
+    rewrite(model_file, lambda m: None, **{WEIGHT: weight})
+    assert torch.equal(load_model(model_file)[0].state_dict()[WEIGHT], weight.float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused(model_file: Path, value: float) -> None:
+    weight = load_tensors(model_file)[0][WEIGHT].double()
+    weight.view(-1)[5] = value
+    rewrite(model_file, lambda m: None, **{WEIGHT: weight})
+    with pytest.raises(CheckpointError, match=rf"'{WEIGHT}' in .* holds NaN or infinity"):
+        load_model(model_file)
+
+
+def test_a_mask_may_hold_infinity(tmp_path: Path) -> None:
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    fit(Masked(), {"mask": torch.tensor([0.0, -torch.inf])}, "here")
+    for other in ([-torch.inf, 0.0], [0.0, torch.inf], [0.0, torch.nan]):
+        with pytest.raises(CheckpointError, match="'mask' in here holds NaN or infinity"):
+            fit(Masked(), {"mask": torch.tensor(other)}, "here")
 
 
 def test_options_can_be_changed_where_the_weights_still_fit(maml_run: Path) -> None:
@@ -396,10 +485,6 @@ WIDE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "conv4 growth": lambda m: m["backbone_options"].update(width=400, growth=4.0),
     "mlp width": lambda m: m.update(backbone="mlp", backbone_options={"width": 10**5}),
     "mlp depth": lambda m: m.update(backbone="mlp", backbone_options={"width": 1000, "depth": 999}),
-    "maml rates": lambda m: m["algorithm_options"].update(
-        learned_rates="per-step", inner_steps=10**8
-    ),
-    "maml offsets": lambda m: m["algorithm_options"].update(per_step_norm=True, inner_steps=10**8),
 }
 
 
@@ -419,6 +504,39 @@ def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(
     ):
         load_model(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
+
+
+SLOW: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "inner steps": lambda m: m["algorithm_options"].update(eval_inner_steps=10**9),
+    "queries": lambda m: m["recipe"].update(queries=10**9),
+    "an image": lambda m: m["spec"].update(input_shape=[1, 1024, 1024]),
+    "a photo": lambda m: m["input_format"].update(size=1024),
+}
+
+
+@pytest.mark.parametrize("option", SLOW)
+def test_what_would_take_the_machine_later_is_refused(
+    maml_run: Path, tmp_path: Path, option: str
+) -> None:
+    path = tmp_path / "slow.safetensors"
+    path.write_bytes((maml_run / run_folder.BEST).read_bytes())
+    rewrite(path, SLOW[option])
+    with pytest.raises(CheckpointError, match=r"slow\.safetensors") as caught:
+        load_model(path)
+    assert re.search(r"1000000000|too large", caught.value.message)
+
+
+def test_the_limits_of_sizes_can_be_lifted(
+    protonet_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.safetensors"
+    path.write_bytes((protonet_run / run_folder.BEST).read_bytes())
+    rewrite(path, lambda m: m["spec"].update(input_shape=[1, 1024, 1024]))
+    with pytest.raises(CheckpointError, match="too large") as caught:
+        load_model(path)
+    assert "METAZOO_LIMITS=off" in (caught.value.hint or "")
+    monkeypatch.setenv("METAZOO_LIMITS", "off")
+    assert load_model(path)[1].spec.input_shape == (1, 1024, 1024)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -451,7 +569,19 @@ def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 200_000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[" * 200_000,
+        b"1" * 10_000,
+        b'{"a": 1, "a": 2}',
+        b'{"a": [{"b": 1, "b": 1}]}',
+        b" " * LARGEST_JSON + b"{}",
+    ],
+    ids=["open", "not UTF-8", "deep", "digits", "twice", "twice within", "huge"],
+)
 def test_damaged_json_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(data)

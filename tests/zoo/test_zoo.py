@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_run
 
 import metazoo
 from metazoo import zoo
 from metazoo.backbones.conv4 import Conv4
 from metazoo.cli import run
-from metazoo.errors import CheckpointError, UnknownNameError
+from metazoo.errors import CheckpointError, OptionError, UnknownNameError
 from metazoo.evaluation.protocol import Protocol
 from metazoo.plugins.registry import registry
 from metazoo.zoo import run_folder, weights
@@ -166,6 +168,36 @@ def test_the_command_of_a_card_names_no_place_of_this_machine(protonet_run: Path
     assert "--data-split vinyals" in command(
         dataclasses.replace(blueprint, dataset="omniglot", dataset_options={"split": "vinyals"})
     )
+
+
+def test_an_exported_model_names_no_place_of_this_machine(
+    tree: Path, protonet_run: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "mine" / "start"
+    shutil.copytree(protonet_run, moved)
+    data = {"root": str(tree), "size": 28, "val_fraction": 0.25, "test_fraction": 0.25}
+    data["channels"] = "grey"
+    run_ = make_run(tmp_path / "mine" / "run", "protonet", "folder", data, init=str(moved))
+    out = tmp_path / "zoo"
+    zoo.export(run_, NAME, "", "CC0-1.0", out, [Protocol("test", 3, 1, 3, 0, 4)], "cpu")
+    said = read_card(out / f"{NAME}.json")["training"]["command"]
+    assert "--data-root DATA_ROOT" in said
+    places = (str(tmp_path), str(tree), str(Path.home()), tempfile.gettempdir(), str(Path.cwd()))
+    for path in out.iterdir():
+        held = path.read_bytes()
+        assert not [place for place in places if place.encode() in held and place != "/"], path
+
+
+def test_a_model_that_needs_a_file_of_this_machine_is_not_exported(
+    protonet_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(protonet_run, tmp_path / "run")
+    config = tmp_path / "run" / run_folder.CONFIG
+    values = json.loads(config.read_text())
+    values["backbone_options"]["vocabulary"] = "/somewhere/words.txt"
+    config.write_text(json.dumps(values))
+    with pytest.raises(OptionError, match="option 'vocabulary' of backbone 'conv4' is /somewhere"):
+        zoo.export(tmp_path / "run", NAME, "", "CC0-1.0", tmp_path / "zoo", [], "cpu")
 
 
 def test_an_option_that_was_switched_off_is_switched_off_in_the_command(maml_run: Path) -> None:

@@ -95,6 +95,10 @@ class Mapped(Examples):
     def to(self, device: torch.device | str) -> Examples:
         return self if torch.device(device).type == "cpu" else self.with_values(self.x.to(device))
 
+    def digest(self) -> str:
+        """Return the checksums in the index: the data may be larger than memory."""
+        return " ".join(self.source[2].sha256)
+
     def with_values(self, x: Tensor) -> Examples:
         return Examples(x, self.counts, self.names, self.title)
 
