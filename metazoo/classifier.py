@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from metazoo.device import find_device
 from metazoo.errors import DataError, OptionError
 from metazoo.images import decode
-from metazoo.tasks.examples import as_floats
+from metazoo.tasks.examples import as_bytes, as_floats
 from metazoo.zoo.find import Source, find
 
 QUERIES_AT_ONCE = 500
@@ -74,14 +75,16 @@ class FewShotClassifier:
             )
         classes = _sorted_classes(labels)
         indices = {label: i for i, label in enumerate(classes)}
-        self.classes_, self._support = classes, support
-        self._labels = torch.tensor([indices[label] for label in labels], device=self.device)
+        numbers = torch.tensor([indices[label] for label in labels], device=self.device)
+        order = _order(support, numbers)
+        self.classes_, self._support, self._labels = classes, support[order], numbers[order]
         return self
 
     @torch.no_grad()
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
 
+        They do not depend on the order of the examples, neither here nor in `fit`.
         If the model is transductive, the answers depend on all examples of the call.
         """
         if not self.classes_:
@@ -91,8 +94,10 @@ class FewShotClassifier:
             return np.zeros((0, len(self.classes_)), np.float32)
         size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
         support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
-        parts = [self.model(support, labels, part.unsqueeze(0))[0] for part in queries.split(size)]
-        return torch.cat(parts).softmax(-1).cpu().numpy()
+        order = _order(queries)
+        parts = queries[order].split(size)
+        logits = torch.cat([self.model(support, labels, part.unsqueeze(0))[0] for part in parts])
+        return logits[order.argsort()].softmax(-1).cpu().numpy()
 
     def predict(self, X: Any) -> list[Any]:
         """Return the most probable label of each example."""
@@ -117,6 +122,13 @@ class FewShotClassifier:
                 f"an array of {X.dtype} cannot be examples: {error}",
                 "give a list of image files, or an array of numbers",
             ) from error
+        if self.blueprint.spec.integers:
+            if x.is_floating_point():
+                raise DataError(
+                    f"examples are {x.dtype}, but '{self.name}' takes integers",
+                    "give the integers that its data set would, such as token ids",
+                )
+            return x.long()
         if x.dtype == torch.uint8:
             return as_floats(x)
         if self.input_format and not x.is_floating_point():
@@ -155,6 +167,13 @@ class FewShotClassifier:
                 f"examples have values from {x.min():g} to {x.max():g}; images have 0 to 1",
                 "give uint8 images, or divide by 255",
             )
+
+
+def _order(x: Tensor, *labels: Tensor) -> Tensor:
+    """Return an order of examples (N, *) that depends only on what they are, and on their labels."""
+    rows = zip(x.cpu(), *(y.tolist() for y in labels))
+    keys = [(hashlib.sha256(as_bytes(row)).digest(), *label) for row, *label in rows]
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=x.device)
 
 
 def _plain(label: Any) -> Any:
