@@ -26,7 +26,7 @@ class FewShotClassifier:
     """Classifies examples with a pretrained model, from a few labelled examples of each class.
 
     Examples are image files (paths or Pillow images), or a tensor or array (N, *) in the input
-    shape of the model: uint8, or float in [0, 1]. After `fit`, `classes_` holds the sorted labels.
+    shape of the model: uint8, or float in [0, 1]; integers, if the model takes those. After `fit`, `classes_` holds the sorted labels.
 
     Args:
         model: a name, path or address, as for `metazoo.load`.
