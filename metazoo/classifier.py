@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
@@ -19,7 +20,7 @@ from metazoo.errors import DataError, DataWarning, MetazooError, OptionError
 from metazoo.evaluation.score import require_numbers
 from metazoo.images import decode
 from metazoo.plugins.registry import registry
-from metazoo.tasks.examples import as_floats
+from metazoo.tasks.examples import as_bytes, as_floats
 from metazoo.zoo.find import Source, find
 
 QUERIES_AT_ONCE = 500
@@ -29,7 +30,7 @@ class FewShotClassifier:
     """Classifies examples with a pretrained model, from a few labelled examples of each class.
 
     Examples are image files (paths or Pillow images), or a tensor or array (N, *) in the input
-    shape of the model: uint8, or float in [0, 1]. After `fit`, `classes_` holds the sorted labels.
+    shape of the model: uint8, or float in [0, 1]; integers, if the model takes those. After `fit`, `classes_` holds the sorted labels.
 
     A transductive model gets the options that make it inductive, if its algorithm has such options
     (`inductive_options`) and they are not given. DataWarning is issued if answers depend on other
@@ -86,8 +87,9 @@ class FewShotClassifier:
             )
         classes = _sorted_classes(labels)
         indices = {label: i for i, label in enumerate(classes)}
-        self.classes_, self._support = classes, support
-        self._labels = torch.tensor([indices[label] for label in labels], device=self.device)
+        numbers = torch.tensor([indices[label] for label in labels], device=self.device)
+        order = _order(support, numbers)
+        self.classes_, self._support, self._labels = classes, support[order], numbers[order]
         self._warn_of_unequal_shots()
         self._look = self._warn_of_looks(support, "labelled examples")
         return self
@@ -96,8 +98,9 @@ class FewShotClassifier:
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
 
-        If the model is transductive, the answers depend on all examples of the call. Raises
-        NotANumber if the model returns NaN or infinity.
+        They do not depend on the order of the examples, neither here nor in `fit`. If the model is
+        transductive, they depend on all examples of the call. Raises NotANumber if the model
+        returns NaN or infinity.
         """
         if not self.classes_:
             raise OptionError("the classifier has no labelled examples yet", "call fit first")
@@ -108,10 +111,11 @@ class FewShotClassifier:
         self._warn_of_transduction(len(queries))
         size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
         support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
-        parts = [self.model(support, labels, part.unsqueeze(0))[0] for part in queries.split(size)]
-        logits = torch.cat(parts)
+        order = _order(queries)
+        parts = queries[order].split(size)
+        logits = torch.cat([self.model(support, labels, part.unsqueeze(0))[0] for part in parts])
         require_numbers(logits)
-        return logits.softmax(-1).cpu().numpy()
+        return logits[order.argsort()].softmax(-1).cpu().numpy()
 
     def predict(self, X: Any) -> list[Any]:
         """Return the most probable label of each example."""
@@ -177,6 +181,13 @@ class FewShotClassifier:
                 f"an array of {X.dtype} cannot be examples: {error}",
                 "give a list of image files, or an array of numbers",
             ) from error
+        if self.blueprint.spec.integers:
+            if x.is_floating_point():
+                raise DataError(
+                    f"examples are {x.dtype}, but '{self.name}' takes integers",
+                    "give the integers that its data set would, such as token ids",
+                )
+            return x.long()
         if x.dtype == torch.uint8:
             return as_floats(x)
         if self.input_format and not x.is_floating_point():
@@ -226,6 +237,13 @@ def _learned_drawings(dataset: str) -> bool:
 
 def _warn(message: str) -> None:
     warnings.warn(message, DataWarning, stacklevel=4)
+
+
+def _order(x: Tensor, *labels: Tensor) -> Tensor:
+    """Return an order of examples (N, *) that depends only on what they are, and on their labels."""
+    rows = zip(x.cpu(), *(y.tolist() for y in labels))
+    keys = [(hashlib.sha256(as_bytes(row)).digest(), *label) for row, *label in rows]
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=x.device)
 
 
 def _plain(label: Any) -> Any:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image
+from torch import Tensor
 
 import metazoo
 from metazoo import zoo
+from metazoo.base.algorithm import Algorithm
 from metazoo.classifier import QUERIES_AT_ONCE, FewShotClassifier
 from metazoo.errors import DataError, DataWarning, OptionError, UnknownNameError
 from metazoo.evaluation.score import NotANumber
@@ -224,6 +226,30 @@ def test_the_learners_that_need_equal_classes_say_so() -> None:
     found = {e.name for e in registry().algorithms if e.value.equal_shots}
     assert {"maml", "matching", "baseline", "baseline++"} <= found
     assert "protonet" not in found
+
+
+class ByPosition(Algorithm):
+    """Answers by the positions of the query and of the support examples."""
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        ways = int(support_y.max()) + 1
+        place = torch.arange(query_x.shape[1]).unsqueeze(1) * torch.arange(ways)
+        return (place + query_x.mean((0, 2, 3, 4)).unsqueeze(1) * support_y[0, :ways]).sin()[None]
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_the_order_of_examples_does_not_matter_to_any_model(
+    protonet_run: Path, transductive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = FewShotClassifier(protonet_run, device="cpu")
+    classifier.model = ByPosition(classifier.model.backbone, classifier.model.spec)
+    monkeypatch.setattr(ByPosition, "transductive", transductive)
+    x, queries = tensors(LABELS), tensors(["bar", "dot", "ring", "ring", "bar"], 1)
+    wanted = classifier.fit(x, LABELS).predict_proba(queries)
+    assert len(np.unique(wanted, axis=0)) == 5
+    other, order = [4, 0, 6, 2, 5, 1, 3], [3, 0, 4, 1, 2]
+    answers = classifier.fit(x[other], [LABELS[i] for i in other]).predict_proba(queries[order])
+    assert np.array_equal(answers, wanted[order])
 
 
 def test_options_of_the_algorithm_can_be_overridden(maml_run: Path) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -57,10 +57,14 @@ class MatchingNet(metazoo.FeatureLearner):
         if self.config.fce:
             self.context = FullContext(backbone.out_features, self.config.fce_steps)
 
+    @property
+    def depends_on_order(self) -> Collection[Literal["support", "classes"]]:
+        # The LSTM reads the support set as a sequence, class by class.
+        return ("support", "classes") if self.config.fce else ()
+
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         if self.config.fce:
-            # The LSTM reads the support set as a sequence: sort it by class, so that the order in
-            # which classes are given does not matter.
+            # Sorted by class, so that the order in which classes are given does not matter.
             order = support_y.argsort(dim=1, stable=True)
             support_y = support_y.gather(1, order)
             support_z = support_z.gather(1, order.unsqueeze(-1).expand_as(support_z))

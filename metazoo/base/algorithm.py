@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -54,8 +54,18 @@ class Algorithm(nn.Module):
 
     @property
     def needs_float32(self) -> bool:
-        """Whether training fails with a bf16 backbone; second derivatives are too inexact then."""
+        """Whether training takes second derivatives, which are too inexact with a bf16 backbone."""
         return False
+
+    @property
+    def depends_on_order(self) -> Collection[Literal["support", "classes"]]:
+        """What the answers depend on the order of: the support examples, the classes' labels.
+
+        "support" if the same support set in another order may give other answers; "classes" if the
+        same classes with other labels may, which a weight for each way implies. The order of the
+        queries may never matter.
+        """
+        return ()
 
     def __call__(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Check the tasks, then call `forward`; raise DataError for shapes or labels that do not fit."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metazoo import options
-from metazoo.errors import OptionError
+from metazoo.errors import OptionError, first_line
 
 # On a CPU, a training step with channels-last weights takes 0.6 of the time (docs/performance.md).
 CONVOLUTION_FORMAT = torch.channels_last
@@ -48,3 +48,26 @@ def image_shape(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple
             "choose a larger image size, or --backbone mlp for data that are not images",
         )
     return input_shape[0], input_shape[1], input_shape[2]
+
+
+@torch.enable_grad()
+def check_second_derivative(backbone: Backbone, x: Tensor) -> None:
+    """Raise OptionError if a backbone cannot be differentiated twice on examples (N, *).
+
+    autograd does not always say so: it may leave a term out. Clears the backbone's gradients.
+    """
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    loss = backbone(x).square().sum()
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    try:
+        torch.stack([g.square().sum() for g in gradients if g is not None]).sum().backward()
+    except RuntimeError as error:
+        raise OptionError(
+            f"backbone {type(backbone).__name__} has no second derivative, "
+            f"which this algorithm needs: {first_line(error)}",
+            "use a first-order variant of the algorithm, or another backbone",
+        ) from error
+    finally:
+        backbone.zero_grad()

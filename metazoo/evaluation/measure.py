@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,13 +15,16 @@ from metazoo.base.algorithm import Algorithm, FeatureLearner
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score, score
-from metazoo.tasks.episode import TaskSource
+from metazoo.tasks.episode import Episode, TaskSource
+from metazoo.tasks.random import choose_distinct, random_words_batch
 from metazoo.tasks.sampler import EpisodeSampler
 
 # Values in the examples embedded at once on a CPU: more takes memory and saves no time.
 EMBEDDED_AT_ONCE = 2**18
 # Values in the tasks that are answered at once, and in the examples embedded at once on a GPU.
 DRAWN_AT_ONCE = 2**21
+# Seed of the order of the queries. Samplers use the seeds that users choose, which are small.
+ORDER_SEED = 2**63 + 1
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -61,8 +66,8 @@ def evaluate(
 ) -> Tensor:
     """Return the score of each of tasks 0, ..., count - 1, shape (count,).
 
-    Scores are accuracies, or mean squared errors in regression. Processes started by torchrun share
-    the work, and each returns all scores.
+    Scores are accuracies, or mean squared errors in regression. The model sees the queries of each
+    task in random order. Processes started by torchrun share the work, and each returns all scores.
 
     Args:
         model: evaluated in eval mode; its mode is restored afterwards.
@@ -91,7 +96,7 @@ def _scores(
     size = _tasks_at_once(tasks, count)
 
     def scores_from(first: int) -> Tensor:
-        episode = tasks.draw(first, min(size, count - first)).to(device)
+        episode = _in_random_order(tasks.draw(first, min(size, count - first)).to(device), first)
         prediction = model(episode.support_x, episode.support_y, episode.query_x)
         values = score(prediction, episode.query_y).cpu()
         if first + len(episode) < count:
@@ -101,6 +106,26 @@ def _scores(
     values = torch.cat(distributed.mapped(scores_from, range(0, count, size)))
     watch(count)
     return values
+
+
+def _in_random_order(episode: Episode, first: int) -> Episode:
+    """Return the same tasks with their queries in an order that depends on the task's number only.
+
+    `first` is the number of the first task. Sources give the queries class by class, so a model
+    could tell the class from the position.
+    """
+    tasks, queries = episode.query_x.shape[:2]
+    order = choose_distinct(random_words_batch(ORDER_SEED, first, tasks, queries), queries)
+    # Flat rows, because index_select copies whole examples.
+    rows = torch.from_numpy(order + queries * np.arange(tasks)[:, None]).flatten()
+    rows = rows.to(episode.query_x.device)
+
+    def reorder(x: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_select(0, rows).unflatten(0, (tasks, queries))
+
+    return dataclasses.replace(
+        episode, query_x=reorder(episode.query_x), query_y=reorder(episode.query_y)
+    )
 
 
 def _tasks_at_once(tasks: TaskSource, count: int) -> int:

@@ -19,12 +19,14 @@ class TaskSpec:
         outputs: ways of a training task; in regression, the size of one target.
         classes: number of base classes in the training split, or 0 if it has no classes.
         regression: whether targets are floats.
+        integers: whether examples are integers, such as the token ids of a text.
     """
 
     input_shape: tuple[int, ...]
     outputs: int
     classes: int = 0
     regression: bool = False
+    integers: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The conformance suite for algorithms, built-in or from plugins."""
 
-from metazoo.testing.check import check_algorithm
+from metazoo.testing.check import algorithm_checks, check_algorithm
 
-__all__ = ["check_algorithm"]
+__all__ = ["algorithm_checks", "check_algorithm"]

@@ -11,7 +11,7 @@ import torch
 
 from metazoo import options
 from metazoo.base.algorithm import Algorithm, BatchLearner
-from metazoo.base.backbone import Backbone
+from metazoo.base.backbone import Backbone, check_second_derivative
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe, unread_options
 from metazoo.errors import (
@@ -155,6 +155,7 @@ def _task_spec(data: Dataset, recipe: Recipe, example: Episode) -> TaskSpec:
         outputs=example.query_y.shape[-1] if data.regression else recipe.training_task[0],
         classes=_base_classes(data),
         regression=data.regression,
+        integers=not example.support_x.is_floating_point(),
     )
 
 
@@ -189,6 +190,8 @@ def _try_model(blueprint: Blueprint, example: Episode) -> None:
             "second derivatives are too inexact",
             "leave out --precision, or use a first-order variant",
         )
+    if model.needs_float32:
+        check_second_derivative(model.backbone, example.support_x[0])
     with torch.no_grad():
         _check_features(blueprint.backbone, model.backbone, example)
         model(example.support_x, example.support_y, example.query_x)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -80,6 +80,10 @@ class Reptile(metazoo.Algorithm):
     @property
     def transductive(self) -> bool:
         return self.config.transduction and any(True for _ in self.network.buffers())
+
+    @property
+    def depends_on_order(self) -> Collection[Literal["support", "classes"]]:
+        return ("support",)  # inner minibatches are drawn from it by position
 
     def loss(self, task: metazoo.Episode) -> Tensor:
         """Return half the squared distance |theta - phi|^2, averaged over the tasks.

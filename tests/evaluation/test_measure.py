@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metazoo import options
 from metazoo.backbones.conv4 import Conv4
-from metazoo.base.algorithm import Algorithm
+from metazoo.base.algorithm import Algorithm, FeatureLearner
 from metazoo.base.dataset import ClassDataset
 from metazoo.datasets.sinusoid import Sinusoid
 from metazoo.errors import DataError, UnknownNameError
@@ -116,6 +116,25 @@ def test_scores_do_not_depend_on_batching(cache: bool, monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "EMBEDDED_AT_ONCE", size)
         monkeypatch.setattr(module, "DRAWN_AT_ONCE", size)
         assert_alike(whole, evaluate(learner, tasks(), 23, cache=cache))
+
+
+class ByPosition(FeatureLearner):
+    """Answers that queries lie class by class, as sources draw them."""
+
+    def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
+        ways = int(support_y.max()) + 1
+        labels = torch.arange(ways).repeat_interleave(query_z.shape[1] // ways)
+        return torch.nn.functional.one_hot(labels, ways).float().expand(len(query_z), -1, -1)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_position_of_a_query_does_not_tell_its_class(cache: bool) -> None:
+    learner = ByPosition(Conv4((1, 16, 16), Conv4.Config(width=6)), TaskSpec((1, 16, 16), 4))
+    scores = evaluate(learner, tasks(), 300, cache=cache)
+    assert scores.mean() == pytest.approx(1 / 4, abs=0.03)
+    assert scores.unique().numel() > 4  # the order differs from task to task
+    # It is that of the task's number, whatever other tasks are measured.
+    assert torch.equal(scores[:17], evaluate(learner, tasks(), 17, cache=cache))
 
 
 @pytest.mark.parametrize("training", [True, False])

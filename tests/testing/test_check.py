@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from learners import Correct, Plain
 from torch import nn
 
 import metazoo
 from metazoo.plugins.registry import registry
-from metazoo.testing.check import check_algorithm
+from metazoo.testing.check import Check, algorithm_checks, check_algorithm
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in registry().algorithms])
@@ -33,36 +34,6 @@ def test_every_registered_algorithm_conforms(name: str) -> None:
 )
 def test_algorithms_with_test_time_augmentation_conform(name: str, others: dict[str, Any]) -> None:
     check_algorithm(name, {"tta": "shifted", **others})
-
-
-class Correct(metazoo.FeatureLearner):
-    """Nearest class mean."""
-
-    @dataclass(frozen=True)
-    class Config(metazoo.Config):
-        scale: float = 1.0
-
-    def classify(self, support_z, support_y, query_z):
-        return -self.config.scale * metazoo.ops.pairwise_sqdist(
-            query_z, metazoo.class_means(support_z, support_y)
-        )
-
-
-class Plain(metazoo.Algorithm):
-    """Nearest class mean without FeatureLearner; regression weighs the support by distance."""
-
-    supports_regression = True
-
-    def forward(self, support_x, support_y, query_x):
-        tasks = len(support_x)
-        z = self.backbone(torch.cat([support_x.flatten(0, 1), query_x.flatten(0, 1)]))
-        support_z, query_z = z.split(
-            [z.shape[0] - query_x.shape[0] * query_x.shape[1], query_x.shape[0] * query_x.shape[1]]
-        )
-        support_z, query_z = support_z.unflatten(0, (tasks, -1)), query_z.unflatten(0, (tasks, -1))
-        if self.spec.regression:
-            return (-metazoo.ops.pairwise_sqdist(query_z, support_z)).softmax(-1) @ support_y
-        return -metazoo.ops.pairwise_sqdist(query_z, metazoo.class_means(support_z, support_y))
 
 
 def test_correct_algorithms_pass() -> None:
@@ -342,11 +313,11 @@ class CannotRegress(Plain):
 @pytest.mark.parametrize(
     ("mistaken", "message"),
     [
-        (UsesOtherQueries, "when the other queries are removed"),
-        (UsesTheQueriesBefore, "when the other queries are removed"),
-        (UsesTheQueriesAfter, "when the other queries are removed"),
+        (UsesOtherQueries, "when the other queries are replaced"),
+        (UsesTheQueriesBefore, "when the other queries are replaced"),
+        (UsesTheQueriesAfter, "when the other queries are replaced"),
         (UsesTheNumberOfQueries, "when the other queries are removed"),
-        (UsesTheNextQuery, "when the other queries are"),
+        (UsesTheNextQuery, "when the other queries are replaced"),
         (UsesBatchStatistics, "changed backbone.blocks"),
         (MixesTasks, "when other tasks are in the batch"),
         (AnswersOnlyTheFirstTask, "when other tasks are in the batch"),
@@ -355,7 +326,7 @@ class CannotRegress(Plain):
         (HasInfiniteGradients, "the gradient of backbone.* is NaN or infinite"),
         (ReturnsManyLosses, "`loss` must return a scalar tensor"),
         (ReturnsAnInfiniteLoss, "`loss` returned inf"),
-        (DrawsAtRandom, "differently the second time"),
+        (DrawsAtRandom, "draw random numbers from a generator with a fixed seed"),
         (CountsItsCalls, "changed calls"),
         (LeavesGradients, "left a gradient in backbone"),
         (DependsOnGradMode, r"differently under torch\.no_grad"),
@@ -406,6 +377,103 @@ def test_regression_is_checked_if_it_is_supported() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(AssertionError, match="no option 'scail'"):
         check_algorithm(Correct, {"scail": 2.0})
+
+
+class TrainsNothing(Correct):
+    """Nearest class mean of fixed features."""
+
+    def __init__(self, backbone, spec, config=None):
+        super().__init__(backbone.requires_grad_(False), spec, config)
+
+
+def test_an_algorithm_with_nothing_to_train_passes() -> None:
+    check_algorithm(TrainsNothing)
+
+
+CHECKS = algorithm_checks(Plain)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_each_check_can_be_a_test(check: Check, request: pytest.FixtureRequest) -> None:
+    check()
+    assert request.node.name == f"test_each_check_can_be_a_test[{check.name}]"
+
+
+def test_checks_have_different_names() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(set(names)) == len(names) > 30
+    assert {"separates_queries", "separates_queries-regression"} <= set(names)
+
+
+def test_a_check_that_fails_does_not_hide_the_others() -> None:
+    failed = set()
+    for check in algorithm_checks(CountsItsCalls):
+        try:
+            check()
+        except AssertionError:
+            failed.add(check.name)
+    assert failed == {"evaluates_without_side_effects"}
+
+
+class Embedding(metazoo.Backbone):
+    """The mean of the embeddings of token ids."""
+
+    def __init__(self, input_shape, config=None):
+        super().__init__(input_shape, config)
+        self.out_features = 16
+        self.table = nn.Embedding(50, 16)
+
+    def forward(self, x):
+        return self.table(x).mean(1)
+
+
+class NotTwice(Embedding):
+    """torch has no second derivative of this operation."""
+
+    def forward(self, x):
+        return nn.functional.embedding_bag(x, self.table.weight)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        return 3 * slope * ctx.saved_tensors[0] ** 2
+
+
+class NotTwiceSilently(Embedding):
+    """torch.autograd.grad leaves out its second derivative without an error."""
+
+    def forward(self, x):
+        return Cube.apply(super().forward(x))
+
+
+TOKENS = torch.randint(50, (40, 8), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["protonet", "matching", "maml"])
+def test_examples_may_be_integers(name: str) -> None:
+    check_algorithm(
+        name, {"tasks": "loop"} if name == "maml" else {}, backbone=Embedding, examples=TOKENS
+    )
+
+
+@pytest.mark.parametrize("backbone", [NotTwice, NotTwiceSilently])
+def test_a_backbone_without_a_second_derivative_is_named(backbone: Any) -> None:
+    words = f"backbone {backbone.__name__} has no second derivative, which this algorithm needs"
+    with pytest.raises(AssertionError, match=words):
+        check_algorithm("maml", {"tasks": "loop"}, backbone=backbone, examples=TOKENS)
+    first_order = {"tasks": "loop", "first_order": True}
+    check_algorithm("maml", first_order, backbone=backbone, examples=TOKENS)
+
+
+def test_an_algorithm_is_checked_with_a_registered_backbone() -> None:
+    check_algorithm(Correct, backbone="mlp")
 
 
 def test_it_does_not_import_pytest() -> None:
