@@ -108,13 +108,10 @@ def _tree(material: Material, case: Case) -> Any:
 
 
 def _is_picture(path: bytes) -> bool:
-    name = os.path.basename(path)
     known = (".jfif", ".jpe", ".avif", ".jp2", ".heic", ".png", ".jpg", ".tif")
-    return (
-        os.path.isfile(path)
-        and not name.startswith(b".")
-        and name.lower().endswith(tuple(s.encode() for s in known))
-    )
+    hidden = any(part.startswith(b".") or part == b"__MACOSX" for part in path.split(b"/"))
+    suffixes = tuple(suffix.encode() for suffix in known)
+    return os.path.isfile(path) and not hidden and path.lower().endswith(suffixes)
 
 
 def _classes(root: bytes) -> list[bytes]:
@@ -163,7 +160,7 @@ def _add_file(rng: random.Random, root: bytes) -> bytes:
 
 def _deep(rng: random.Random, root: bytes) -> bytes:
     """Put folders into folders; the deepest has a picture, or nothing."""
-    depth, here = rng.choice((2, 30, 1200)), os.getcwdb()
+    depth, here = rng.choice((2, 30, 30, 1200)), os.getcwdb()
     os.chdir(rng.choice([root, *_classes(root)]))
     for _ in range(depth):
         os.makedirs(b"d", exist_ok=True)

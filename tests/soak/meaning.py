@@ -148,7 +148,7 @@ def _two_exports(material: Material) -> None:
         shutil.rmtree("model", ignore_errors=True)
         running = [jobs.start(job) for job in (first, second)]
         statuses = sorted(jobs.finish(*one)[0] for one in running)
-        must(statuses == [0, 2], f"two exports of one name end with {statuses}")
+        must(statuses in ([0, 1], [0, 2]), f"two exports of one name end with {statuses}")
         must(first.written(), "nothing was exported")
 
 

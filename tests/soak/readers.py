@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metazoo.datasets import cache
 from metazoo.tasks.examples import Examples
 from metazoo.training import curve
@@ -79,7 +81,7 @@ class Reader:
         except Refused as error:
             must(level != SAME, f"it refuses what is as good as the sound file: {error}")
             raise
-        must(level == FREE or found == self.sound[0], f"another answer, unsaid: {_short(found)}")
+        must(level == FREE or found == self.sound[0], f"another answer, unsaid\n{_short(found)}")
         return found
 
 
@@ -124,7 +126,7 @@ TENSORS: Edits = {
     "end": (NOTICED, lambda rng, data: data[: rng.randrange(len(data))]),
     # What the header says besides is the file's own word for its options.
     "header": (FREE, mutations.tensor_header),
-    "metadata": (FREE, mutations.tensor_metadata),
+    "metadata": (FREE, lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
     "bytes": (FREE, mutations.some_bytes),
 }
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
@@ -152,7 +154,7 @@ def _weights(material: Material) -> Reader:
         path.write_bytes((material.model / f"{NAME}.safetensors").read_bytes())
         return path
 
-    asked = (FREE, lambda rng, data: _asked_in_metadata(rng, data))
+    asked = (FREE, _in_metadata(_asked))
     return Reader(lay, {**TENSORS, "asked": asked}, lambda: predict(material, "model.safetensors"))
 
 
@@ -178,7 +180,7 @@ def _last(material: Material) -> Reader:
             },
         }
 
-    return Reader(lay, TENSORS, read)
+    return Reader(lay, {**TENSORS, "state": (FREE, _in_metadata(_odd_state))}, read)
 
 
 def tensors_digest(path: Path) -> str:
@@ -186,35 +188,50 @@ def tensors_digest(path: Path) -> str:
     sha = hashlib.sha256()
     for name, value in sorted(load_tensors(path)[0].items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.contiguous().flatten().view(-1).numpy().tobytes())
+        sha.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
 # Numbers that a file may ask for, and that nobody can give.
-ASKED: tuple[Any, ...] = (10**9, 10**6, 2**31, 10**30, [1, 1024, 1024], [1, 10**5, 10**5], 1e300)
+ASKED: tuple[Any, ...] = (10**9, 10**6, 2**31, 10**30, [1, 1024, 1024], [1, 4096, 4096], 1e300)
 
 
 def _asked(rng: random.Random, data: bytes) -> bytes:
     """Ask for too much: an enormous number where a model's file has a number or a shape."""
     values = json.loads(data)
-    groups = [
-        values[key] for key in ("algorithm_options", "backbone_options", "spec", "input_format")
+    parts = ("algorithm_options", "backbone_options", "spec", "input_format")
+    places = [
+        (values[part], key)
+        for part in parts
+        for key, value in values[part].items()
+        if type(value) in (int, float, list)
     ]
-    group = rng.choice([group for group in groups if group])
-    keys = [key for key, value in group.items() if isinstance(value, (int, float, list))]
-    numbers = [key for key in keys if not isinstance(group[key], bool)]
-    key = rng.choice(numbers)
-    group[key] = rng.choice(
-        [v for v in ASKED if isinstance(v, list) == isinstance(group[key], list)]
-    )
+    group, key = rng.choice(places)
+    is_shape = isinstance(group[key], list)
+    group[key] = asked = rng.choice([v for v in ASKED if isinstance(v, list) == is_shape])
+    if is_shape:  # and for images that are as large
+        values["input_format"]["size"] = asked[-1]
     return mutations.dumped(values)
 
 
-def _asked_in_metadata(rng: random.Random, data: bytes) -> bytes:
-    header, body = mutations.split_tensors(data)
-    (key, text), *_ = header["__metadata__"].items()
-    header["__metadata__"][key] = _asked(rng, text.encode()).decode()
-    return mutations.join_tensors(header, body)
+def _odd_state(rng: random.Random, data: bytes) -> bytes:
+    """Put an odd value into one field of a run's state."""
+    state = json.loads(data)
+    odd = (*mutations.NUMBERS, *mutations.VALUES, "x")
+    state[rng.choice(["step", *state])] = rng.choice(odd)
+    return mutations.dumped(state)
+
+
+def _in_metadata(edit: Edit) -> Edit:
+    """Return the edit of a safetensors file that changes what metazoo wrote into its header."""
+
+    def changed(rng: random.Random, data: bytes) -> bytes:
+        header, body = mutations.split_tensors(data)
+        (key, text), *_ = header["__metadata__"].items()
+        header["__metadata__"][key] = edit(rng, text.encode()).decode("utf-8", "replace")
+        return mutations.join_tensors(header, body)
+
+    return changed
 
 
 def _config(run: Path) -> Reader:
@@ -494,8 +511,6 @@ def _cache(material: Material) -> Reader:
     """A damaged cache is made again, whatever is wrong with it."""
 
     def build() -> Examples:
-        import torch
-
         return Examples(torch.arange(48).view(6, 8), (2, 4), ("a", "b"), "numbers")
 
     def read() -> Any:

@@ -70,7 +70,7 @@ class Subject:
     cases: int
     quick: int
     seconds: float = 5.0
-    megabytes: int = 400
+    megabytes: int = 600
     together: int = 50
     warm: Callable[[], object] = lambda: None
 

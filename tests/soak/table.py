@@ -11,6 +11,7 @@ from .runner import Outcome
 from .subject import Subject
 
 HEADER = ("what", "inputs", "answers", "errors", "faults", "longest", "most memory")
+WIDTH = 300  # characters of a fault that are printed
 SHOWN = 8  # kinds of faults of a subject that are printed; JSON has every fault
 
 
@@ -59,14 +60,15 @@ def faults(subject: Subject, outcomes: Sequence[Outcome], seed: int) -> str:
     for alike in sorted(kinds.values(), key=len, reverse=True)[:SHOWN]:
         first = min(alike, key=lambda outcome: len(outcome.done))  # the smallest
         again = f'make soak ARGS="--seed {seed} --only {subject.name} --case {first.case}"'
-        lines.append(f"{subject.name}: {len(alike)} x {first.words}")
-        lines.append(f"    after {', '.join(first.done) or 'nothing'}; again: {again}")
+        lines.append(f"{subject.name}: {len(alike)} x {first.words[:WIDTH]}")
+        lines.append(f"    after {', '.join(first.done)[:WIDTH] or 'nothing'}; again: {again}")
     return "\n".join(lines)
 
 
 def _kind(outcome: Outcome) -> str:
-    """Return what faults of one cause have in common: their words without numbers and quotes."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|[0-9.]+|/\S+", "_", outcome.words)[:80]
+    """Return what faults of one cause have in common: their first line, without numbers and quotes."""
+    first = outcome.words.partition("\n")[0]
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[0-9.]+|/\S+", "_", first)[:80]
 
 
 def record(
