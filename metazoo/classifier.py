@@ -79,6 +79,8 @@ class FewShotClassifier:
         Raises DataError if examples and labels do not fit together or to the model.
         """
         support = self._read(X)
+        if isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
+            raise DataError(f"the labels are a {type(y).__name__}", "give a list of labels")
         labels = [_plain(label) for label in y]
         if len(labels) != len(support):
             raise DataError(
@@ -181,6 +183,11 @@ class FewShotClassifier:
                 f"an array of {X.dtype} cannot be examples: {error}",
                 "give a list of image files, or an array of numbers",
             ) from error
+        if x.layout is not torch.strided or x.is_meta or x.is_quantized or x.is_complex():
+            raise DataError(
+                "a tensor that is sparse, quantized, complex or on the meta device cannot be examples",
+                "give a dense tensor of numbers",
+            )
         if self.blueprint.spec.integers:
             if x.is_floating_point():
                 raise DataError(

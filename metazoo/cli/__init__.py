@@ -45,6 +45,8 @@ LESS_MEMORY = {
     "export": _PACK,
     "predict": _USE_CPU,
 }
+# Characters of an error or a hint; a name may have any number of them.
+LONGEST = 1000
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -159,9 +161,9 @@ def fail(message: str, hint: str | None, status: int) -> int:
         if status == 130:
             return status  # all processes stop together, and the first one reports it
         message = f"process {rank}: {message}"
-    click.echo(f"error: {_indented(message)}", err=True)
+    click.echo(f"error: {_presentable(message)}", err=True)
     if hint:
-        click.echo(f"hint: {_indented(hint)}", err=True)
+        click.echo(f"hint: {_presentable(hint)}", err=True)
     return status
 
 
@@ -175,7 +177,7 @@ def _show_warning(
     if not issubclass(category, DataWarning):
         _show_with_source_line(message, category, *place, **more)
     elif _rank() == "0":  # all processes read the same data
-        click.echo(f"warning: {_indented(str(message))}", err=True)
+        click.echo(f"warning: {_presentable(str(message))}", err=True)
 
 
 def _rank() -> str:
@@ -200,9 +202,12 @@ def _warn_of_plugins() -> None:
         click.echo(f"warning: {printable(problem)}", err=True)
 
 
-def _indented(text: str) -> str:
-    """Return a text in which no name, with a newline in it, looks like a message of its own."""
-    return re.sub(r"\n(?!  )", r"\\n", text)
+def _presentable(text: str) -> str:
+    """Return a text in which no name looks like a message of its own, or fills the screen."""
+    words = re.sub(r"\n(?!  )", r"\\n", text)
+    return (
+        words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} ... {words[-LONGEST // 2 :]}"
+    )
 
 
 def echo_json(value: Any) -> None:

@@ -96,6 +96,13 @@ def test_an_error_has_two_lines_whatever_it_names(words: list[str], capsys: Capt
     assert "secret" not in err
 
 
+def test_a_long_name_does_not_fill_the_screen(capsys: Capture) -> None:
+    assert run(["predict", "--model", "x/" * 20_000, "--support", ".", "--query", "."]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: File name too long: x/x/")
+    assert len(error) < 1100
+
+
 def test_a_command_in_a_hint_can_be_copied(
     protonet_run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
