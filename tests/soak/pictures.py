@@ -20,7 +20,7 @@ from .subject import Case, Subject, must
 
 T = TypeVar("T")
 Make = Callable[[np.ndarray], bytes]
-TOLERANCE = 0.02  # of a probability: JPEG, a palette and 8 bits round
+TOLERANCE = 0.2  # of a probability: JPEG, a palette and 8 bits round
 
 
 def subjects(material: Material) -> list[Subject]:

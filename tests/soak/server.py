@@ -59,7 +59,7 @@ def subjects(material: Material) -> list[Subject]:
 
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[Server]:
-    server = Server(files)
+    server = _Quiet(files)
     try:
         yield server
     finally:
@@ -75,6 +75,13 @@ def check_kept(kept: list[Path], pin: str, files: dict[str, bytes]) -> None:
         elif path.suffix == ".safetensors":
             found = hashlib.sha256(path.read_bytes()).hexdigest()
             must(found == pin, f"other weights are kept as {path.name}")
+
+
+class _Quiet(Server):
+    """Says nothing of clients that hang up: they are right to."""
+
+    def handle_error(self, *_: Any) -> None:
+        pass
 
 
 # What the server may do instead of handing over a file.
