@@ -192,12 +192,14 @@ def sources() -> Iterator[tuple[str, str]]:
 def test_nothing_reads_a_pickle_or_runs_a_text() -> None:
     modules = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     calls = {"eval", "exec", "os.system", "torch.load", "torch.save", "torch.jit.load"}
+    # How docs/models.md converts a file of torch.save; torch then builds tensors only.
+    only_tensors = "torch.load('theirs.pt', weights_only=True)"
     for path, text in sources():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 assert not names & modules, f"{path}: {ast.unparse(node)}"
-            elif isinstance(node, ast.Call):
+            elif isinstance(node, ast.Call) and ast.unparse(node) != only_tensors:
                 assert ast.unparse(node.func) not in calls, f"{path}: {ast.unparse(node)}"
                 # numpy's allow_pickle, subprocess's shell
                 flags = {word.arg for word in node.keywords if ast.unparse(word.value) == "True"}

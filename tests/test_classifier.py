@@ -237,6 +237,7 @@ class ByPosition(Algorithm):
         return (place + query_x.mean((0, 2, 3, 4)).unsqueeze(1) * support_y[0, :ways]).sin()[None]
 
 
+@pytest.mark.filterwarnings("ignore::metazoo.errors.DataWarning")
 @pytest.mark.parametrize("transductive", [False, True])
 def test_the_order_of_examples_does_not_matter_to_any_model(
     protonet_run: Path, transductive: bool, monkeypatch: pytest.MonkeyPatch

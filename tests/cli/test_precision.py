@@ -77,6 +77,7 @@ def test_commands_that_compute(tmp_path: Path) -> None:
         assert not torch.backends.cudnn.allow_tf32, command[0]
 
 
+@pytest.mark.filterwarnings("ignore::metazoo.errors.DataWarning")
 def test_a_program_keeps_what_it_has_set() -> None:
     x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     metazoo.FewShotClassifier("protonet.omniglot", device="cpu").fit(

@@ -459,8 +459,10 @@ def test_a_model_knows_which_classes_of_a_protocol_it_was_trained_on(root, tmp_p
     assert cli.run([*words.split(), *few.split(), str(tmp_path / "lake")]) == 0
     lake = zoo.find(tmp_path / "lake")
     options = {**lake.blueprint.dataset_options, "split": "vinyals"}
+    theirs = Omniglot(Omniglot.Config(**options)).split("train")
+    spec = dataclasses.replace(lake.blueprint.spec, classes=len(theirs.names))
     vinyals = dataclasses.replace(
-        lake, blueprint=dataclasses.replace(lake.blueprint, dataset_options=options)
+        lake, blueprint=dataclasses.replace(lake.blueprint, dataset_options=options, spec=spec)
     )
     data = Omniglot(Omniglot.Config(root=str(root)))
     behind = Protocol(name="one-shot-challenge").classes(data)
