@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ except ImportError:  # on Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 LARGEST_JSON = 2**24  # bytes
+DEEPEST_JSON = 100  # Python functions that follow a value need a frame for each level
 
 
 def cache_directory() -> Path:
@@ -138,9 +140,22 @@ def _finite(value: Any) -> Any:
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text; raise ValueError if it is malformed or repeats a key."""
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    layer = [value]
+    for _ in range(DEEPEST_JSON):
+        inner = [
+            each.values() if isinstance(each, dict) else each for each in layer if _holds(each)
+        ]
+        layer = list(itertools.chain.from_iterable(inner))
+    if layer:
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (dict, list))
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         state = _parse(metadata)
         weights, optimizer_state = _split(tensors)
         fit(model, weights, str(path))
+        _check_optimizer(optimizer, optimizer_state)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
@@ -88,6 +89,21 @@ def _parse(metadata: Any) -> State:
         if not isinstance(getattr(state, name), str | None):
             raise ValueError(f"its '{name}' is not text")
     return state
+
+
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Tensor]]
+) -> None:
+    """Raise ValueError unless the tensors are numbers, one for a parameter or one for each weight."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, tensors in state.items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"it has a state for parameter {index}, of {len(parameters)}")
+        for name, value in tensors.items():
+            if not value.is_floating_point() or not value.isfinite().all():
+                raise ValueError(f"'{name}' of parameter {index} has values that are not numbers")
+            if value.shape not in (parameters[index].shape, torch.Size()):
+                raise ValueError(f"'{name}' of parameter {index} has shape {tuple(value.shape)}")
 
 
 def _split(

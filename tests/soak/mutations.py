@@ -12,7 +12,7 @@ import math
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Edit = Callable[[random.Random, Any], Any]
@@ -147,21 +147,8 @@ def dumped(value: Any) -> bytes:
 
 # safetensors: a length of 8 bytes, a header in JSON, the values of the tensors.
 
-DTYPES = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U8",
-    "BOOL",
-    "C64",
-    "F8_E4M3",
-    "X",
-)
+FLOATS = ("F64", "F32", "F16", "BF16")
+OTHERS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "C64", "F8_E4M3", "X")
 
 
 def split_tensors(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -176,11 +163,30 @@ def join_tensors(header: dict[str, Any], body: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def tensor_dtype(rng: random.Random, data: bytes) -> bytes:
+def unsealed(edit: Callable[[random.Random, bytes], bytes]) -> Callable[..., bytes]:
+    """Return the edit of a safetensors file without metazoo's sha256, as in files of old versions."""
+
+    def changed(rng: random.Random, data: bytes) -> bytes:
+        header, body = split_tensors(data)
+        values = json.loads(header["__metadata__"]["metazoo"])
+        header["__metadata__"]["metazoo"] = without_sha256(values).decode()
+        return edit(rng, join_tensors(header, body))
+
+    return changed
+
+
+def without_sha256(values: dict[str, Any]) -> bytes:
+    """Return what metazoo writes into the header of a model's file, without its sha256."""
+    return dumped({key: value for key, value in values.items() if key != "sha256"})
+
+
+def tensor_dtype(
+    rng: random.Random, data: bytes, dtypes: Sequence[str] = (*FLOATS, *OTHERS)
+) -> bytes:
     """Give a tensor another type; its bytes are made as many as that needs."""
     header, body = split_tensors(data)
     name = rng.choice([key for key in header if key != "__metadata__"])
-    header[name]["dtype"] = dtype = rng.choice(DTYPES)
+    header[name]["dtype"] = dtype = rng.choice(dtypes)
     width = {"F64": 8, "I64": 8, "C64": 8, "F32": 4, "I32": 4, "X": 4}.get(dtype, 2)
     width = 1 if dtype in ("I8", "U8", "BOOL", "F8_E4M3") else width
     return _resize(header, body, name, width * math.prod(header[name]["shape"]))

@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ TENSORS: Edits = {
     "metadata": (FREE, lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
     "bytes": (FREE, mutations.some_bytes),
 }
+# The sha256 in a file finds all of these. What stands behind it is met in files without one.
+UNSEALED: Edits = {
+    "dtype, no sha256": (
+        NOTICED,
+        mutations.unsealed(partial(mutations.tensor_dtype, dtypes=mutations.OTHERS)),
+    ),
+    "shape, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_shape)),
+    "names, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_names)),
+    "values, no sha256": (FREE, mutations.unsealed(mutations.tensor_values)),
+    "header, no sha256": (FREE, mutations.unsealed(mutations.tensor_header)),
+}
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
 
 
@@ -155,14 +167,15 @@ def _weights(material: Material) -> Reader:
         return path
 
     asked = (FREE, _in_metadata(_asked))
-    return Reader(lay, {**TENSORS, "asked": asked}, lambda: predict(material, "model.safetensors"))
+    edits = {**TENSORS, **UNSEALED, "asked": asked}
+    return Reader(lay, edits, lambda: predict(material, "model.safetensors"))
 
 
 def _best(material: Material) -> Reader:
     def lay() -> Path:
         return copied(material.run, Path("run")) / run_folder.BEST
 
-    return Reader(lay, TENSORS, lambda: predict(material, "run"))
+    return Reader(lay, {**TENSORS, **UNSEALED}, lambda: predict(material, "run"))
 
 
 def _last(material: Material) -> Reader:
@@ -180,7 +193,8 @@ def _last(material: Material) -> Reader:
             },
         }
 
-    return Reader(lay, {**TENSORS, "state": (FREE, _in_metadata(_odd_state))}, read)
+    state = (FREE, _in_metadata(_odd_state))
+    return Reader(lay, {**TENSORS, **UNSEALED, "state": state}, read)
 
 
 def tensors_digest(path: Path) -> str:
@@ -211,7 +225,7 @@ def _asked(rng: random.Random, data: bytes) -> bytes:
     group[key] = asked = rng.choice([v for v in ASKED if isinstance(v, list) == is_shape])
     if is_shape:  # and for images that are as large
         values["input_format"]["size"] = asked[-1]
-    return mutations.dumped(values)
+    return mutations.without_sha256(values)
 
 
 def _odd_state(rng: random.Random, data: bytes) -> bytes:
@@ -219,7 +233,7 @@ def _odd_state(rng: random.Random, data: bytes) -> bytes:
     state = json.loads(data)
     odd = (*mutations.NUMBERS, *mutations.VALUES, "x")
     state[rng.choice(["step", *state])] = rng.choice(odd)
-    return mutations.dumped(state)
+    return mutations.without_sha256(state)
 
 
 def _in_metadata(edit: Edit) -> Edit:

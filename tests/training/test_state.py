@@ -87,3 +87,22 @@ def test_weights_of_another_type_are_not_resumed_from(last: Path, kind: torch.dt
     save_tensors(last, {**tensors, name: tensors[name].to(kind)}, state)
     with pytest.raises(CheckpointError, match="has the type"):
         loaded(last)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("optimizer.0.exp_avg", torch.ones(4, 1, 3, 3, dtype=torch.int32), "not numbers"),
+        ("optimizer.0.exp_avg", torch.full((4, 1, 3, 3), math.nan), "not numbers"),
+        ("optimizer.0.exp_avg", torch.ones(4), r"has shape \(4,\)"),
+        ("optimizer.99.exp_avg", torch.ones(4), "a state for parameter 99"),
+        ("optimizer.x.exp_avg", torch.ones(4), "does not fit this run"),
+    ],
+)
+def test_a_damaged_optimizer_is_named(
+    last: Path, name: str, value: torch.Tensor, words: str
+) -> None:
+    tensors, state = load_tensors(last)
+    save_tensors(last, {**tensors, name: value}, state)
+    with pytest.raises(CheckpointError, match=words):
+        loaded(last)

@@ -282,7 +282,16 @@ def test_a_card_from_elsewhere_leads_nowhere_else(
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"<html>", b"[]", b"[" * 100_000, b"\xff\xfe\x00", b'"card"']
+    "text",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"[" * 100_000,
+        b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}",
+        b"\xff\xfe\x00",
+        b'"card"',
+    ],
 )
 def test_what_is_no_card(server: Any, pin: str, text: bytes) -> None:
     server.files[CARD] = text
