@@ -7,12 +7,13 @@ checksums are made to fit again, or are the one thing that lies.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Edit = Callable[[random.Random, Any], Any]
@@ -147,21 +148,8 @@ def dumped(value: Any) -> bytes:
 
 # safetensors: a length of 8 bytes, a header in JSON, the values of the tensors.
 
-DTYPES = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U8",
-    "BOOL",
-    "C64",
-    "F8_E4M3",
-    "X",
-)
+FLOATS = ("F64", "F32", "F16", "BF16")
+OTHERS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "C64", "F8_E4M3", "X")
 
 
 def split_tensors(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -176,12 +164,12 @@ def join_tensors(header: dict[str, Any], body: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def tensor_dtype(rng: random.Random, data: bytes) -> bytes:
+def tensor_dtype(rng: random.Random, data: bytes, dtypes: Sequence[str] = FLOATS + OTHERS) -> bytes:
     """Give a tensor another type; its bytes are made as many as that needs."""
     header, body = split_tensors(data)
     name = rng.choice([key for key in header if key != "__metadata__"])
-    header[name]["dtype"] = dtype = rng.choice(DTYPES)
-    width = {"F64": 8, "I64": 8, "C64": 8, "F32": 4, "I32": 4, "X": 4}.get(dtype, 2)
+    header[name]["dtype"] = dtype = rng.choice([d for d in dtypes if d != header[name]["dtype"]])
+    width = {"F64": 8, "I64": 8, "C64": 8, "F16": 2, "BF16": 2, "I16": 2}.get(dtype, 4)
     width = 1 if dtype in ("I8", "U8", "BOOL", "F8_E4M3") else width
     return _resize(header, body, name, width * math.prod(header[name]["shape"]))
 
@@ -283,6 +271,19 @@ def tensor_header(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.5:
         return join_tensors(json_value(rng, header), body)
     return struct.pack("<Q", rng.choice((*SIZES, 2**40, 2**63, 2**64 - 1))) + data[8:]
+
+
+def signed(data: bytes) -> bytes:
+    """Return a safetensors file with the right sha256, if it has one: somebody made it, nothing broke it."""
+    header, body = split_tensors(data)
+    (key, text), *_ = header["__metadata__"].items()
+    metadata = json.loads(text)
+    if "sha256" not in metadata:
+        return data
+    metadata["sha256"] = unknown = "0" * 64
+    header["__metadata__"][key] = json.dumps(metadata)
+    data = join_tensors(header, body)
+    return data.replace(unknown.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 # PNG: chunks of a length, a type, data and a CRC.

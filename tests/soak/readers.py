@@ -6,6 +6,7 @@ An answer must be that of the sound file, unless the edit is one that the format
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -16,6 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,14 @@ class Reader:
     """A file to damage, and how metazoo reads it.
 
     `lay` puts the sound files into the current folder and returns the one to damage. `read` returns
-    what metazoo makes of them.
+    what metazoo makes of them. With `made`, the sha256 in the file is made to fit again, as by
+    somebody who means harm: what lies behind it must hold by itself.
     """
 
     lay: Callable[[], Path]
     edits: Edits
     read: Callable[[], Any]
+    made: bool = False
     sound: list[Any] = field(default_factory=list)
 
     def warm(self) -> None:
@@ -75,6 +79,9 @@ class Reader:
                     raise
                 break  # the first edit has left nothing that this one could read
             level = max(level, allowed, key=(SAME, NOTICED, FREE).index)
+        if self.made:
+            with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+                data = mutations.signed(data)
         path.write_bytes(data)
         try:
             found = self.read()
@@ -92,9 +99,11 @@ def _short(value: Any) -> str:
 def subjects(material: Material) -> list[Subject]:
     """Return a subject for each reader of files."""
     table: list[tuple[str, str, Reader, int, int]] = [
-        ("weights", "a model file", _weights(material), 1300, 60),
-        ("best", "best.safetensors of a run", _best(material), 600, 25),
-        ("last", "last.safetensors of a run, resumed", _last(material), 400, 12),
+        ("weights", "a damaged model file", _weights(material, TENSORS), 500, 25),
+        ("model", "a model file made to do harm", _weights(material, MADE, made=True), 1200, 60),
+        ("best", "best.safetensors of a run", _best(material), 400, 15),
+        ("last", "last.safetensors of a run, resumed", _last(material, TENSORS), 300, 10),
+        ("state", "one made to do harm", _last(material, MADE, made=True), 300, 16),
         ("config", "config.json of a run", _config(material.run), 600, 20),
         ("options", "config.json of a maml run", _config(material.maml), 500, 25),
         ("result", "result.json of a run", _result(material), 500, 15),
@@ -129,6 +138,17 @@ TENSORS: Edits = {
     "metadata": (FREE, lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
     "bytes": (FREE, mutations.some_bytes),
 }
+MADE: Edits = {
+    "another type": (NOTICED, partial(mutations.tensor_dtype, dtypes=mutations.OTHERS)),
+    "shape": (NOTICED, mutations.tensor_shape),
+    "names": (NOTICED, mutations.tensor_names),
+    # Other weights are another model.
+    "another float": (FREE, partial(mutations.tensor_dtype, dtypes=mutations.FLOATS)),
+    "offsets": (FREE, mutations.tensor_offsets),
+    "values": (FREE, mutations.tensor_values),
+    "header": TENSORS["header"],
+    "metadata": TENSORS["metadata"],
+}
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
 
 
@@ -148,14 +168,14 @@ def classified(model: Any, support: Path, query: Path) -> Any:
     return [(row["label"], row["probabilities"]) for row in rows]
 
 
-def _weights(material: Material) -> Reader:
+def _weights(material: Material, edits: Edits, *, made: bool = False) -> Reader:
     def lay() -> Path:
         path = Path("model.safetensors")
         path.write_bytes((material.model / f"{NAME}.safetensors").read_bytes())
         return path
 
-    asked = (FREE, _in_metadata(_asked))
-    return Reader(lay, {**TENSORS, "asked": asked}, lambda: predict(material, "model.safetensors"))
+    edits = {**edits, "asked": (FREE, _in_metadata(_asked))}
+    return Reader(lay, edits, lambda: predict(material, "model.safetensors"), made)
 
 
 def _best(material: Material) -> Reader:
@@ -165,7 +185,7 @@ def _best(material: Material) -> Reader:
     return Reader(lay, TENSORS, lambda: predict(material, "run"))
 
 
-def _last(material: Material) -> Reader:
+def _last(material: Material, edits: Edits, *, made: bool = False) -> Reader:
     def lay() -> Path:
         return copied(material.begun, Path("begun")) / run_folder.LAST
 
@@ -180,7 +200,7 @@ def _last(material: Material) -> Reader:
             },
         }
 
-    return Reader(lay, {**TENSORS, "state": (FREE, _in_metadata(_odd_state))}, read)
+    return Reader(lay, {**edits, "state": (FREE, _in_metadata(_odd_state))}, read, made)
 
 
 def tensors_digest(path: Path) -> str:
