@@ -80,7 +80,7 @@ class Reader:
                 break  # the first edit has left nothing that this one could read
             level = max(level, allowed, key=(SAME, NOTICED, FREE).index)
         if self.made:
-            with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+            with contextlib.suppress(Exception):  # nothing is left to sign
                 data = mutations.signed(data)
         path.write_bytes(data)
         try:
