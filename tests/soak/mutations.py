@@ -7,7 +7,6 @@ checksums are made to fit again, or are the one thing that lies.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import random
@@ -164,12 +163,31 @@ def join_tensors(header: dict[str, Any], body: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-def tensor_dtype(rng: random.Random, data: bytes, dtypes: Sequence[str] = FLOATS + OTHERS) -> bytes:
+def unsealed(edit: Callable[[random.Random, bytes], bytes]) -> Callable[..., bytes]:
+    """Return the edit of a safetensors file without metazoo's sha256, as in files of old versions."""
+
+    def changed(rng: random.Random, data: bytes) -> bytes:
+        header, body = split_tensors(data)
+        values = json.loads(header["__metadata__"]["metazoo"])
+        header["__metadata__"]["metazoo"] = without_sha256(values).decode()
+        return edit(rng, join_tensors(header, body))
+
+    return changed
+
+
+def without_sha256(values: dict[str, Any]) -> bytes:
+    """Return what metazoo writes into the header of a model's file, without its sha256."""
+    return dumped({key: value for key, value in values.items() if key != "sha256"})
+
+
+def tensor_dtype(
+    rng: random.Random, data: bytes, dtypes: Sequence[str] = (*FLOATS, *OTHERS)
+) -> bytes:
     """Give a tensor another type; its bytes are made as many as that needs."""
     header, body = split_tensors(data)
     name = rng.choice([key for key in header if key != "__metadata__"])
-    header[name]["dtype"] = dtype = rng.choice([d for d in dtypes if d != header[name]["dtype"]])
-    width = {"F64": 8, "I64": 8, "C64": 8, "F16": 2, "BF16": 2, "I16": 2}.get(dtype, 4)
+    header[name]["dtype"] = dtype = rng.choice(dtypes)
+    width = {"F64": 8, "I64": 8, "C64": 8, "F32": 4, "I32": 4, "X": 4}.get(dtype, 2)
     width = 1 if dtype in ("I8", "U8", "BOOL", "F8_E4M3") else width
     return _resize(header, body, name, width * math.prod(header[name]["shape"]))
 
@@ -271,19 +289,6 @@ def tensor_header(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.5:
         return join_tensors(json_value(rng, header), body)
     return struct.pack("<Q", rng.choice((*SIZES, 2**40, 2**63, 2**64 - 1))) + data[8:]
-
-
-def signed(data: bytes) -> bytes:
-    """Return a safetensors file with the right sha256, if it has one: somebody made it, nothing broke it."""
-    header, body = split_tensors(data)
-    (key, text), *_ = header["__metadata__"].items()
-    metadata = json.loads(text)
-    if "sha256" not in metadata:
-        return data
-    metadata["sha256"] = unknown = "0" * 64
-    header["__metadata__"][key] = json.dumps(metadata)
-    data = join_tensors(header, body)
-    return data.replace(unknown.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 # PNG: chunks of a length, a type, data and a CRC.

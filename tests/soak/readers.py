@@ -6,7 +6,6 @@ An answer must be that of the sound file, unless the edit is one that the format
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import io
@@ -46,14 +45,12 @@ class Reader:
     """A file to damage, and how metazoo reads it.
 
     `lay` puts the sound files into the current folder and returns the one to damage. `read` returns
-    what metazoo makes of them. With `made`, the sha256 in the file is made to fit again, as by
-    somebody who means harm: what lies behind it must hold by itself.
+    what metazoo makes of them.
     """
 
     lay: Callable[[], Path]
     edits: Edits
     read: Callable[[], Any]
-    made: bool = False
     sound: list[Any] = field(default_factory=list)
 
     def warm(self) -> None:
@@ -79,9 +76,6 @@ class Reader:
                     raise
                 break  # the first edit has left nothing that this one could read
             level = max(level, allowed, key=(SAME, NOTICED, FREE).index)
-        if self.made:
-            with contextlib.suppress(Exception):  # nothing is left to sign
-                data = mutations.signed(data)
         path.write_bytes(data)
         try:
             found = self.read()
@@ -99,11 +93,9 @@ def _short(value: Any) -> str:
 def subjects(material: Material) -> list[Subject]:
     """Return a subject for each reader of files."""
     table: list[tuple[str, str, Reader, int, int]] = [
-        ("weights", "a damaged model file", _weights(material, TENSORS), 500, 25),
-        ("model", "a model file made to do harm", _weights(material, MADE, made=True), 1200, 60),
-        ("best", "best.safetensors of a run", _best(material), 400, 15),
-        ("last", "last.safetensors of a run, resumed", _last(material, TENSORS), 300, 10),
-        ("state", "one made to do harm", _last(material, MADE, made=True), 300, 16),
+        ("weights", "a model file", _weights(material), 1300, 60),
+        ("best", "best.safetensors of a run", _best(material), 600, 25),
+        ("last", "last.safetensors of a run, resumed", _last(material), 400, 12),
         ("config", "config.json of a run", _config(material.run), 600, 20),
         ("options", "config.json of a maml run", _config(material.maml), 500, 25),
         ("result", "result.json of a run", _result(material), 500, 15),
@@ -138,16 +130,20 @@ TENSORS: Edits = {
     "metadata": (FREE, lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
     "bytes": (FREE, mutations.some_bytes),
 }
-MADE: Edits = {
-    "another type": (NOTICED, partial(mutations.tensor_dtype, dtypes=mutations.OTHERS)),
-    "shape": (NOTICED, mutations.tensor_shape),
-    "names": (NOTICED, mutations.tensor_names),
-    # Other weights are another model.
-    "another float": (FREE, partial(mutations.tensor_dtype, dtypes=mutations.FLOATS)),
-    "offsets": (FREE, mutations.tensor_offsets),
-    "values": (FREE, mutations.tensor_values),
-    "header": TENSORS["header"],
-    "metadata": TENSORS["metadata"],
+# The sha256 in a file finds all of these. What stands behind it is met in files without one.
+UNSEALED: Edits = {
+    "dtype, no sha256": (
+        NOTICED,
+        mutations.unsealed(partial(mutations.tensor_dtype, dtypes=mutations.OTHERS)),
+    ),
+    "shape, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_shape)),
+    "names, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_names)),
+    "values, no sha256": (FREE, mutations.unsealed(mutations.tensor_values)),
+    "header, no sha256": (FREE, mutations.unsealed(mutations.tensor_header)),
+    "metadata, no sha256": (
+        FREE,
+        mutations.unsealed(lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
+    ),
 }
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
 
@@ -168,24 +164,25 @@ def classified(model: Any, support: Path, query: Path) -> Any:
     return [(row["label"], row["probabilities"]) for row in rows]
 
 
-def _weights(material: Material, edits: Edits, *, made: bool = False) -> Reader:
+def _weights(material: Material) -> Reader:
     def lay() -> Path:
         path = Path("model.safetensors")
         path.write_bytes((material.model / f"{NAME}.safetensors").read_bytes())
         return path
 
-    edits = {**edits, "asked": (FREE, _in_metadata(_asked))}
-    return Reader(lay, edits, lambda: predict(material, "model.safetensors"), made)
+    asked = (FREE, _in_metadata(_asked))
+    edits = {**TENSORS, **UNSEALED, "asked": asked}
+    return Reader(lay, edits, lambda: predict(material, "model.safetensors"))
 
 
 def _best(material: Material) -> Reader:
     def lay() -> Path:
         return copied(material.run, Path("run")) / run_folder.BEST
 
-    return Reader(lay, TENSORS, lambda: predict(material, "run"))
+    return Reader(lay, {**TENSORS, **UNSEALED}, lambda: predict(material, "run"))
 
 
-def _last(material: Material, edits: Edits, *, made: bool = False) -> Reader:
+def _last(material: Material) -> Reader:
     def lay() -> Path:
         return copied(material.begun, Path("begun")) / run_folder.LAST
 
@@ -200,7 +197,8 @@ def _last(material: Material, edits: Edits, *, made: bool = False) -> Reader:
             },
         }
 
-    return Reader(lay, {**edits, "state": (FREE, _in_metadata(_odd_state))}, read, made)
+    state = (FREE, _in_metadata(_odd_state))
+    return Reader(lay, {**TENSORS, **UNSEALED, "state": state}, read)
 
 
 def tensors_digest(path: Path) -> str:
@@ -231,7 +229,7 @@ def _asked(rng: random.Random, data: bytes) -> bytes:
     group[key] = asked = rng.choice([v for v in ASKED if isinstance(v, list) == is_shape])
     if is_shape:  # and for images that are as large
         values["input_format"]["size"] = asked[-1]
-    return mutations.dumped(values)
+    return mutations.without_sha256(values)
 
 
 def _odd_state(rng: random.Random, data: bytes) -> bytes:
@@ -239,7 +237,7 @@ def _odd_state(rng: random.Random, data: bytes) -> bytes:
     state = json.loads(data)
     odd = (*mutations.NUMBERS, *mutations.VALUES, "x")
     state[rng.choice(["step", *state])] = rng.choice(odd)
-    return mutations.dumped(state)
+    return mutations.without_sha256(state)
 
 
 def _in_metadata(edit: Edit) -> Edit:
