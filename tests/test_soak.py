@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from forks import Forks
+from packs import linux
 
+pytestmark = linux
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SOAK = [sys.executable, "-m", "tests.soak", "--quick", "--jobs", "1"]

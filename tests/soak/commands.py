@@ -62,7 +62,7 @@ def read_json(text: str) -> Any:
 
 def check_text(text: str) -> None:
     """Raise Fault if a text would control a terminal, or shows a bug."""
-    control = {c for c in text if unicodedata.category(c) == "Cc" and c != "\n"}
+    control = {c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"}
     must(not control, f"it prints {sorted(control)!r}: {_around(text, control)!r}")
     must(not PYTHON_WARNING.search(text), f"a warning of Python's: {text[-300:]}")
     for words in BUG:

@@ -121,9 +121,13 @@ def _classes(root: bytes) -> list[bytes]:
 
 
 def _files(root: bytes) -> list[bytes]:
-    return sorted(
-        os.path.join(folder, name) for folder, _, files in os.walk(root) for name in files
-    )
+    """Return all files below a folder, however deep they are."""
+    found, folders = [], [root]
+    while folders:
+        for entry in os.scandir(folders.pop()):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            (folders if is_folder else found).append(entry.path)
+    return sorted(found)
 
 
 def _move(path: bytes, name: bytes) -> bytes:
@@ -190,7 +194,7 @@ def _odd_folder(rng: random.Random, root: bytes) -> bytes:
     if kind == "pipe":
         os.mkfifo(path + b".png" if len(path) < 200 else path)
     elif kind == "copy":
-        shutil.copytree(_classes(root)[0], path)
+        shutil.copytree(_classes(root)[0], path, symlinks=True)
     else:
         os.mkdir(path)
         if kind == "one":
@@ -348,7 +352,7 @@ def _name(material: Material, case: Case) -> Any:
     if rng.random() < 0.5 and name:
         at = rng.randrange(len(name))
         extra = rng.choice(
-            ("/", "#", "?", "@", ":", "%", "%zz", "..", "\\", "\0", "é", "\x1b[2J", "[", " ")
+            ("/", "#", "?", "@", ":", "%", "%zz", "..", "\\", "é", "\x1b[2J", "[", " ")
         )
         name = name[:at] + extra + name[at + rng.randrange(2) :]
     if rng.random() < 0.2:
@@ -441,6 +445,8 @@ def _words(material: Material, case: Case) -> Any:
         words += ["--episodes", "2"]
     for _ in range(rng.choice((1, 1, 2))):
         flag, value = rng.choice(OPTIONS[algorithm]), rng.choice(VALUES)
+        if flag == "--episodes" and value.isdecimal():
+            value = value[:2]  # who asks for more gets more
         words += [flag, f"{rng.choice(NAMED)}={value}" if flag == "-o" else value]
     case.note(" ".join(map(repr, words[2:]))[:200])
     return answer(*words, "--device", "cpu")

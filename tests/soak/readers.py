@@ -93,9 +93,11 @@ def _short(value: Any) -> str:
 def subjects(material: Material) -> list[Subject]:
     """Return a subject for each reader of files."""
     table: list[tuple[str, str, Reader, int, int]] = [
-        ("weights", "a model file", _weights(material), 1300, 60),
-        ("best", "best.safetensors of a run", _best(material), 600, 25),
-        ("last", "last.safetensors of a run, resumed", _last(material), 400, 12),
+        ("weights", "a model file", _weights(material, TENSORS), 500, 25),
+        ("old", "one without a sha256", _weights(material, UNSEALED), 1200, 60),
+        ("best", "best.safetensors of a run", _best(material), 400, 15),
+        ("last", "last.safetensors of a run, resumed", _last(material, TENSORS), 300, 8),
+        ("begun", "one without a sha256, resumed", _last(material, UNSEALED), 300, 16),
         ("config", "config.json of a run", _config(material.run), 600, 20),
         ("options", "config.json of a maml run", _config(material.maml), 500, 25),
         ("result", "result.json of a run", _result(material), 500, 15),
@@ -132,14 +134,18 @@ TENSORS: Edits = {
 }
 # The sha256 in a file finds all of these. What stands behind it is met in files without one.
 UNSEALED: Edits = {
-    "dtype, no sha256": (
+    "dtype": (
         NOTICED,
         mutations.unsealed(partial(mutations.tensor_dtype, dtypes=mutations.OTHERS)),
     ),
-    "shape, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_shape)),
-    "names, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_names)),
-    "values, no sha256": (FREE, mutations.unsealed(mutations.tensor_values)),
-    "header, no sha256": (FREE, mutations.unsealed(mutations.tensor_header)),
+    "shape": (NOTICED, mutations.unsealed(mutations.tensor_shape)),
+    "names": (NOTICED, mutations.unsealed(mutations.tensor_names)),
+    "values": (FREE, mutations.unsealed(mutations.tensor_values)),
+    "header": (FREE, mutations.unsealed(mutations.tensor_header)),
+    "metadata": (
+        FREE,
+        mutations.unsealed(lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
+    ),
 }
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
 
@@ -160,25 +166,24 @@ def classified(model: Any, support: Path, query: Path) -> Any:
     return [(row["label"], row["probabilities"]) for row in rows]
 
 
-def _weights(material: Material) -> Reader:
+def _weights(material: Material, edits: Edits) -> Reader:
     def lay() -> Path:
         path = Path("model.safetensors")
         path.write_bytes((material.model / f"{NAME}.safetensors").read_bytes())
         return path
 
-    asked = (FREE, _in_metadata(_asked))
-    edits = {**TENSORS, **UNSEALED, "asked": asked}
-    return Reader(lay, edits, lambda: predict(material, "model.safetensors"))
+    asked = {"asked": (FREE, _in_metadata(_asked))} if edits is UNSEALED else {}
+    return Reader(lay, {**edits, **asked}, lambda: predict(material, "model.safetensors"))
 
 
 def _best(material: Material) -> Reader:
     def lay() -> Path:
         return copied(material.run, Path("run")) / run_folder.BEST
 
-    return Reader(lay, {**TENSORS, **UNSEALED}, lambda: predict(material, "run"))
+    return Reader(lay, TENSORS, lambda: predict(material, "run"))
 
 
-def _last(material: Material) -> Reader:
+def _last(material: Material, edits: Edits) -> Reader:
     def lay() -> Path:
         return copied(material.begun, Path("begun")) / run_folder.LAST
 
@@ -193,8 +198,8 @@ def _last(material: Material) -> Reader:
             },
         }
 
-    state = (FREE, _in_metadata(_odd_state))
-    return Reader(lay, {**TENSORS, **UNSEALED, "state": state}, read)
+    state = {"state": (FREE, _in_metadata(_odd_state))} if edits is UNSEALED else {}
+    return Reader(lay, {**edits, **state}, read)
 
 
 def tensors_digest(path: Path) -> str:
