@@ -30,7 +30,8 @@ class FewShotClassifier:
     """Classifies examples with a pretrained model, from a few labelled examples of each class.
 
     Examples are image files (paths or Pillow images), or a tensor or array (N, *) in the input
-    shape of the model: uint8, or float in [0, 1]; integers, if the model takes those. After `fit`, `classes_` holds the sorted labels.
+    shape of the model: uint8, or float in [0, 1]; integers, if the model takes those. After `fit`,
+    `classes_` holds the sorted labels.
 
     A transductive model gets the options that make it inductive, if its algorithm has such options
     (`inductive_options`) and they are not given. DataWarning is issued if answers depend on other
@@ -100,9 +101,9 @@ class FewShotClassifier:
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
 
-        They do not depend on the order of the examples, neither here nor in `fit`. If the model is
-        transductive, they depend on all examples of the call. Raises NotANumber if the model
-        returns NaN or infinity.
+        They do not depend on the order of the examples, neither here nor in `fit`, beyond rounding.
+        If the model is transductive, they depend on all examples of the call. Raises NotANumber if
+        the model returns NaN or infinity.
         """
         if not self.classes_:
             raise OptionError("the classifier has no labelled examples yet", "call fit first")
@@ -113,7 +114,8 @@ class FewShotClassifier:
         self._warn_of_transduction(len(queries))
         size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
         support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
-        order = _order(queries)
+        # Only a transductive model can see where among the others a query lies.
+        order = _order(queries) if self.model.transductive else torch.arange(len(queries))
         parts = queries[order].split(size)
         logits = torch.cat([self.model(support, labels, part.unsqueeze(0))[0] for part in parts])
         require_numbers(logits)
@@ -129,7 +131,7 @@ class FewShotClassifier:
         if self.model.equal_shots and low < high:
             _warn(
                 f"the classes have from {low} to {high} examples, and '{self.blueprint.algorithm}' "
-                "favours classes with more; give each the same number, or use protonet"
+                "answers less well then; give each the same number, or use protonet"
             )
 
     def _warn_of_transduction(self, queries: int) -> None:
@@ -142,7 +144,8 @@ class FewShotClassifier:
     def _warn_of_looks(self, pictures: Tensor, what: str, told: Look | None = None) -> Look | None:
         """Warn if pictures do not look like those that the model learned, or that it was fitted to.
 
-        Returns what drawings look like instead. The user was told of `told` already.
+        Returns how they differ from drawings, or None. Does not repeat `told`, which an earlier
+        warning named.
         """
         if not self.input_format:
             return None

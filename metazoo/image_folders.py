@@ -9,6 +9,7 @@ from pathlib import Path
 from metazoo.errors import DataError, DataWarning
 from metazoo.images import is_image, suffixes
 from metazoo.io.archives import Parts, Tree, open_tree
+from metazoo.quoting import printable
 
 Classes = dict[str, list[Parts]]  # the images of each class
 
@@ -97,7 +98,7 @@ def _warn_of_left_out(tree: Tree) -> None:
     more = ", ..." if len(left_out) > _NAMED else ""
     named = ", ".join("/".join(parts) for parts in left_out[:_NAMED])
     warnings.warn(
-        f"{count} in {tree.path} left out: {named}{more}\n"
+        f"{count} in {tree.path} left out: {printable(named)}{more}\n"
         f"  hint: {_suffix_hint([parts[-1] for parts in left_out])}",
         DataWarning,
         stacklevel=2,
@@ -179,13 +180,13 @@ def _check_names(tree: Tree, found: dict[str, Classes]) -> None:
             other_split = splits.setdefault(same.casefold(), split)
             if other_split != split:
                 raise DataError(
-                    f"class '{name}' of {tree.path} is in '{other_split}' and in '{split}'",
+                    f"class '{printable(name)}' of {tree.path} is in '{other_split}' and in '{split}'",
                     "splits must not share classes; to divide by class, put all images into "
                     "class/file",
                 )
             if other != name:
                 raise DataError(
-                    f"two classes of {tree.path} are named '{name}', in different Unicode forms",
+                    f"two classes of {tree.path} are named '{printable(name)}', in different Unicode forms",
                     "merge or rename them",
                 )
     _warn_of_cases(tree, [name for classes in found.values() for name in classes])
@@ -195,7 +196,7 @@ def _warn_of_cases(tree: Tree, names: list[str]) -> None:
     """Warn of classes whose names differ only in case."""
     first: dict[str, str] = {}
     pairs = [(first.setdefault(name.casefold(), name), name) for name in names]
-    if alike := [f"'{one}' and '{other}'" for one, other in pairs if one != other]:
+    if alike := [printable(f"'{one}' and '{other}'") for one, other in pairs if one != other]:
         more = ", ..." if len(alike) > _NAMED else ""
         warnings.warn(
             f"classes of {tree.path} differ only in case: {', '.join(alike[:_NAMED])}{more}\n"

@@ -189,7 +189,7 @@ def _loaded(image: Image.Image) -> Image.Image:
     image.load()
     if halved and not image.mode.startswith("I"):
         colours = np.asarray(image.getextrema())[[band != "A" for band in image.getbands()]]
-        if colours.max() < 16:
+        if 0 < colours.max() < 16:
             raise DataError(
                 "has 16 bits for each colour, but uses only the lowest 12, which cannot be read",
                 "convert it to 8 bits for each colour",
@@ -212,7 +212,7 @@ def _reduced(image: Image.Image, factors: tuple[int, int], mode: str) -> Image.I
 
 
 def _bands(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
-    """Yield bands of an image with so many rows, and the first row of each."""
+    """Yield an image in bands of `rows` rows, each with the number of its first row."""
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+CODE = ("metazoo", "csrc", "plugins", "benchmarks", "pyproject.toml", "setup.py")
+
 
 def machine() -> str:
     """Return a line about this machine: cores, GPU, versions of Python and torch."""
@@ -22,7 +24,7 @@ def machine() -> str:
 def commit() -> str | None:
     """Return the commit of the checkout that this code runs from, or None outside of a checkout.
 
-    "-dirty" is appended if tracked files were changed.
+    "-dirty" is appended if tracked files of the package were changed.
     """
     root = Path(__file__).parents[1]
     # A virtual environment may be inside another repository, whose configuration can name programs.
@@ -40,8 +42,9 @@ def commit() -> str | None:
 
 
 def _tracked(root: Path, commit: str) -> Iterator[tuple[Path, str]]:
-    """Yield the files of a commit, and the names of their contents."""
-    for line in _git(root, "ls-tree", "-r", "-z", "--full-tree", commit).split("\0")[:-1]:
+    """Yield the files of a commit that can change a result, and the names of their contents."""
+    words = ("ls-tree", "-r", "-z", "--full-tree", commit, *CODE)
+    for line in _git(root, *words).split("\0")[:-1]:
         about, _, name = line.partition("\t")
         mode, _, blob = about.split(" ")
         if mode.startswith("100"):  # no links, no submodules

@@ -43,6 +43,12 @@ def shell_word(word: str | os.PathLike[str]) -> str:
     return f"$'{''.join(plain)}'"
 
 
+def shown_address(url: str) -> str:
+    """Return an address for a message: without user, password and query, which may be secrets."""
+    bare = re.sub(r"(^|//)[^/?#]*@", r"\1", url)
+    return re.sub(r"\?[^#]*", "?...", bare)
+
+
 def without_credentials(text: str) -> str:
     """Return a text in which `***` replaces the user name and password of every URL."""
     return _CREDENTIALS.sub(r"\1***@", text)

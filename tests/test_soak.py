@@ -50,7 +50,7 @@ ways = {
     "prints NaN": (lambda: commands.read_json("[NaN]"), "NaN is not JSON"),
     "a Python warning": (lambda: prints("x.py:3: UserWarning: odd"), "warning of Python"),
 }
-runner.PATIENCE = 2.0
+runner.PATIENCE = 10.0
 names = list(ways)
 subject = Subject("ways", "", lambda case: ways[names[case.number]][0](), 1, 1, 0.3, 40)
 outcomes = runner.run(subject, range(len(names)), 0, 2)

@@ -59,11 +59,10 @@ class Algorithm(nn.Module):
 
     @property
     def depends_on_order(self) -> Collection[Literal["support", "classes"]]:
-        """What the answers depend on the order of: the support examples, the classes' labels.
+        """Orders that affect the answers; that of the queries must not.
 
-        "support" if the same support set in another order may give other answers; "classes" if the
-        same classes with other labels may, which a weight for each way implies. The order of the
-        queries may never matter.
+        "support" for the order of the support examples, "classes" for which class has which label.
+        A model with a weight for each way need not declare "classes".
         """
         return ()
 

@@ -60,9 +60,11 @@ def check_second_derivative(backbone: Backbone, x: Tensor) -> None:
     if not parameters:
         return
     loss = backbone(x).square().sum()
+    if not loss.requires_grad:
+        return
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     try:
-        torch.stack([g.square().sum() for g in gradients if g is not None]).sum().backward()
+        sum(g.square().sum() for g in gradients if g is not None).backward()  # type: ignore[union-attr]
     except RuntimeError as error:
         raise OptionError(
             f"backbone {type(backbone).__name__} has no second derivative, "

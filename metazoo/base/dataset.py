@@ -54,7 +54,7 @@ class Dataset:
 
     @classmethod
     def options_for(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options with which a model of other data is evaluated on these.
+        """Return options for evaluating a model that was trained on other data.
 
         `input_format` is the model's. By default its `size` is kept, if there is such an option.
         """

@@ -22,6 +22,7 @@ from metazoo.cli.configured import (
 from metazoo.cli.numbers import Number, Numbers
 from metazoo.cli.process import keep_freed_memory, use_float32
 from metazoo.errors import MetazooError, OptionError
+from metazoo.io.files import is_same_place
 
 if TYPE_CHECKING:
     import torch
@@ -276,10 +277,15 @@ def _open_data(
     blueprint = source.blueprint
     if name is not None:
         kind = registry().dataset(name).value
-        if name != blueprint.dataset or any(option in given for option in kind.local_options):
+        recorded = blueprint.dataset_options if name == blueprint.dataset else {}
+        elsewhere = any(
+            not is_same_place(given[option], recorded.get(option))
+            for option in kind.local_options
+            if option in given
+        )
+        if elsewhere or name != blueprint.dataset:
             given = {**kind.options_for(blueprint.input_format), **given}
-        if name != blueprint.dataset:
-            blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options={})
+            blueprint = dataclasses.replace(blueprint, dataset=name, dataset_options=recorded)
     data = blueprint.data(**given)
     if before is not None and type(before) is type(data) and before.config == data.config:
         return before

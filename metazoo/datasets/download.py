@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from metazoo.errors import DataError
-from metazoo.io.download import DownloadMessages, fetch, shown
-from metazoo.io.files import cache_directory
+from metazoo.io.download import DownloadMessages, fetch
+from metazoo.io.files import cache_directory, expand_user
+from metazoo.quoting import shown_address
 
 LARGEST = 2**30  # bytes of a downloaded file; a server may send without end
 
@@ -29,7 +30,7 @@ def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) 
     Raises DataError if the file is not in the data root or cannot be downloaded.
     """
     data_root = root or os.environ.get("METAZOO_DATA")
-    base = Path(data_root).expanduser() if data_root else cache_directory()
+    base = expand_user(data_root, "the data root") if data_root else cache_directory()
     unpacked = Path(name).stem
     for path in (base / folder / name, base / folder / unpacked, base / name, base / unpacked):
         if path.is_file() or path.is_dir():  # a pipe would wait for a writer
@@ -39,7 +40,7 @@ def find_or_fetch(root: str | None, folder: str, name: str, url: str, md5: str) 
             f"{name} is not in the data root {base}"
             + ("" if base.is_dir() else ", which is not a directory"),
             f"put it into {base / folder}, or leave out --data-root and unset METAZOO_DATA to "
-            f"download it from {shown(url)}",
+            f"download it from {shown_address(url)}",
         )
     destination = base / folder / name
     by_hand = (

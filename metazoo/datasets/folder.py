@@ -7,7 +7,6 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from metazoo.errors import DataError, OptionError
 from metazoo.image_folders import NO_SPLIT, Classes, classes_by_split
 from metazoo.images import decode
 from metazoo.io.archives import Tree, open_tree
+from metazoo.io.files import expand_user
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples, Stream
 
@@ -88,7 +88,7 @@ class Folder(ClassDataset):
             raise OptionError(
                 "the data set 'folder' needs a folder of images", "name it with --data-root"
             )
-        with open_tree(Path(self.config.root).expanduser()) as tree:
+        with open_tree(expand_user(self.config.root, "--data-root")) as tree:
             splits = self._divide(classes_by_split(tree))
             yield {
                 name: self._stream(tree, name, splits[name])

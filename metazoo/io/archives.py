@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from metazoo.errors import DataError
 from metazoo.io import files
+from metazoo.quoting import printable
 
 Parts = tuple[str, ...]
 
@@ -54,8 +55,8 @@ class Tree:
         pass
 
     def name(self, parts: Parts) -> str:
-        """Return the name of a file for a message."""
-        return str(self.path.joinpath(*parts))
+        """Return the name of a file for a message, on one line."""
+        return printable(str(self.path.joinpath(*parts)))
 
     def read(self, parts: Parts) -> bytes:
         """Return the contents of a file. Raises DataError if it is damaged or too large."""
@@ -233,7 +234,7 @@ class _Zip(Tree):
         return members, folders
 
     def name(self, parts: Parts) -> str:
-        return f"{self.path}: member '{'/'.join(parts)}'"
+        return printable(f"{self.path}: member '{'/'.join(parts)}'")
 
     def read(self, parts: Parts) -> bytes:
         name = self.name(parts)
@@ -258,7 +259,10 @@ def _check_complete(file: BinaryIO, archive: str, infos: list[zipfile.ZipInfo]) 
     """Raise DataError unless the members are as many as the end of the archive says, and each is
     named as in its own header. One wrong bit can hide a member, or move it to another class.
     """
-    counted = _counted(file)
+    try:
+        counted = _counted(file)
+    except struct.error:
+        raise DataError(f"{archive} is damaged: its end is not complete", "get it again") from None
     if (len(infos) - counted) % 2**16:  # an archive without zip64 counts only so far
         raise DataError(
             f"{archive} is damaged: it lists {len(infos)} of {counted} members",
@@ -278,7 +282,7 @@ def _check_complete(file: BinaryIO, archive: str, infos: list[zipfile.ZipInfo]) 
 
 
 def _counted(file: BinaryIO) -> int:
-    """Return the number of members that the end of an archive says."""
+    """Return how many members an archive's end record declares."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
     last = file.read()
     end = last.rfind(b"PK\5\6")

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import http.client
 import os
-import re
 import ssl
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from metazoo.errors import MetazooError
 from metazoo.io.files import digest, locked
+from metazoo.quoting import shown_address
 
 TIMEOUT = 30.0  # seconds without a byte
 SLOWEST = 100  # bytes a second, on average after TIMEOUT
@@ -37,11 +37,6 @@ class DownloadMessages:
     error: type[MetazooError]
     by_hand: str
     wrong_file: str
-
-
-def shown(url: str) -> str:
-    """Return an address for a message: without user, password and query, which may be secrets."""
-    return re.sub(r"\?.*", "?...", re.sub(r"(^|//)[^/?#]*@", r"\1", url), flags=re.DOTALL)
 
 
 def fetch(
@@ -90,7 +85,7 @@ def read(url: str, limit: int, messages: DownloadMessages) -> bytes:
             data += block
             if len(data) > limit:
                 raise messages.error(
-                    f"{shown(url)} has more than {limit} bytes", messages.wrong_file
+                    f"{shown_address(url)} has more than {limit} bytes", messages.wrong_file
                 )
         if expected is not None and len(data) < expected:
             raise OSError(f"the connection broke after {len(data)} of {expected} bytes")
@@ -116,7 +111,7 @@ def _complete(
             return
         part.unlink()
         if not resumed:
-            raise wrong_checksum(shown(url), algorithm, found, checksum, messages)
+            raise wrong_checksum(shown_address(url), algorithm, found, checksum, messages)
 
 
 def _download(url: str, part: Path, messages: DownloadMessages, size: int | None) -> None:
@@ -152,7 +147,8 @@ def _append(url: str, part: Path, messages: DownloadMessages, size: int | None) 
     if size is not None and part.stat().st_size > size:
         part.unlink()
         raise messages.error(
-            f"{shown(url)} has more than the {size} bytes it should have", messages.wrong_file
+            f"{shown_address(url)} has more than the {size} bytes it should have",
+            messages.wrong_file,
         )
     return expected is None or received == expected
 
@@ -182,20 +178,23 @@ def _reported(url: str, folder: Path | None, messages: DownloadMessages) -> Iter
     except urllib.error.HTTPError as error:
         error.close()
         raise messages.error(
-            f"cannot download {shown(url)}: HTTP status {error.code} "
+            f"cannot download {shown_address(url)}: HTTP status {error.code} "
             + " ".join(str(error.reason).split()),
             messages.by_hand,
         ) from error
     except urllib.error.URLError as error:
         raise messages.error(
-            f"cannot download {shown(url)}: {error.reason}",
+            f"cannot download {shown_address(url)}: {error.reason}",
             f"{_advice(url, error)} {messages.by_hand}",
         ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         if folder is None:
-            message, hint = f"cannot download {shown(url)}", f"try again; or {messages.by_hand}"
+            message, hint = (
+                f"cannot download {shown_address(url)}",
+                f"try again; or {messages.by_hand}",
+            )
         else:
-            message = f"cannot download {shown(url)} to {folder}"
+            message = f"cannot download {shown_address(url)} to {folder}"
             hint = (
                 f"try again, which resumes the download; or {messages.by_hand}; "
                 "METAZOO_CACHE moves the cache"
@@ -221,7 +220,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         target = urlsplit(newurl)
         if target.scheme not in allowed or "@" in target.netloc:
             raise urllib.error.HTTPError(
-                newurl, code, f"(its redirect to {shown(newurl)} is not followed)", headers, fp
+                newurl,
+                code,
+                f"(its redirect to {shown_address(newurl)} is not followed)",
+                headers,
+                fp,
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

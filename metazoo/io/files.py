@@ -35,6 +35,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metazoo"
 
 
+def is_same_place(one: str | Path, other: str | Path | None) -> bool:
+    """Return whether two paths name the same place, after links and ~ are followed."""
+    if other is None:
+        return False
+    return expand_user(one, "a path").resolve() == expand_user(other, "a path").resolve()
+
+
 def expand_user(path: str | Path, what: str) -> Path:
     """Return a path with ~ or ~USER replaced; raise OptionError, naming `what`, for an unknown user."""
     try:
@@ -145,13 +152,13 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
     layer = [value]
     for _ in range(DEEPEST_JSON):
+        if not layer:
+            return value
         inner = [
             each.values() if isinstance(each, dict) else each for each in layer if _holds(each)
         ]
         layer = list(itertools.chain.from_iterable(inner))
-    if layer:
-        raise ValueError("it is nested too deeply")
-    return value
+    raise ValueError("it is nested too deeply")
 
 
 def _holds(value: Any) -> bool:

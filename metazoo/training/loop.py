@@ -95,7 +95,7 @@ def train(
             raise
         raise TrainingFailed(
             f"{error.strerror}: {error.filename}; the run in {folder} stopped",
-            f"free some space; `metazoo train --resume {folder}` goes on from its last checkpoint",
+            f"free some space; `metazoo train --resume {shell_word(folder)}` goes on from its last checkpoint",
         ) from error
 
 
@@ -131,11 +131,12 @@ def _start(
     blueprint: Blueprint, data: Dataset, folder: Path, watcher: Watcher, init: Source | None
 ) -> _Run:
     recipe = blueprint.recipe
-    if change := blueprint.changed(data):
+    begun = any((folder / name).exists() for name in (run_folder.LAST, run_folder.BEST))
+    if begun and (change := blueprint.changed(data)):
         raise DataError(
             f"the data are not those that the run in {folder} began with: {change}",
             "restore them; to train on these data instead, start another run "
-            f"(--init {folder} starts from the backbone of this one)",
+            f"(--init {shell_word(folder)} starts from the backbone of this one)",
         )
     device = find_device(recipe.device)
     torch.manual_seed(recipe.seed)

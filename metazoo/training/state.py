@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metazoo.errors import CheckpointError, first_line
-from metazoo.zoo.weights import fit, load_tensors, save_tensors
+from metazoo.zoo.weights import load_into, load_tensors, save_tensors
 
 
 @dataclass
@@ -60,7 +60,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     try:
         state = _parse(metadata)
         weights, optimizer_state = _split(tensors)
-        fit(model, weights, str(path))
+        load_into(model, weights, str(path))
         _check_optimizer(optimizer, optimizer_state)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -94,16 +94,23 @@ def _parse(metadata: Any) -> State:
 def _check_optimizer(
     optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Tensor]]
 ) -> None:
-    """Raise ValueError unless the tensors are numbers, one for a parameter or one for each weight."""
+    """Raise ValueError unless the tensors are those that the optimizer keeps of its parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    of_sgd = isinstance(optimizer, torch.optim.SGD)
+    expected = {"momentum_buffer"} if of_sgd else {"step", "exp_avg", "exp_avg_sq"}
     for index, tensors in state.items():
         if not 0 <= index < len(parameters):
             raise ValueError(f"it has a state for parameter {index}, of {len(parameters)}")
+        if set(tensors) != expected:
+            raise ValueError(f"the state of parameter {index} has {', '.join(sorted(tensors))}")
         for name, value in tensors.items():
+            what = f"'{name}' of parameter {index}"
+            if value.shape != (torch.Size() if name == "step" else parameters[index].shape):
+                raise ValueError(f"{what} has shape {tuple(value.shape)}")
             if not value.is_floating_point() or not value.isfinite().all():
-                raise ValueError(f"'{name}' of parameter {index} has values that are not numbers")
-            if value.shape not in (parameters[index].shape, torch.Size()):
-                raise ValueError(f"'{name}' of parameter {index} has shape {tuple(value.shape)}")
+                raise ValueError(f"{what} has values that are not numbers")
+            if name in ("step", "exp_avg_sq") and (value < 0).any():
+                raise ValueError(f"{what} is negative")
 
 
 def _split(

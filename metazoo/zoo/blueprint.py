@@ -29,8 +29,14 @@ LIFT = "METAZOO_LIMITS=off lifts this limit"
 
 
 def limited() -> bool:
-    """Return whether limits hold on what a file may ask for; METAZOO_LIMITS=off lifts them."""
-    return os.environ.get("METAZOO_LIMITS") != "off"
+    """Return whether limits hold on what a file may ask for; METAZOO_LIMITS=off lifts them.
+
+    Raises OptionError for any other value.
+    """
+    value = os.environ.get("METAZOO_LIMITS", "")
+    if value not in ("", "off"):
+        raise OptionError(f"METAZOO_LIMITS cannot be '{value}'", "it may be off; or leave it unset")
+    return not value
 
 
 def check_size(shape: tuple[int, ...]) -> None:
@@ -94,11 +100,9 @@ class Blueprint:
             return None
         if data.split_sha256() != self.split_sha256:
             return "its classes, their numbers of examples, or their division into splits changed"
-        return (
-            None
-            if data.data_sha256() == self.data_sha256
-            else ("its examples changed, or another version of a library decodes them otherwise")
-        )
+        if data.data_sha256() == self.data_sha256:
+            return None
+        return "its examples changed, or another version of a library decodes them otherwise"
 
     def portable(self) -> Blueprint:
         """Return a copy without what holds only on this machine: the device, and where data are."""

@@ -12,7 +12,7 @@ import torch
 from metazoo.base.algorithm import BatchLearner
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe, unread_options
-from metazoo.errors import CheckpointError, OptionError
+from metazoo.errors import CheckpointError, DataError, OptionError
 from metazoo.evaluation.measure import measure
 from metazoo.evaluation.protocol import Protocol
 from metazoo.io.files import locked, read_verified, write_atomically
@@ -68,6 +68,11 @@ def export(
     elsewhere = "choose another --name or --out"
     check_free(out, name, source.sha256, elsewhere)  # now, and again after the measurements
     data = blueprint.data()
+    if change := blueprint.changed(data):
+        raise DataError(
+            f"the data are not those that the run in {run} was trained on: {change}",
+            "restore them: on other data, a test class may be one that the model was trained on",
+        )
     measured = list(_measure_all(source, data, protocols, variants, device, watch))
     card = {
         **_describe(name, summary, licence, source, data),

@@ -12,9 +12,9 @@ from typing import Any
 from metazoo.base.algorithm import Algorithm
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.errors import CheckpointError, MetazooError, OptionError, UnknownNameError
-from metazoo.io.files import read_verified
+from metazoo.io.files import is_same_place, read_verified
 from metazoo.plugins.registry import registry
-from metazoo.quoting import shell_word, without_credentials
+from metazoo.quoting import shell_word, shown_address
 from metazoo.zoo import remote, run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.card import REINSTALL, read_card
@@ -65,13 +65,15 @@ class Source:
     def changed(self, data: Dataset) -> str | None:
         """Return how data differ from those the model was trained on, in words, or None.
 
-        Data with other options, or from elsewhere while those of the training are still in their
-        place, differ on purpose: None.
+        None if the options differ, or if the data are in another place and the recorded place still
+        exists: that is intended.
         """
 
         def same(name: str, value: Any) -> bool:
-            gone = name in data.local_options and not Path(str(value)).exists()
-            return gone or getattr(data.config, name, None) == value
+            here = getattr(data.config, name, None)
+            if name not in data.local_options or value is None:
+                return here == value
+            return not Path(value).exists() or (here is not None and is_same_place(here, value))
 
         recorded = self.blueprint.dataset_options
         return self.blueprint.changed(data) if all(map(same, recorded, recorded.values())) else None
@@ -112,7 +114,7 @@ def find(name: str | os.PathLike[str]) -> Source:
     one that its card describes.
     """
     if remote.is_address(str(name)):
-        return _from_file(without_credentials(str(name)), *remote.find(str(name)))
+        return _from_file(shown_address(str(name)), *remote.find(str(name)))
     path = Path(name)
     if path.is_dir():
         return _from_run(str(name), path)

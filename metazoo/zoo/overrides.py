@@ -55,20 +55,26 @@ def check_effect(
     `model(**changes)` returns the model with changed options.
     """
     declared, usual = _options(blueprint), blueprint.algorithm_options
-    for name, value in changes.items():
-        option = declared[name]
-        if option.affects is Affects.SPEED or value == usual.get(name, option.default):
-            continue
-        task = tasks.draw(0, 1).to("cpu")
+    named = [
+        name
+        for name, value in changes.items()
+        if declared[name].affects is not Affects.SPEED
+        and value != usual.get(name, declared[name].default)
+    ]
+    if not named:
+        return
+    task = tasks.draw(0, 1).to("cpu")
+
+    def answers(chosen: Mapping[str, Any]) -> torch.Tensor:
         with torch.no_grad():
-            ours, theirs = (
-                model(**chosen)(task.support_x, task.support_y, task.query_x)
-                for chosen in (changes, _without(changes, name))
-            )
-        if torch.equal(ours, theirs):
+            return model(**chosen)(task.support_x, task.support_y, task.query_x)
+
+    ours = answers(changes)
+    for name in named:
+        if torch.equal(ours, answers(_without(changes, name))):
             raise OptionError(
                 f"option '{name}' makes no difference to the answers of this model",
-                "leave it out; another option of the model may override it",
+                "leave it out: the model has this value already, or another option overrides it",
             )
 
 

@@ -11,6 +11,7 @@ from metazoo.errors import CheckpointError, UnknownNameError
 from metazoo.io import download
 from metazoo.io.download import DownloadMessages
 from metazoo.io.files import cache_directory, read_verified, write_atomically
+from metazoo.quoting import shown_address
 from metazoo.zoo import hub
 from metazoo.zoo.card import SHA256, WEIGHTS, parse_card, size_of
 
@@ -38,10 +39,10 @@ def find(address: str) -> tuple[Path, bytes]:
     if pin and (kept := _read_kept(pin)):
         return kept
     data, at = _download_card(url)
-    card = parse_card(data, at)
+    card = parse_card(data, shown_address(at))
     if pin and card["sha256"] != pin:
         raise CheckpointError(
-            f"{at} describes other weights: its sha256 is {card['sha256']}, "
+            f"{shown_address(at)} describes other weights: its sha256 is {card['sha256']}, "
             f"the address asks for {pin}; nothing was read",
             DISTRUST,
         )
@@ -63,7 +64,7 @@ def fetch(url: str, card: dict[str, Any]) -> tuple[Path, bytes]:
     name = urlsplit(url).path.rpartition("/")[2]
     if not WEIGHTS.fullmatch(name):
         raise CheckpointError(
-            f"the card of '{card['name']}' has weights at {url}, which is not a .safetensors file",
+            f"the card of '{card['name']}' has weights at {shown_address(url)}, which is not a .safetensors file",
             "ask its author to fix it",
         )
     path = _folder(sha256) / name
@@ -92,32 +93,33 @@ def _download_card(url: str) -> tuple[bytes, str]:
 def _split(address: str) -> tuple[str, str | None]:
     """Return an address without its pin, and the pin."""
     url, fragment = urldefrag(address)
+    shown = shown_address(address)
     pin = fragment.removeprefix("sha256=").lower()
     if fragment and not (fragment.startswith("sha256=") and SHA256.fullmatch(pin)):
         raise UnknownNameError(
-            f"'{address}' has an invalid pin", "a pin is #sha256= and 64 hexadecimal digits"
+            f"'{shown}' has an invalid pin", "a pin is #sha256= and 64 hexadecimal digits"
         )
     scheme = _scheme(url)
     if scheme != "hf" and not urlsplit(url).path.endswith(".json"):
         raise UnknownNameError(
-            f"'{address}' is not the address of a model card", f"models are loaded from {SCHEMES}"
+            f"'{shown}' is not the address of a model card", f"models are loaded from {SCHEMES}"
         )
     if scheme == "http" and not pin:
         raise UnknownNameError(
-            f"'{address}' is not encrypted: anyone on the way could replace the model",
+            f"'{shown}' is not encrypted: anyone on the way could replace the model",
             "give https://, or pin the weights with #sha256= and their sha256",
         )
     return url, pin or None
 
 
 def _scheme(url: str) -> str:
-    hint = f"models are loaded from {SCHEMES}"
+    hint, shown = f"models are loaded from {SCHEMES}", shown_address(url)
     try:
         scheme = urlsplit(url).scheme
     except ValueError as error:
-        raise UnknownNameError(f"'{url}' is not a valid address: {error}", hint) from error
+        raise UnknownNameError(f"'{shown}' is not a valid address: {error}", hint) from error
     if scheme not in ("https", "http", "file", "hf"):
-        raise UnknownNameError(f"models cannot be loaded from '{url}'", hint)
+        raise UnknownNameError(f"models cannot be loaded from '{shown}'", hint)
     return scheme
 
 

@@ -159,10 +159,9 @@ def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: An
     try:
         limit = _SizeLimit(tensors) if limited() else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), limit:
-            model = blueprint.model(**changes)
-        with torch.random.fork_rng(devices=[]):
             check_overrides(blueprint, changes)
-        fit(model, tensors, where)
+            model = blueprint.model(**changes)
+        load_into(model, tensors, where)
     except OptionError as error:
         if changes:
             raise
@@ -226,7 +225,7 @@ def _product(size: Sequence[Any]) -> int:
     return math.prod(size[0] if size and isinstance(size[0], Sequence) else size)
 
 
-def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load weights into a newly built network, in its types.
 
     Raises RuntimeError if a name or shape differs, CheckpointError if a value cannot be used.

@@ -40,9 +40,11 @@ class Reptile(metazoo.Algorithm):
     @dataclass(frozen=True)
     class Config(metazoo.Config):
         inner_lr: Annotated[float, "inner learning rate", Range(0)] = 1e-3
-        inner_steps: Annotated[int, "inner steps in training", Range(1), Affects.TRAINING] = 5
-        eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0)] = 50
-        inner_batch: Annotated[int, "examples in an inner minibatch", Range(1)] = 10
+        inner_steps: Annotated[
+            int, "inner steps in training", Range(1, 10_000), Affects.TRAINING
+        ] = 5
+        eval_inner_steps: Annotated[int, "inner steps at evaluation", Range(0, 10_000)] = 50
+        inner_batch: Annotated[int, "examples in an inner minibatch", Range(1, 100_000)] = 10
         inner_optimizer: Annotated[
             Literal["adam", "sgd"], "inner optimizer; adam has beta1 = 0"
         ] = "adam"

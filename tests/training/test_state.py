@@ -46,7 +46,7 @@ def test_a_state_before_the_first_validation_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["step", "best_step", "stale", "loss_count"])
 @pytest.mark.parametrize("value", [-1, None, "x", 1.5, True, [], 10**300])
-def test_a_count_that_is_none_is_named(last: Path, name: str, value: Any) -> None:
+def test_an_invalid_count_is_named(last: Path, name: str, value: Any) -> None:
     tensors, state = load_tensors(last)
     save_tensors(last, tensors, {**state, name: value})
     with pytest.raises(CheckpointError, match=rf"last\.safetensors does not fit .*'{name}'"):
@@ -97,12 +97,17 @@ def test_weights_of_another_type_are_not_resumed_from(last: Path, kind: torch.dt
         ("optimizer.0.exp_avg", torch.ones(4), r"has shape \(4,\)"),
         ("optimizer.99.exp_avg", torch.ones(4), "a state for parameter 99"),
         ("optimizer.x.exp_avg", torch.ones(4), "does not fit this run"),
+        ("optimizer.0.exp_avg", torch.tensor(1.0), r"has shape \(\)"),
+        ("optimizer.0.exp_avg_sq", -torch.ones(4, 1, 3, 3), "is negative"),
+        ("optimizer.0.step", torch.tensor(-1.0), "is negative"),
+        ("optimizer.0.exp_avg_sq", None, "has exp_avg, step"),
     ],
 )
 def test_a_damaged_optimizer_is_named(
-    last: Path, name: str, value: torch.Tensor, words: str
+    last: Path, name: str, value: torch.Tensor | None, words: str
 ) -> None:
     tensors, state = load_tensors(last)
-    save_tensors(last, {**tensors, name: value}, state)
+    changed = {**tensors, name: value}
+    save_tensors(last, {key: each for key, each in changed.items() if each is not None}, state)
     with pytest.raises(CheckpointError, match=words):
         loaded(last)

@@ -17,6 +17,7 @@ from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.datasets.packed.format import Index, Split, data_file, read_index
 from metazoo.errors import DataError, OptionError
+from metazoo.io.files import expand_user
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples
 
@@ -54,7 +55,7 @@ class Packed(ClassDataset):
 
     @property
     def _folder(self) -> Path:
-        return Path(self.config.root).expanduser()
+        return expand_user(self.config.root, "--data-root")
 
     @property
     def licence(self) -> str:  # type: ignore[override]
