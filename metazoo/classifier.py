@@ -101,9 +101,9 @@ class FewShotClassifier:
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
 
-        They do not depend on the order of the examples, neither here nor in `fit`, beyond rounding.
-        If the model is transductive, they depend on all examples of the call. Raises NotANumber if
-        the model returns NaN or infinity.
+        They do not depend on the order of the examples, neither here nor in `fit`. If the model is
+        transductive, they depend on all examples of the call. Raises NotANumber if the model
+        returns NaN or infinity.
         """
         if not self.classes_:
             raise OptionError("the classifier has no labelled examples yet", "call fit first")
@@ -114,8 +114,7 @@ class FewShotClassifier:
         self._warn_of_transduction(len(queries))
         size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
         support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
-        # Only a transductive model can see where among the others a query lies.
-        order = _order(queries) if self.model.transductive else torch.arange(len(queries))
+        order = _order(queries)
         parts = queries[order].split(size)
         logits = torch.cat([self.model(support, labels, part.unsqueeze(0))[0] for part in parts])
         require_numbers(logits)
@@ -204,7 +203,9 @@ class FewShotClassifier:
             raise DataError(f"examples are {x.dtype}", "give images as uint8, or float in [0, 1]")
         return x.float()
 
-    def _from_files(self, X: Iterable[Any]) -> Tensor:
+    def _from_files(self, X: Any) -> Tensor:
+        if not isinstance(X, Iterable):
+            raise DataError(f"the examples are a {type(X).__name__}", "give a list of images")
         files = list(X)
         shape = self.blueprint.spec.input_shape
         if any(isinstance(file, (Tensor, np.ndarray)) for file in files):

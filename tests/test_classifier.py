@@ -308,6 +308,8 @@ def test_unusable_examples_and_labels_are_refused(protonet_run: Path, tmp_path: 
         (x.to_sparse(), LABELS, "sparse"),
         (x.to("meta"), LABELS, "meta"),
         (x.to(torch.complex64), LABELS, "complex"),
+        (None, LABELS, "examples are a NoneType"),
+        (3, LABELS, "examples are a int"),
         (x, None, "labels are a NoneType"),
         (x, "abcdefg", "labels are a str"),
         ("a.png", LABELS, "one image, not a list"),

@@ -16,7 +16,7 @@ from metazoo.cli import echo_json
 from metazoo.cli.tables import mode_text, task_text, value_text
 from metazoo.errors import CheckpointError, OptionError
 from metazoo.io.files import expand_user, json_text
-from metazoo.quoting import shell_word
+from metazoo.quoting import shell_word, shown_address
 
 # Licences that the Hub knows by these identifiers; any other is "other" there, with its name.
 LICENCES = frozenset(
@@ -80,6 +80,10 @@ def _read_model(model: str) -> tuple[dict[str, Any], bytes]:
     from metazoo.zoo.card import check_details, parse_card, read_card
     from metazoo.zoo.find import weights_of
 
+    if "://" in model:
+        raise OptionError(
+            f"'{shown_address(model)}' is an address", "push a zoo name, or a card that you have"
+        )
     is_path = model.endswith(".json") or Path(model).exists()
     path = Path(model) if is_path else Path(registry().card(model).value)
     if path.is_dir():
@@ -130,11 +134,14 @@ def _pin(card: Mapping[str, Any]) -> str:
 def _folder_of(url: str) -> Path:
     try:
         parts = urlsplit(url)
+        path = url2pathname(parts.path)
+        if "\0" in path:
+            raise ValueError("it has a null byte")
     except ValueError as error:
         raise OptionError(f"'{url}' is not a valid address: {error}", DESTINATIONS) from error
     if parts.netloc not in ("", "localhost"):
         raise OptionError(f"'{url}' is a folder of another machine", DESTINATIONS)
-    return Path(url2pathname(parts.path))
+    return Path(path)
 
 
 def _readme(card: Mapping[str, Any], address: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
@@ -18,7 +18,7 @@ from metazoo.tasks.examples import Examples
 
 # Increase this number when the same key gives other examples than before, for example after a
 # change of `images.decode`.
-_VERSION = 1
+_VERSION = 2
 
 
 def load_or_build(folder: str, key: str, build: Callable[[], Examples]) -> Examples:
@@ -41,8 +41,9 @@ def load_or_build(folder: str, key: str, build: Callable[[], Examples]) -> Examp
     return examples
 
 
-def _checksum(x: Tensor) -> str:
-    return f"{zlib.crc32(x.numpy().data):08x}"
+def _checksum(x: Tensor, about: Mapping[str, str]) -> str:
+    names = "\0".join(about[key] for key in ("counts", "names", "title")).encode()
+    return f"{zlib.crc32(names, zlib.crc32(x.numpy().data)):08x}"
 
 
 def _read(path: Path) -> Examples | None:
@@ -50,7 +51,7 @@ def _read(path: Path) -> Examples | None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about, x = file.metadata(), file.get_tensor("x")
-        if about["crc32"] != _checksum(x):
+        if about["crc32"] != _checksum(x, about):
             return None
         return Examples(
             x, tuple(json.loads(about["counts"])), tuple(json.loads(about["names"])), about["title"]
@@ -64,6 +65,6 @@ def _write(path: Path, examples: Examples) -> None:
         "counts": json.dumps(examples.counts),
         "names": json.dumps(examples.names),
         "title": examples.title,
-        "crc32": _checksum(examples.x),
     }
+    about["crc32"] = _checksum(examples.x, about)
     write_atomically(path, safetensors.torch.save({"x": examples.x}, about))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from typing import Any
-from urllib.parse import urldefrag, urlsplit
+from urllib.parse import unquote, urldefrag, urlsplit
 
 from metazoo.errors import CheckpointError, UnknownNameError
 from metazoo.io import download
@@ -92,14 +92,13 @@ def _download_card(url: str) -> tuple[bytes, str]:
 
 def _split(address: str) -> tuple[str, str | None]:
     """Return an address without its pin, and the pin."""
+    scheme, shown = _scheme(address), shown_address(address)
     url, fragment = urldefrag(address)
-    shown = shown_address(address)
     pin = fragment.removeprefix("sha256=").lower()
     if fragment and not (fragment.startswith("sha256=") and SHA256.fullmatch(pin)):
         raise UnknownNameError(
             f"'{shown}' has an invalid pin", "a pin is #sha256= and 64 hexadecimal digits"
         )
-    scheme = _scheme(url)
     if scheme != "hf" and not urlsplit(url).path.endswith(".json"):
         raise UnknownNameError(
             f"'{shown}' is not the address of a model card", f"models are loaded from {SCHEMES}"
@@ -116,6 +115,8 @@ def _scheme(url: str) -> str:
     hint, shown = f"models are loaded from {SCHEMES}", shown_address(url)
     try:
         scheme = urlsplit(url).scheme
+        if "\0" in unquote(url):
+            raise ValueError("it has a null byte")
     except ValueError as error:
         raise UnknownNameError(f"'{shown}' is not a valid address: {error}", hint) from error
     if scheme not in ("https", "http", "file", "hf"):

@@ -159,8 +159,8 @@ def build_model(blueprint: Blueprint, contents: bytes, where: str, **changes: An
     try:
         limit = _SizeLimit(tensors) if limited() else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), limit:
-            check_overrides(blueprint, changes)
             model = blueprint.model(**changes)
+            check_overrides(blueprint, changes)
         load_into(model, tensors, where)
     except OptionError as error:
         if changes:

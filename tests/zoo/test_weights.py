@@ -27,7 +27,7 @@ from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.weights import (
     KEY,
-    fit,
+    load_into,
     load_model,
     load_tensors,
     save_model,
@@ -392,10 +392,10 @@ def test_a_mask_may_hold_infinity(tmp_path: Path) -> None:
             super().__init__()
             self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
 
-    fit(Masked(), {"mask": torch.tensor([0.0, -torch.inf])}, "here")
+    load_into(Masked(), {"mask": torch.tensor([0.0, -torch.inf])}, "here")
     for other in ([-torch.inf, 0.0], [0.0, torch.inf], [0.0, torch.nan]):
         with pytest.raises(CheckpointError, match="'mask' in here holds NaN or infinity"):
-            fit(Masked(), {"mask": torch.tensor(other)}, "here")
+            load_into(Masked(), {"mask": torch.tensor(other)}, "here")
 
 
 def test_options_can_be_changed_where_the_weights_still_fit(maml_run: Path) -> None:
