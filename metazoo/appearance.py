@@ -12,6 +12,7 @@ from torch import Tensor
 TONES = 0.15  # how far the ground's pixels are from its tone, at most
 GROUND = 0.5  # the share of a drawing's pixels that are ground, at least
 DARK, LIGHT = 0.35, 0.65  # the tone of a dark ground at most, of a light ground at least
+LEAST = 0.05  # between the darkest and the lightest value of a picture with something on it
 FEW = 0.2  # the share of pictures that may look otherwise
 
 
@@ -35,6 +36,12 @@ def shares(pictures: Tensor) -> dict[Look, float]:
     dark, light = plain & (tone <= DARK), plain & (tone >= LIGHT)
     found = {Look.DARK_GROUND: dark, Look.LIGHT_GROUND: light, Look.TONES: ~(dark | light)}
     return {look: which.float().mean().item() for look, which in found.items()}
+
+
+def blank(pictures: Tensor) -> int:
+    """Return how many pictures (N, C, H, W) in [0, 1] have nothing on them."""
+    x = pictures.flatten(1)
+    return int((x.amax(1) - x.amin(1) < LEAST).sum())
 
 
 def unlike_drawings(pictures: Tensor) -> Look | None:

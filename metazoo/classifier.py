@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metazoo.appearance import Look, opposite, unlike_drawings
+from metazoo.appearance import Look, blank, opposite, unlike_drawings
 from metazoo.device import find_device
 from metazoo.errors import DataError, DataWarning, MetazooError, OptionError
 from metazoo.evaluation.score import require_numbers
@@ -70,8 +70,10 @@ class FewShotClassifier:
             self.model = source.model(**{**self.model.inductive_options, **options})
         self.model.to(self.device)
         self.input_format = dict(self.blueprint.input_format)
+        if not isinstance(invert, bool | np.bool_ | None):
+            raise OptionError(f"invert cannot be {invert!r}", "it is True, False or None")
         if invert is not None:
-            self.input_format["invert"] = invert
+            self.input_format["invert"] = bool(invert)
         self.classes_: list[Any] = []
 
     def fit(self, X: Any, y: Sequence[Hashable]) -> FewShotClassifier:
@@ -80,9 +82,7 @@ class FewShotClassifier:
         Raises DataError if examples and labels do not fit together or to the model.
         """
         support = self._read(X)
-        if isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
-            raise DataError(f"the labels are a {type(y).__name__}", "give a list of labels")
-        labels = [_plain(label) for label in y]
+        labels = [_plain(label) for label in _listed(y, "labels")]
         if len(labels) != len(support):
             raise DataError(
                 f"there are {len(support)} examples but {len(labels)} labels",
@@ -91,6 +91,7 @@ class FewShotClassifier:
         classes = _sorted_classes(labels)
         indices = {label: i for i, label in enumerate(classes)}
         numbers = torch.tensor([indices[label] for label in labels], device=self.device)
+        self._warn_of_contradictions(support, labels)
         order = _order(support, numbers)
         self.classes_, self._support, self._labels = classes, support[order], numbers[order]
         self._warn_of_unequal_shots()
@@ -124,6 +125,12 @@ class FewShotClassifier:
         """Return the most probable label of each example."""
         return [self.classes_[i] for i in self.predict_proba(X).argmax(1)]
 
+    def _warn_of_contradictions(self, support: Tensor, labels: Sequence[Any]) -> None:
+        first: dict[bytes, Any] = {}
+        for digest, label in zip(_digests(support), labels):
+            if first.setdefault(digest, label) != label:
+                _warn(f"one example has both labels {first[digest]!r} and {label!r}")
+
     def _warn_of_unequal_shots(self) -> None:
         counts = self._labels.bincount()
         low, high = int(counts.min()), int(counts.max())
@@ -148,6 +155,11 @@ class FewShotClassifier:
         """
         if not self.input_format:
             return None
+        if empty := blank(pictures):
+            _warn(
+                f"{empty} of {len(pictures)} {what} are blank, as a picture of one colour is, or one "
+                "divided by 255 twice: their answers mean nothing"
+            )
         if not _learned_drawings(self.blueprint.dataset):
             if opposite(self._support, pictures):
                 _warn(f"dark and light seem swapped between the labelled examples and the {what}")
@@ -179,7 +191,7 @@ class FewShotClassifier:
     def _from_array(self, X: Tensor | np.ndarray) -> Tensor:
         try:
             # torch cannot use arrays that are read-only or have negative strides; copies it can.
-            x = X if isinstance(X, Tensor) else torch.from_numpy(np.array(X, order="C"))
+            x = X if isinstance(X, Tensor) else torch.from_numpy(_native(X))
         except TypeError as error:
             raise DataError(
                 f"an array of {X.dtype} cannot be examples: {error}",
@@ -204,9 +216,7 @@ class FewShotClassifier:
         return x.float()
 
     def _from_files(self, X: Any) -> Tensor:
-        if not isinstance(X, Iterable):
-            raise DataError(f"the examples are a {type(X).__name__}", "give a list of images")
-        files = list(X)
+        files = _listed(X, "examples")
         shape = self.blueprint.spec.input_shape
         if any(isinstance(file, (Tensor, np.ndarray)) for file in files):
             raise DataError(
@@ -252,9 +262,27 @@ def _warn(message: str) -> None:
 
 def _order(x: Tensor, *labels: Tensor) -> Tensor:
     """Return an order of examples (N, *) that depends only on what they are, and on their labels."""
-    rows = zip(x.cpu(), *(y.tolist() for y in labels))
-    keys = [(hashlib.sha256(as_bytes(row)).digest(), *label) for row, *label in rows]
+    keys = list(zip(_digests(x), *(y.tolist() for y in labels)))
     return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=x.device)
+
+
+def _digests(x: Tensor) -> list[bytes]:
+    return [hashlib.sha256(as_bytes(row)).digest() for row in x.cpu()]
+
+
+def _native(X: np.ndarray) -> np.ndarray:
+    """Return a contiguous copy of an array, in the byte order of this machine."""
+    return np.array(X, dtype=X.dtype.newbyteorder("="), order="C")
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    """Return values as a list; raise DataError for what has no order or is no list."""
+    try:
+        if not isinstance(values, str | bytes | Set | Mapping):
+            return list(values)
+    except TypeError:  # such as an array without dimensions
+        pass
+    raise DataError(f"the {what} are a {type(values).__name__}", f"give a list of {what}")
 
 
 def _plain(label: Any) -> Any:
@@ -265,6 +293,8 @@ def _plain(label: Any) -> Any:
 def _sorted_classes(labels: Sequence[Hashable]) -> list[Any]:
     """Return the distinct labels, sorted by type and value, or raise DataError if there is one."""
     try:
+        if any(label != label for label in labels):
+            raise DataError("a label is NaN", "leave out examples without a label")
         classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
     except TypeError as error:
         raise DataError(

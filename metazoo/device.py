@@ -22,7 +22,7 @@ def find_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         # The rest of the message lists every backend.
         why = first_line(error).partition(". ")[0]
         raise OptionError(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metazoo.errors import MetazooError
+from metazoo.errors import MetazooError, OptionError
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def joined() -> Iterator[None]:
     share work among them. Raises ProcessLost if another process ends.
     """
     global _joined
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not dist.is_torchelastic_launched() or _world_size() == 1:
         yield
         return
     _join()
@@ -57,6 +57,16 @@ def joined() -> Iterator[None]:
     finally:
         _joined = False
         dist.destroy_process_group()
+
+
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE", "")
+    if not text.isdecimal() or not int(text):
+        raise OptionError(
+            f"TORCHELASTIC_RUN_ID is set, and WORLD_SIZE is '{text}'",
+            "start the command with torchrun, or unset these variables",
+        )
+    return int(text)
 
 
 def _join() -> None:

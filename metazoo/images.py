@@ -185,8 +185,10 @@ def _file(source: bytes | Path) -> BinaryIO:
 def _loaded(image: Image.Image) -> Image.Image:
     """Load an image and return it. Raises DataError if Pillow drops the bits that it uses."""
     # Of colours with 16 bits, Pillow keeps the upper 8.
-    halved = image.format in ("PNG", "TIFF") and ";16" in str(getattr(image, "tile", ""))
+    stored = str(getattr(image, "tile", ""))
+    halved = image.format in ("PNG", "TIFF") and ";16" in stored
     image.load()
+    _scale_transparency(image, stored)
     if halved and not image.mode.startswith("I"):
         colours = np.asarray(image.getextrema())[[band != "A" for band in image.getbands()]]
         if 0 < colours.max() < 16:
@@ -195,6 +197,17 @@ def _loaded(image: Image.Image) -> Image.Image:
                 "convert it to 8 bits for each colour",
             )
     return image
+
+
+def _scale_transparency(image: Image.Image, stored: str) -> None:
+    """Scale the transparent colour of a PNG as Pillow has scaled its pixels."""
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or isinstance(colour, bytes | None):
+        return
+    if image.mode == "L" and (";2" in stored or ";4" in stored):
+        image.info["transparency"] = colour * (85 if ";2" in stored else 17)
+    elif image.mode == "RGB" and ";16" in stored:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _reduced(image: Image.Image, factors: tuple[int, int], mode: str) -> Image.Image:
@@ -233,10 +246,19 @@ def _converter(image: Image.Image, mode: str, rows: int) -> Callable[[Image.Imag
         # TIFF may store 0 as white, and numbers up to 2**32 that Pillow takes for negative ones.
         tags = getattr(image, "tag_v2", {})
         inverted, unsigned = tags.get(_INK) == 0, image.mode == "I" and tags.get(_SAMPLES) == (1,)
-        black, white = _black_and_white(image, rows, unsigned)
+        transparent = image.info.get("transparency") if image.format == "PNG" else None
+
+        def values(band: Image.Image) -> np.ndarray:
+            found = np.asarray(band)
+            numbers = (found.view(np.uint32) if unsigned else found).astype(np.float64)
+            return (
+                numbers if transparent is None else np.where(found == transparent, np.inf, numbers)
+            )
+
+        black, white = _black_and_white(image, rows, values)
         if inverted:
             black, white = white, black
-        return lambda band: _eight_bits(_values(band, unsigned), black, white).convert(mode)
+        return lambda band: _eight_bits(values(band), black, white).convert(mode)
     return lambda band: _opaque(band, mode)
 
 
@@ -251,21 +273,18 @@ def _opaque(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _values(image: Image.Image, unsigned: bool) -> np.ndarray:
-    values = np.asarray(image)
-    return (values.view(np.uint32) if unsigned else values).astype(np.float64)
-
-
 def _eight_bits(values: np.ndarray, black: float, white: float) -> Image.Image:
     scaled = ((values - black) * (255 / (white - black))).clip(0, 255)
     return Image.fromarray(np.nan_to_num(scaled).round().astype(np.uint8))
 
 
-def _black_and_white(image: Image.Image, rows: int, unsigned: bool) -> tuple[float, float]:
+def _black_and_white(
+    image: Image.Image, rows: int, values_of: Callable[[Image.Image], np.ndarray]
+) -> tuple[float, float]:
     """Return the values of black and white in an image of integers or floats (see `decode`)."""
     lowest, highest = np.inf, -np.inf
     for _, band in _bands(image, rows):
-        values = _values(band, unsigned)
+        values = values_of(band)
         finite = values[np.isfinite(values)]
         lowest, highest = finite.min(initial=lowest), finite.max(initial=highest)
     if lowest > highest:

@@ -218,6 +218,8 @@ def parse_assignments(
             )
         if name not in options:
             raise _no_option(name, options, owner)
+        if name in values:
+            raise OptionError(f"option '{name}' is given twice", "give it once")
         values[name] = options[name].parse(value.strip())
     return values
 

@@ -286,6 +286,29 @@ def test_it_must_be_fitted_first(protonet_run: Path) -> None:
     assert caught.value.hint == "call fit first"
 
 
+@pytest.mark.parametrize("value", ["no", 2, 0])
+def test_invert_is_a_truth_value(protonet_run: Path, value: Any) -> None:
+    with pytest.raises(OptionError, match="invert cannot be"):
+        FewShotClassifier(protonet_run, device="cpu", invert=value)
+
+
+def test_blank_pictures_and_contradictions_are_told_of(protonet_run: Path) -> None:
+    classifier, x = FewShotClassifier(protonet_run, device="cpu"), tensors(LABELS).float() / 255
+    with pytest.warns(DataWarning, match="1 of 7 labelled examples are blank"):
+        classifier.fit(torch.cat([x[:6], torch.zeros(1, 1, 28, 28)]), LABELS)
+    classifier.fit(x, LABELS)
+    with pytest.warns(DataWarning, match="7 of 7 queries are blank"):
+        classifier.predict(x / 255)
+    with pytest.warns(DataWarning, match="one example has both labels 'bar' and 'dot'"):
+        classifier.fit(torch.cat([x, x[:1]]), [*LABELS, "dot"])
+
+
+def test_big_endian_arrays(protonet_run: Path) -> None:
+    classifier, x = FewShotClassifier(protonet_run, device="cpu"), tensors(LABELS).float() / 255
+    usual = classifier.fit(x, LABELS).predict_proba(x)
+    assert np.array_equal(classifier.predict_proba(x.numpy().astype(">f4")), usual)
+
+
 def test_unusable_examples_and_labels_are_refused(protonet_run: Path, tmp_path: Path) -> None:
     classifier = FewShotClassifier(protonet_run, device="cpu")
     x = tensors(LABELS)
@@ -312,6 +335,9 @@ def test_unusable_examples_and_labels_are_refused(protonet_run: Path, tmp_path: 
         (3, LABELS, "examples are a int"),
         (x, None, "labels are a NoneType"),
         (x, "abcdefg", "labels are a str"),
+        (x, np.array(3), "labels are a ndarray"),
+        (x, set("abcdefg"), "labels are a set"),
+        (x, [float("nan"), *LABELS[1:]], "a label is NaN"),
         ("a.png", LABELS, "one image, not a list"),
         (tmp_path / "a.png", LABELS, "one image, not a list"),
         (picture("bar", 0), LABELS, "one image, not a list"),

@@ -82,6 +82,34 @@ def test_transparent_parts_are_white(image):
     assert one_pixel(image) == [255, 255, 255]
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (16, 2)])
+def test_the_transparent_colour_of_a_png_is_white_at_every_depth(bits, kind):
+    channels = 3 if kind == 2 else 1
+    ink, ground = 0, 2 ** (bits - 1) - (bits == 1)  # stored: a dark stroke on a transparent grey
+    if bits == 1:
+        ink = 1 - ground
+    values = np.full((8, 8), ground)
+    values[:, :4] = ink
+    if bits < 8:
+        rows = np.packbits(
+            np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -bits:].reshape(8, -1),
+            axis=-1,
+        )
+    else:
+        rows = np.repeat(values[..., None], channels, -1).astype(f">u{bits // 8}").reshape(8, -1)
+    file = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(">H", ground) * channels)
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+        + chunk(b"IEND", b"")
+    )
+    x = decode(file, size=8, channels=1, invert=False)[0]
+    assert x[:, 4:].unique().tolist() == [255]
+    if bits > 1:
+        assert x[:, :4].unique().tolist() == [0]
+
+
 def test_half_transparent_black_is_grey():
     assert one_pixel(Image.new("RGBA", (9, 9), (0, 0, 0, 128)), 1) == [127]
 

@@ -75,6 +75,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), "")
+    if "" in words:
+        hint = "a variable of the shell may be unset; the current folder is `.`"
+        return fail("an argument is empty", hint, 2)
     try:
         result = cli.main(args=words, prog_name="metazoo", standalone_mode=False)
         if sys.stdout is not None:  # it is None if the shell closed it (`>&-`)

@@ -78,7 +78,7 @@ def _read_model(model: str) -> tuple[dict[str, Any], bytes]:
     """Return a model's card, which names weights beside itself, and these weights, verified."""
     from metazoo.plugins import registry
     from metazoo.zoo.card import check_details, parse_card, read_card
-    from metazoo.zoo.find import weights_of
+    from metazoo.zoo.find import find
 
     if "://" in model:
         raise OptionError(
@@ -97,10 +97,11 @@ def _read_model(model: str) -> tuple[dict[str, Any], bytes]:
         )
     card = read_card(path)
     check_details(card, str(path))
-    _, weights = weights_of(card, path.parent)
-    card |= {"weights": f"{card['name']}.safetensors", "bytes": len(weights)}
+    card |= {"weights": f"{card['name']}.safetensors"}
     # Parsed as a reader will parse it: a card that nobody could load is not pushed.
-    return parse_card(json_text(card).encode(), str(path)), weights
+    card = parse_card(json_text(card).encode(), str(path))
+    weights = find(path).contents
+    return card | {"bytes": len(weights)}, weights
 
 
 def _push_to_hub(

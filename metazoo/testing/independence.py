@@ -116,7 +116,7 @@ def treats_classes_alike(case: ClassificationCase) -> None:
     """Unless declared in `depends_on_order`, it does not matter which class has which label."""
     if _has_head(case):
         return
-    for ways in (3, 7):
+    for ways in (3, 7, 20):
         model = case.model(ways)
         if model.spec.regression or "classes" in model.depends_on_order:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,12 +114,19 @@ def find(name: str | os.PathLike[str]) -> Source:
     Raises UnknownNameError if there is no such model, CheckpointError if it is damaged or not the
     one that its card describes.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UnknownNameError(f"a model cannot be named by {name!r}", "give a name or a path")
     if remote.is_address(str(name)):
         return _from_file(shown_address(str(name)), *remote.find(str(name)))
     path = Path(name)
     if path.is_dir():
         return _from_run(str(name), path)
     is_card = path.is_file() and path.suffix == ".json"
+    if path.name == run_folder.LAST and (path.parent / run_folder.CONFIG).is_file():
+        raise CheckpointError(
+            f"{path} is the training state of a run, not its model",
+            f"give the run folder, {path.parent}, or its {run_folder.BEST}",
+        )
     if path.is_file() and not is_card:
         return _from_file(str(name), path, read_weights(path))
     if not is_card and (path.suffix == ".safetensors" or len(path.parts) > 1):
@@ -126,8 +134,24 @@ def find(name: str | os.PathLike[str]) -> Source:
             f"there is no run folder or model file {path}",
             "`metazoo list pretrained` shows every pretrained model",
         )
-    card = path if is_card else Path(registry().card(str(name)).value)
-    return _from_file(str(name), *weights_of(read_card(card), card.parent))
+    path = path if is_card else Path(registry().card(str(name)).value)
+    card = read_card(path)
+    source = _from_file(str(name), *weights_of(card, path.parent))
+    _check_describes(card, source)
+    return source
+
+
+def _check_describes(card: Mapping[str, Any], source: Source) -> None:
+    """Raise CheckpointError if a card says that its weights are of another model."""
+    about = {key: getattr(source.blueprint, key) for key in ("algorithm", "backbone", "dataset")}
+    named = card["name"].partition(".")[0]
+    for key, value in [("algorithm", named), *((key, card.get(key)) for key in about)]:
+        if value not in (None, about[key]):
+            raise CheckpointError(
+                f"the card of '{card['name']}' does not describe its weights: "
+                f"their {key} is '{about[key]}', not '{value}'",
+                REINSTALL,
+            )
 
 
 def weights_of(card: dict[str, Any], folder: Path) -> tuple[Path, bytes]:

@@ -36,8 +36,8 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "train maml --steps x": (2, "--steps cannot be 'x'", "a whole number from 1 to 1,000,000,000"),
     "train maml --steps 0": (2, "--steps cannot be '0'", "a whole number from 1 to 1,000,000,000"),
     "train maml --steps 1.5": (2, "--steps cannot be '1.5'", "a whole number"),
-    "train maml --lr nan": (2, "--lr cannot be 'nan'", "a number of at least 0"),
-    "train maml --lr -1": (2, "--lr cannot be '-1'", "a number of at least 0"),
+    "train maml --lr nan": (2, "--lr cannot be 'nan'", "a number from 0 to 1,000,000"),
+    "train maml --lr -1": (2, "--lr cannot be '-1'", "a number from 0 to 1,000,000"),
     "train maml --seed 99999999999999999999": (2, "--seed cannot be", "a whole number"),
     "train maml --optimizer adamm": (
         2,
@@ -134,6 +134,14 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
         "metazoo train",
     ),
     "export RUN --name protonet.x --episodes 2 --out RUN/config.json": (1, "config.json", ""),
+    "eval RUN/last.safetensors": (1, "is the training state of a run", "give the run folder"),
+    "eval RUN -o tta=none -o tta=shifted": (2, "option 'tta' is given twice", "once"),
+    "train protonet --dataset folder --data-root ~nobody-at-all/x": (
+        2,
+        "--data-root",
+        "",
+    ),
+    "push http://me:secret@host/x.json OUT": (2, "'http://host/x.json' is an address", "zoo name"),
     "predict": (2, "Missing option '--support'", "metazoo predict --help"),
 }
 

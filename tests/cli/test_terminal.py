@@ -85,6 +85,9 @@ def test_every_encoding_holds_every_name(
         ["\x1b[2J\nhint: forged"],
         ["train", "protonet", "--\x1b[2J\nhint: forged"],
         ["eval", "https://me:secret@localhost:1/a.x.json"],
+        ["eval", "https://localhost:1/a.x.json?token=secret"],
+        ["eval", "https://localhost:1/a?token=secret"],
+        ["eval", "http://u s:secret@localhost:1/a.x.json?token=secret"],
     ],
 )
 def test_an_error_has_two_lines_whatever_it_names(words: list[str], capsys: Capture) -> None:
@@ -101,6 +104,11 @@ def test_a_long_name_does_not_fill_the_screen(capsys: Capture) -> None:
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: File name too long: x/x/")
     assert len(error) < 1100
+
+
+def test_an_empty_argument_is_not_the_current_folder(capsys: Capture) -> None:
+    assert run(["predict", "--support", "", "--query", "."]) == 2
+    assert capsys.readouterr().err.startswith("error: an argument is empty\nhint: ")
 
 
 def test_a_command_in_a_hint_can_be_copied(

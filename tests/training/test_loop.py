@@ -435,7 +435,7 @@ def test_schedules() -> None:
 
 
 def test_an_unusable_device_is_named() -> None:
-    for name in ("cuda:99", "mps:7", "meta"):
+    for name in ("cuda:99", "mps:7", "meta", "hpu"):
         with pytest.raises(OptionError, match=f"device '{name}' cannot be used"):
             find_device(name)
     with pytest.raises(OptionError, match="there is no device 'gpu'") as caught:
@@ -520,6 +520,22 @@ def test_a_run_is_not_resumed_on_other_data(
     assert "--init" in hint
     words = ["eval", str(tmp_path / "run"), "--episodes", "2", "--ways", "2", "--queries", "1"]
     assert "warning: these are not the data" in output(capsys, *words)[1]
+    # The same place, named otherwise.
+    relative = os.path.relpath(photos)
+    assert "warning: these are not the data" in output(capsys, *words, "--data-root", relative)[1]
+
+
+def test_a_run_is_not_exported_on_other_data(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_photos(photos, tmp_path / "run")
+    output(capsys, "train", "--resume", str(tmp_path / "run"))
+    CHANGES["a name"](photos)
+    out = tmp_path / "out"
+    words = ["export", str(tmp_path / "run"), "--name", "protonet.x", "--out", str(out)]
+    error, _ = failure(capsys, 1, *words)
+    assert f"the data are not those that the run in {tmp_path / 'run'} was trained on" in error
+    assert not out.exists()
 
 
 def test_a_run_is_resumed_on_the_same_data_elsewhere(
