@@ -139,6 +139,7 @@ UNSEALED: Edits = {
     "shape, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_shape)),
     "names, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_names)),
     "values, no sha256": (FREE, mutations.unsealed(mutations.tensor_values)),
+    "no numbers, no sha256": (NOTICED, mutations.unsealed(mutations.tensor_not_numbers)),
     "header, no sha256": (FREE, mutations.unsealed(mutations.tensor_header)),
 }
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
@@ -218,7 +219,7 @@ def _asked(rng: random.Random, data: bytes) -> bytes:
         (values[part], key)
         for part in parts
         for key, value in values[part].items()
-        if type(value) in (int, float, list)
+        if value is None or type(value) in (int, float, list)
     ]
     group, key = rng.choice(places)
     is_shape = isinstance(group[key], list)
@@ -364,6 +365,7 @@ def _zip(material: Material) -> Reader:
         ),
         "a field": (FREE, lambda rng, data: mutations.zip_field(rng, data, both=True)),
         "the end": (NOTICED, mutations.zip_end),
+        "swallowed members": (NOTICED, mutations.zip_swallowed),
         "bytes": (NOTICED, mutations.some_bytes),
         "from Windows": (
             SAME,
@@ -385,6 +387,8 @@ def _bit_of_directory(rng: random.Random, data: bytes) -> bytes:
 
 def _members(data: bytes) -> list[tuple[zipfile.ZipInfo, bytes]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if len(archive.infolist()) != data.count(mutations.LOCAL):
+            raise ValueError("the edit before has hidden members")
         return [(info, archive.read(info)) for info in archive.infolist()]
 
 
