@@ -148,6 +148,7 @@ def dumped(value: Any) -> bytes:
 # safetensors: a length of 8 bytes, a header in JSON, the values of the tensors.
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+NOT_NUMBERS = (math.nan, math.inf, -math.inf)
 OTHERS = ("I64", "I32", "I16", "I8", "U8", "BOOL", "C64", "F8_E4M3", "X")
 
 
@@ -265,17 +266,24 @@ def tensor_names(rng: random.Random, data: bytes) -> bytes:
 
 
 def tensor_values(rng: random.Random, data: bytes) -> bytes:
-    """Put NaN, infinity, an enormous number or zeros into a tensor, or flip one bit of its values."""
-    header, body = split_tensors(data)
+    """Put NaN, infinity, an enormous number or another one into a tensor, or flip a bit of its values."""
     if rng.random() < 0.5:
-        return join_bytes(data, one_bit(rng, body))
-    entry = header[rng.choice([key for key in header if key != "__metadata__"])]
-    start, end = entry["data_offsets"]
-    if end - start < 4:
-        return join_bytes(data, one_bit(rng, body))
+        return join_bytes(data, one_bit(rng, split_tensors(data)[1]))
+    return _put(rng, data, (*NOT_NUMBERS, 3e38, -3e38, 1.5))
+
+
+def tensor_not_numbers(rng: random.Random, data: bytes) -> bytes:
+    """Put NaN or infinity into a tensor."""
+    return _put(rng, data, NOT_NUMBERS)
+
+
+def _put(rng: random.Random, data: bytes, values: Sequence[float]) -> bytes:
+    """Replace a number of a float32 tensor."""
+    header, body = split_tensors(data)
+    floats = [entry for entry in header.values() if entry.get("dtype") == "F32"]
+    start, end = rng.choice([e["data_offsets"] for e in floats if math.prod(e["shape"])])
     at = start + 4 * rng.randrange((end - start) // 4)
-    value = struct.pack("<f", rng.choice((math.nan, math.inf, -math.inf, 3e38, -3e38, 1.5)))
-    return join_bytes(data, body[:at] + value + body[at + 4 :])
+    return join_bytes(data, body[:at] + struct.pack("<f", rng.choice(values)) + body[at + 4 :])
 
 
 def join_bytes(data: bytes, body: bytes) -> bytes:
@@ -427,6 +435,15 @@ def zip_end(rng: random.Random, data: bytes) -> bytes:
     at = data.rfind(b"PK\x05\x06") + rng.choice((4, 6, 8, 10, 12, 16, 20))
     packed = struct.pack("<H", rng.choice((0, 1, 2, 72, 65535)))
     return data[:at] + packed + data[at + 2 :]
+
+
+def zip_swallowed(rng: random.Random, data: bytes) -> bytes:
+    """Let the comment of a member, in the directory of a zip, take the place of members after it."""
+    starts = [*_all(data, CENTRAL), data.rfind(b"PK\x05\x06")]
+    at = rng.randrange(len(starts) - 2)
+    length = rng.choice(starts[at + 2 :]) - starts[at + 1]
+    place = starts[at] + ZIP_FIELDS["length of the comment"][0]
+    return data[:place] + struct.pack("<H", length) + data[place + 2 :]
 
 
 def _all(data: bytes, mark: bytes) -> list[int]:

@@ -146,6 +146,7 @@ UNSEALED: Edits = {
         FREE,
         mutations.unsealed(lambda rng, data: _in_metadata(mutations.json_bytes)(rng, data)),
     ),
+    "no numbers": (NOTICED, mutations.unsealed(mutations.tensor_not_numbers)),
 }
 JSON: Edits = {"json": (FREE, mutations.json_bytes)}
 
@@ -223,7 +224,7 @@ def _asked(rng: random.Random, data: bytes) -> bytes:
         (values[part], key)
         for part in parts
         for key, value in values[part].items()
-        if type(value) in (int, float, list)
+        if value is None or type(value) in (int, float, list)
     ]
     group, key = rng.choice(places)
     is_shape = isinstance(group[key], list)
@@ -369,6 +370,7 @@ def _zip(material: Material) -> Reader:
         ),
         "a field": (FREE, lambda rng, data: mutations.zip_field(rng, data, both=True)),
         "the end": (NOTICED, mutations.zip_end),
+        "swallowed members": (NOTICED, mutations.zip_swallowed),
         "bytes": (NOTICED, mutations.some_bytes),
         "from Windows": (
             SAME,
@@ -390,6 +392,8 @@ def _bit_of_directory(rng: random.Random, data: bytes) -> bytes:
 
 def _members(data: bytes) -> list[tuple[zipfile.ZipInfo, bytes]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if len(archive.infolist()) != data.count(mutations.LOCAL):
+            raise ValueError("the edit before has hidden members")
         return [(info, archive.read(info)) for info in archive.infolist()]
 
 
