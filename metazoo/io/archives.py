@@ -155,8 +155,8 @@ class _Directory(Tree):
                     )
 
     def read(self, parts: Parts) -> bytes:
-        name = self.name(parts)
-        with _readable(name, "check its permissions"), open(name, "rb") as file:
+        name, path = self.name(parts), self.path.joinpath(*parts)
+        with _readable(name, "check its permissions"), path.open("rb") as file:
             data = file.read(MAX_MEMBER + 1)
         if len(data) > MAX_MEMBER:
             raise DataError(
@@ -167,7 +167,7 @@ class _Directory(Tree):
     def stamp(self, parts: Parts) -> str:
         name = self.name(parts)
         with _readable(name, "it has changed since the folder was listed; start again"):
-            found = os.stat(name)
+            found = os.stat(self.path.joinpath(*parts))
         return f"{found.st_size} {found.st_mtime_ns}"
 
 

@@ -534,7 +534,7 @@ def _cache(material: Material) -> Reader:
     """A damaged cache is made again, whatever is wrong with it."""
 
     def build() -> Examples:
-        return Examples(torch.arange(48).view(6, 8), (2, 4), ("a", "b"), "numbers")
+        return Examples(torch.arange(48.0).view(6, 8), (2, 4), ("a", "b"), "numbers")
 
     def read() -> Any:
         examples = cache.load_or_build("soak", "key", build)
