@@ -13,6 +13,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 Edit = Callable[[random.Random, Any], Any]
@@ -170,6 +171,9 @@ def unsealed(edit: Callable[[random.Random, bytes], bytes]) -> Callable[..., byt
     def changed(rng: random.Random, data: bytes) -> bytes:
         header, body = split_tensors(data)
         values = json.loads(header["__metadata__"]["metazoo"])
+        written = values.get("sha256", "")
+        if written and written != sha256(data.replace(written.encode(), b"0" * 64, 1)).hexdigest():
+            raise ValueError("only the sha256 tells of the edit before")
         header["__metadata__"]["metazoo"] = without_sha256(values).decode()
         return edit(rng, join_tensors(header, body))
 
