@@ -28,7 +28,7 @@ def subjects(material: Material) -> list[Subject]:
         Subject("trees", "folders of images", lambda case: _tree(material, case), 1200, 40),
         Subject("arrays", "FewShotClassifier", lambda case: _arrays(material, case), 1200, 40),
         Subject(
-            "names", "names and addresses of models", lambda case: _name(material, case), 800, 25
+            "names", "names and addresses of models", lambda case: _name(material, case), 800, 26
         ),
         Subject("words", "options of commands", lambda case: _words(material, case), 500, 15),
     ]

@@ -96,7 +96,7 @@ def subjects(material: Material) -> list[Subject]:
         ("weights", "a model file", _weights(material, TENSORS), 500, 25),
         ("old", "one without a sha256", _weights(material, UNSEALED), 1200, 60),
         ("best", "best.safetensors of a run", _best(material), 400, 15),
-        ("last", "last.safetensors of a run, resumed", _last(material, TENSORS), 300, 8),
+        ("last", "last.safetensors of a run, resumed", _last(material, TENSORS), 300, 13),
         ("begun", "one without a sha256, resumed", _last(material, UNSEALED), 300, 16),
         ("config", "config.json of a run", _config(material.run), 600, 20),
         ("options", "config.json of a maml run", _config(material.maml), 500, 25),
