@@ -50,7 +50,7 @@ class Recipe(options.Config):
         Literal["adam", "adamw", "sgd", "nesterov"],
         "outer optimizer (nesterov: SGD with momentum 0.9)",
     ] = "adam"
-    lr: Annotated[float, "outer learning rate", Range(0, 10**6)] = 1e-3
+    lr: Annotated[float, "outer learning rate", Range(0, 1e30)] = 1e-3
     weight_decay: Annotated[float, "outer weight decay", Range(0)] = 0.0
     schedule: Annotated[
         Literal["constant", "cosine", "linear"],

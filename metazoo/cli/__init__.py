@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from metazoo.cli.commands import BUILT_IN, Commands
-from metazoo.cli.terminal import printable_streams
+from metazoo.cli.terminal import ReaderGone, printable_streams
 from metazoo.errors import (
     DataWarning,
     MetazooError,
@@ -93,7 +93,7 @@ def _run(words: list[str]) -> int:
         return fail(error.format_message(), None, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted", None, 130)
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         return _stop_writing()
     except OSError as error:
         # A full disk is not a bug of the plugin that was writing.
@@ -102,8 +102,6 @@ def _run(words: list[str]) -> int:
         where = f": {error.filename}" if error.filename else ""
         return fail(f"{error.strerror or error}{where}", None, 1)
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # click's answer to it
-            return _stop_writing()
         if command not in BUILT_IN:
             raise  # a plugin's command may end like this
         return report_bug(end, command)

@@ -10,6 +10,10 @@ from typing import Any, TextIO
 from metazoo.quoting import printable, without_credentials
 
 
+class ReaderGone(BaseException):
+    """Whoever read stdout or stderr has closed it, as in `metazoo list | head`."""
+
+
 class Printable:
     """A text stream that shows control characters as escapes, except newlines and tabs.
 
@@ -27,14 +31,27 @@ class Printable:
     def write(self, text: str) -> int:
         shown = without_credentials(printable(text, keep="\n\t"))
         encodable = shown.encode(self._encoding, "backslashreplace").decode(self._encoding)
-        self.rich_proxied_file.write(encodable)
+        with _noticed():
+            self.rich_proxied_file.write(encodable)
         return len(text)
+
+    def flush(self) -> None:
+        with _noticed():
+            self.rich_proxied_file.flush()
 
     def writelines(self, lines: Iterator[str]) -> None:
         self.write("".join(lines))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
+
+
+@contextlib.contextmanager
+def _noticed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error  # click would turn the first into SystemExit
 
 
 @contextlib.contextmanager

@@ -36,8 +36,8 @@ MISTAKES: dict[str, tuple[int, str, str]] = {
     "train maml --steps x": (2, "--steps cannot be 'x'", "a whole number from 1 to 1,000,000,000"),
     "train maml --steps 0": (2, "--steps cannot be '0'", "a whole number from 1 to 1,000,000,000"),
     "train maml --steps 1.5": (2, "--steps cannot be '1.5'", "a whole number"),
-    "train maml --lr nan": (2, "--lr cannot be 'nan'", "a number from 0 to 1,000,000"),
-    "train maml --lr -1": (2, "--lr cannot be '-1'", "a number from 0 to 1,000,000"),
+    "train maml --lr nan": (2, "--lr cannot be 'nan'", "a number from 0 to 1e+30"),
+    "train maml --lr -1": (2, "--lr cannot be '-1'", "a number from 0 to 1e+30"),
     "train maml --seed 99999999999999999999": (2, "--seed cannot be", "a whole number"),
     "train maml --optimizer adamm": (
         2,
