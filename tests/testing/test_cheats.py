@@ -135,6 +135,23 @@ class PrefersLowLabels(Cheat):
         return logits - 0.05 * _scale(logits) * torch.arange(logits.shape[2])
 
 
+class PrefersLowLabelsWithAKernel(Correct):
+    """Has a weight with a side of 3, which is not the number of ways."""
+
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.kernel = torch.nn.Parameter(torch.ones(1, 1, 3, 3))
+
+    def classify(self, support_z, support_y, query_z):
+        logits = super().classify(support_z, support_y, query_z) * self.kernel.mean()
+        return logits - 0.05 * _scale(logits) * torch.arange(logits.shape[2])
+
+
+class PrefersLowLabelsOfManyWays(PrefersLowLabels):
+    def spoil(self, logits):
+        return super().spoil(logits) if logits.shape[2] > 7 else logits
+
+
 class PrefersTheClassOfTheFirstSupport(Correct):
     def classify(self, support_z, support_y, query_z):
         logits = super().classify(support_z, support_y, query_z)
@@ -327,6 +344,8 @@ RANDOM = "draw random numbers from a generator with a fixed seed"
         (MixesMoreThanFourTasks, TASKS),
         (SpoilsTheLastOfManyTasks, TASKS),
         (PrefersLowLabels, LABELS),
+        (PrefersLowLabelsWithAKernel, LABELS),
+        (PrefersLowLabelsOfManyWays, LABELS),
         (PrefersTheClassOfTheFirstSupport, SUPPORT),
         (SwapsTwoLabelsOfManyWays, LABELS),
         (RemembersAfterTenCalls, MEMORY),
