@@ -233,6 +233,13 @@ HOSTILE = {
     "class-regression": with_attribute(
         "supports_regression = 'no'", "its supports_regression is 'no'"
     ),
+    "class-equal-shots": with_attribute("equal_shots = 'no'", "its equal_shots is 'no'"),
+    "dataset-drawings": in_hook(
+        "return {'NAME': Odd}",
+        "its drawings is 'no'",
+        "\nclass Odd(metazoo.Dataset):\n    drawings = 'no'\n",
+        "register_datasets",
+    ),
     "dataset-local-options": in_hook(
         "return {'NAME': Odd}",
         "its local_options is None",

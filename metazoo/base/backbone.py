@@ -62,9 +62,11 @@ def check_second_derivative(backbone: Backbone, x: Tensor) -> None:
     loss = backbone(x).square().sum()
     if not loss.requires_grad:
         return
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True
+    )
     try:
-        sum(g.square().sum() for g in gradients if g is not None).backward()  # type: ignore[union-attr]
+        torch.stack([g.square().sum() for g in gradients]).sum().backward()
     except RuntimeError as error:
         raise OptionError(
             f"backbone {type(backbone).__name__} has no second derivative, "

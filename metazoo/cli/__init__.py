@@ -206,9 +206,9 @@ def _warn_of_plugins() -> None:
 def _presentable(text: str) -> str:
     """Return a text in which no name looks like a message of its own, or fills the screen."""
     words = re.sub(r"\n(?!  )", r"\\n", text)
-    return (
-        words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} ... {words[-LONGEST // 2 :]}"
-    )
+    if len(words) > LONGEST:
+        return f"{words[: LONGEST // 2]} ... {words[-LONGEST // 2 :]}"
+    return words
 
 
 def echo_json(value: Any) -> None:

@@ -43,7 +43,7 @@ def check_algorithm(name: str, value: Any) -> Checked:
             )
     _check_recipe(name, value)
     options.build(value.Config, value.inductive_options, f"inductive_options of '{name}'")
-    _check_attributes(value, {"supports_regression": bool})
+    _check_attributes(value, {"supports_regression": bool, "equal_shots": bool})
     return value, about
 
 
@@ -57,6 +57,7 @@ def check_dataset(name: str, value: Any) -> Checked:
     about = _check_class(name, value, Dataset)
     _check_recipe(name, value)
     _check_attributes(value, {"local_options": (tuple, list), "training_options": (tuple, list)})
+    _check_attributes(value, {"drawings": bool})
     return value, about
 
 

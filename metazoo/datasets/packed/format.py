@@ -11,7 +11,6 @@ A shard is a range of a data file with a fixed number of examples; the last one 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 
 from metazoo.errors import DataError
 from metazoo.images import check_input_format
+from metazoo.io.files import parse_json
 
 FORMAT = 1
 INDEX, JOURNAL = "index.json", "journal.jsonl"
@@ -151,8 +151,8 @@ def _no_index(folder: Path) -> DataError:
 def load_json(path: Path) -> Any:
     """Return the contents of a JSON file. Raises DataError if it cannot be read."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", AGAIN) from error
 
 

@@ -27,7 +27,7 @@ from metazoo.datasets.packed.format import (
     read_index,
 )
 from metazoo.errors import DataError, OptionError
-from metazoo.io.files import locked, write_atomically
+from metazoo.io.files import locked, parse_json, write_atomically
 from metazoo.tasks.examples import Stream, as_bytes
 from metazoo.tasks.sampler import EpisodeSampler
 from metazoo.version import VERSION
@@ -264,8 +264,8 @@ def _journal_lines(plan: dict[str, Any], folder: Path) -> list[bytes]:
     # Without a line end, the last line was cut off and does not count.
     first, *lines = [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
     try:
-        before = json.loads(first)
-    except (ValueError, RecursionError) as error:
+        before = parse_json(first)
+    except ValueError as error:
         raise DataError(
             f"{path} is damaged: {error}", f"remove {folder}, and start again"
         ) from error
