@@ -47,6 +47,11 @@ class Folder(ClassDataset):
         size: Annotated[int, "height and width in pixels", options.Range(8, 512)] = 64
         channels: Annotated[Literal["rgb", "grey"], "colour or grey images"] = "rgb"
         invert: Annotated[bool, "invert the images: dark on light becomes light on dark"] = False
+        crop: Annotated[
+            float | None,
+            "take the central square with this share of the short side  [default: the whole image, stretched]",
+            options.Range(0.01, 1),
+        ] = None
         val_fraction: Annotated[
             float,
             "fraction of the classes for validation, if there is no folder val",
@@ -63,20 +68,25 @@ class Folder(ClassDataset):
 
     @property
     def input_format(self) -> dict[str, Any]:
+        crop = {} if self.config.crop is None else {"crop": self.config.crop}
         return {
             "size": self.config.size,
             "channels": 3 if self.config.channels == "rgb" else 1,
             "invert": self.config.invert,
+            **crop,
         }
+
+    @classmethod
+    def reading_options(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
+        if "channels" not in input_format:  # those of another kind of data
+            return {}
+        channels = "rgb" if input_format["channels"] == 3 else "grey"
+        return {**input_format, "channels": channels}
 
     @classmethod
     def options_for(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
         # Nothing is trained, so every class is a test class if there are no splits.
-        chosen = {"val_fraction": 0.0, "test_fraction": 1.0}
-        if not input_format:
-            return chosen
-        channels = "rgb" if input_format["channels"] == 3 else "grey"
-        return {**input_format, "channels": channels, **chosen}
+        return {**cls.reading_options(input_format), "val_fraction": 0.0, "test_fraction": 1.0}
 
     def load(self) -> dict[str, Examples]:
         with self.streams() as streams:
