@@ -376,8 +376,9 @@ def test_a_crop_is_the_central_square(crop):
     wide.paste("white", (15, 5, 25, 15))  # the central half of it
     pixels = decode(wide, size=8, channels=3, invert=False, crop=crop)
     assert pixels[:, 4, 4].tolist() == [255, 255, 255]
-    assert pixels[:, 0, 0].tolist() == ([0, 0, 255] if crop == 1 else [255, 255, 255])
-    assert not ((pixels[0] > 200) & (pixels[2] < 50)).any()  # no red
+    # The filter blurs edges a little.
+    assert (pixels[0, :, 0] < 50).all() if crop == 1 else (pixels[0, :, 0] > 200).all()
+    assert (pixels[2] > 200).all()  # no red
 
 
 def test_without_a_crop_the_whole_image_is_stretched():
