@@ -1,0 +1,1 @@
+"""Fine-tuning of an encoder with a support set: SetFit for texts, P>M>F for images."""
