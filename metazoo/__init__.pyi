@@ -1,4 +1,5 @@
 from . import images as images
+from . import inputs as inputs
 from . import ops as ops
 from . import testing as testing
 from .base.algorithm import Algorithm as Algorithm
@@ -9,6 +10,7 @@ from .base.algorithm import task_loss as task_loss
 from .base.backbone import Backbone as Backbone
 from .base.dataset import ClassDataset as ClassDataset
 from .base.dataset import Dataset as Dataset
+from .base.encoder import Encoder as Encoder
 from .base.recipe import Recipe as Recipe
 from .classifier import FewShotClassifier as FewShotClassifier
 from .errors import CheckpointError as CheckpointError

@@ -21,7 +21,8 @@ from metazoo.evaluation.score import require_numbers
 from metazoo.images import decode
 from metazoo.plugins.registry import registry
 from metazoo.tasks.examples import as_bytes, as_floats
-from metazoo.zoo.find import Source, find
+from metazoo.zoo.find import find
+from metazoo.zoo.source import Source
 
 QUERIES_AT_ONCE = 500
 

@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -70,31 +70,20 @@ def is_image(name: str) -> bool:
     return Path(name).suffix.lower() in suffixes()
 
 
-def check_input_format(values: Any) -> dict[str, Any]:
-    """Return `input_format`: empty, or the arguments of `decode`. Raises ValueError."""
-    kinds = {"size": int, "channels": int, "invert": bool}
-    if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} not in (
-        {},
-        kinds,
-    ):
-        raise ValueError("'input_format' must be empty or have size, channels and invert")
-    if values and not (1 <= values["size"] <= LARGEST and values["channels"] in (1, 3)):
-        raise ValueError(f"'input_format' must have a size from 1 to {LARGEST} and 1 or 3 channels")
-    return values
-
-
 def decode(
     source: bytes | Path | Image.Image,
     *,
     size: int,
     channels: int,
     invert: bool,
+    crop: float | None = None,
     name: str | None = None,
 ) -> Tensor:
     """Return an image as a uint8 tensor of shape (channels, size, size).
 
-    The whole image is resized with a Lanczos filter; its aspect ratio changes. Transparent pixels
-    become white, the EXIF orientation is applied, and the first frame or page is taken.
+    Without `crop`, the whole image is resized with a Lanczos filter, and its aspect ratio changes.
+    Transparent pixels become white, the EXIF orientation is applied, and the first frame or page is
+    taken.
 
     Images of integers above 8 bits or of floats rarely say which value is white. It is the smallest
     of 1, 255, 1023, 4095, 16383 and 65535 that no pixel exceeds; if pixels exceed 65535, the
@@ -106,6 +95,7 @@ def decode(
         size: side of the result in pixels
         channels: 1 (grey) or 3 (red, green, blue)
         invert: subtract the values from 255, so that dark ink on white paper becomes 255 on 0
+        crop: take the central square with this share of the short side, above 0 and at most 1
         name: what errors call the image
 
     Raises:
@@ -117,9 +107,10 @@ def decode(
             f"an image cannot have {channels} channels", "it has 1 (grey) or 3 (red, green, blue)"
         )
     with _reported(name or (str(source) if isinstance(source, Path) else "the image")):
-        small = _resized(source, size, {1: "L", 3: "RGB"}[channels])
+        small = _resized(source, size, {1: "L", 3: "RGB"}[channels], crop)
     pixels = 255 - np.asarray(small) if invert else np.array(small)
-    return torch.from_numpy(pixels).view(size, size, channels).permute(2, 0, 1).contiguous()
+    # numpy copies in this thread; torch would start others for each image.
+    return torch.from_numpy(pixels.reshape(size, size, channels).transpose(2, 0, 1).copy())
 
 
 @contextlib.contextmanager
@@ -153,7 +144,9 @@ def _reported(name: str) -> Iterator[None]:
         ) from error
 
 
-def _resized(source: bytes | Path | Image.Image, size: int, mode: str) -> Image.Image:
+def _resized(
+    source: bytes | Path | Image.Image, size: int, mode: str, crop: float | None
+) -> Image.Image:
     with warnings.catch_warnings():
         # Warnings about odd metadata do not help the user. A decompression bomb must be an error.
         warnings.simplefilter("ignore")
@@ -163,11 +156,19 @@ def _resized(source: bytes | Path | Image.Image, size: int, mode: str) -> Image.
         else:
             with _file(source) as file, Image.open(file, formats=formats()) as image:
                 # A JPEG decodes several times faster at a fraction of its size.
-                image.draft(None, (3 * size, 3 * size))
+                side = round(3 * size / (crop or 1))
+                image.draft(None, (side, side))
                 _loaded(image)
+        taken = image.size if crop is None else (crop * min(image.size),) * 2
         # As `resize` with reducing_gap=3.0 computes them.
-        across, down = (int(side / size / 3.0) or 1 for side in image.size)
-        box = (0, 0, image.width / across, image.height / down)
+        across, down = (int(side / size / 3.0) or 1 for side in taken)
+        left, top = ((side - part) / 2 for side, part in zip(image.size, taken))
+        box = (
+            left / across,
+            top / down,
+            (left + taken[0]) / across,
+            (top + taken[1]) / down,
+        )
         reduced = _reduced(image, (across, down), mode)
         return _upright(reduced.resize((size, size), Image.Resampling.LANCZOS, box), image)
 

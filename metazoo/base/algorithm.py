@@ -17,6 +17,9 @@ from metazoo.errors import DataError
 from metazoo.nn.augmentation import TestTimeAugmentation
 from metazoo.tasks.episode import Batch, Episode, TaskSpec, ways_of
 
+# Values in the support sets from which an example each is left out, and which are fitted together.
+LEFT_OUT_AT_ONCE = 2**24
+
 
 class Algorithm(nn.Module):
     """A few-shot learner: takes a labelled support set and queries, returns query logits.
@@ -98,14 +101,20 @@ class FeatureLearner(Algorithm):
     Its `forward` is `classify` applied to `features`. Evaluation and prediction therefore embed
     each example once and draw tasks from the features. In eval mode `embed` must treat each example
     independently. Raises OptionError if `tta` is set and the examples are not images.
+
+    A subclass whose `uses_names` is true also classifies with the names of classes as evidence, by
+    `classify_named`. One that needs facts about the training classes computes them in `fit_base`.
     """
+
+    uses_names: ClassVar[bool] = False
 
     @dataclass(frozen=True)
     class Config(options.Config):
         # Keyword-only, so that a subclass's own options keep their positions.
         tta: Annotated[
-            Literal["none", "shifted"],
-            "test-time augmentation; shifted averages the embeddings of an image and of four one-pixel shifts",
+            Literal["none", "shifted", "mirrored"],
+            "test-time augmentation: average the embeddings of an image and of four one-pixel shifts "
+            "(shifted), or of its mirror image (mirrored)",
         ] = dataclasses.field(default="none", kw_only=True)
 
     def __init__(self, backbone: Backbone, spec: TaskSpec, config: options.Config | None = None):
@@ -124,6 +133,58 @@ class FeatureLearner(Algorithm):
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         """Return logits (B, Q, ways) from features (B, S, D), labels (B, S) and features (B, Q, D)."""
         raise NotImplementedError
+
+    def classify_named(
+        self, support_z: Tensor, support_y: Tensor, query_z: Tensor, names_z: Tensor
+    ) -> Tensor:
+        """Return logits (B, Q, ways), given the features (B, ways, D) of the classes' names too.
+
+        The support set may be empty (S = 0), and a class may lack examples. Only for a subclass
+        whose `uses_names` is true.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def leave_one_out(
+        self, support_z: Tensor, support_y: Tensor, names_z: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (B, S, ways): each support example classified by all others.
+
+        Without names, the row of an example that is the only one of its class is NaN. A subclass
+        may override this with a faster way to the same logits.
+        """
+        ways = ways_of(support_y) if names_z is None else names_z.shape[1]
+        logits = support_z.new_full((*support_z.shape[:2], ways), float("nan"))
+        for b in range(len(support_z)):
+            z, y = support_z[b], support_y[b]
+            named = None if names_z is None else names_z[b]
+            left = torch.arange(len(y), device=y.device)
+            if named is None:
+                left = left[y.bincount()[y] > 1]
+            for part in left.split(max(1, LEFT_OUT_AT_ONCE // max(1, z.numel()))):
+                logits[b, part] = self._without_each(z, y, named, part)
+        return logits
+
+    def _without_each(self, z: Tensor, y: Tensor, names_z: Tensor | None, left: Tensor) -> Tensor:
+        """Return logits (N, ways) of the examples `left` (N,), each classified by all others."""
+        others = torch.arange(len(y) - 1, device=y.device)
+        others = others + (others >= left[:, None])  # (N, S - 1)
+        tasks = z[others], y[others], z[left, None]
+        if names_z is None:
+            return self.classify(*tasks)[:, 0]
+        return self.classify_named(*tasks, names_z.expand(len(left), -1, -1))[:, 0]
+
+    def fit_base(self, z: Tensor, y: Tensor) -> None:
+        """Compute what the algorithm wants to know of the training classes.
+
+        Args:
+            z: the features (N, D) of all training examples.
+            y: their classes (N,), int64.
+
+        Training calls this before each validation, and `z` depends on the backbone at that moment.
+        The results belong in buffers, which the constructor creates and which are saved with the
+        model. By default there are none.
+        """
 
     def embed_both(self, support_x: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (B, S, D) and (B, Q, D) of support (B, S, *) and queries (B, Q, *)."""

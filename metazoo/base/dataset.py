@@ -46,20 +46,28 @@ class Dataset:
 
     @property
     def input_format(self) -> dict[str, Any]:
-        """How a user's image becomes an example: arguments of `metazoo.images.decode`.
+        """How a user's image or text becomes an example (see `metazoo.inputs`).
 
-        Empty if examples are not images.
+        Empty if examples are neither images nor texts.
         """
         return {}
+
+    @classmethod
+    def reading_options(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options with which examples have the given input format.
+
+        By default those options that have the name of one of its keys.
+        """
+        names = {option.name for option in options.read(cls.Config)}
+        return {name: input_format[name] for name in input_format if name in names}
 
     @classmethod
     def options_for(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:
         """Return options for evaluating a model that was trained on other data.
 
-        `input_format` is the model's. By default its `size` is kept, if there is such an option.
+        `input_format` is the model's. By default they are the `reading_options`.
         """
-        names = {option.name for option in options.read(cls.Config)}
-        return {name: input_format[name] for name in {"size"} & names & input_format.keys()}
+        return cls.reading_options(input_format)
 
     def tasks(self, split: str, ways: int, shots: int, queries: int, seed: int) -> TaskSource:
         """Return the tasks of a split: "train", "val" or "test"."""

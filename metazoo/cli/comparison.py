@@ -13,7 +13,7 @@ from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.evaluation.protocol import Protocol
 from metazoo.evaluation.score import Score
-from metazoo.zoo.find import Source
+from metazoo.zoo.source import Source
 
 TASK_KEYS = ("protocol", "split", "ways", "shots", "queries", "seed")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from metazoo.cli.comparison import Measured
     from metazoo.evaluation.protocol import Protocol
     from metazoo.zoo.blueprint import Blueprint
-    from metazoo.zoo.find import Source
+    from metazoo.zoo.source import Source
 
 EPISODES = 1000
 
@@ -91,7 +91,7 @@ class EvalCommand(ConfiguredCommand):
             return [Section("dataset_options", "Options of the data", "data-", AllData, {})]
         name = find_value(arguments, "--dataset")
         model = _first_model(arguments)
-        if model is not None and name in (None, model.dataset):
+        if model is not None and model.dataset and name in (None, model.dataset):
             return [data_section(model.dataset, model.dataset_options)]
         return [data_section(name)] if name else []
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from metazoo.base.dataset import Dataset
     from metazoo.plugins import Entry
     from metazoo.zoo.blueprint import Blueprint
-    from metazoo.zoo.find import Source
+    from metazoo.zoo.source import Source
 
 DEFAULT_DATASET = "glyphs"
 FLAGS = ("dataset", "help", "json", "out", "progress", "resume")

@@ -13,14 +13,18 @@ from torch import Tensor
 from metazoo import distributed
 from metazoo.base.algorithm import Algorithm, FeatureLearner
 from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo.base.encoder import Encoder
 from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score, score
 from metazoo.tasks.episode import Episode, TaskSource
+from metazoo.tasks.examples import Examples
 from metazoo.tasks.random import choose_distinct, random_words_batch
 from metazoo.tasks.sampler import EpisodeSampler
 
 # Values in the examples embedded at once on a CPU: more takes memory and saves no time.
 EMBEDDED_AT_ONCE = 2**18
+# Examples that an encoder embeds at once on a CPU; it divides them further as suits its network.
+ENCODED_AT_ONCE = 64
 # Values in the tasks that are answered at once, and in the examples embedded at once on a GPU.
 DRAWN_AT_ONCE = 2**21
 # Seed of the order of the queries. Samplers use the seeds that users choose, which are small.
@@ -139,17 +143,34 @@ def embedded(
     model: FeatureLearner, tasks: EpisodeSampler, count: int, device: torch.device | str
 ) -> EpisodeSampler:
     """Return the first `count` tasks with features for examples, each example embedded once."""
-    examples, rows = tasks.examples, tasks.rows(0, count)
-    used = torch.zeros(len(examples.x), dtype=torch.bool, device=rows.device)
+    rows = tasks.rows(0, count)
+    used = torch.zeros(len(tasks.examples.x), dtype=torch.bool, device=rows.device)
     used[rows.flatten()] = True
+    features = _features(model, tasks.examples, used.nonzero().squeeze(1), device)
+    positions = used.cumsum(0) - 1  # of each example among those used
+    return _FeatureSampler(tasks, positions[rows], features)
+
+
+@torch.no_grad()
+def embedded_examples(
+    model: FeatureLearner, examples: Examples, device: torch.device | str
+) -> Examples:
+    """Return the same classes with the features of each example."""
+    rows = torch.arange(len(examples.x), device=examples.x.device)
+    return examples.with_values(_features(model, examples, rows, device))
+
+
+def _features(
+    model: FeatureLearner, examples: Examples, rows: Tensor, device: torch.device | str
+) -> Tensor:
+    """Return the features of the examples in these rows; processes share the work."""
     on_cpu = torch.device(device).type == "cpu"
     size = (EMBEDDED_AT_ONCE if on_cpu else DRAWN_AT_ONCE) // examples.x[0].numel()
-    parts = used.nonzero().squeeze(1).split(max(1, size))
-    features = distributed.mapped(
-        lambda part: model.features(examples.take(part).to(device)), parts
+    least = ENCODED_AT_ONCE if isinstance(model.backbone, Encoder) else 1
+    parts = rows.split(max(least, size))
+    return torch.cat(
+        distributed.mapped(lambda part: model.features(examples.take(part).to(device)), parts)
     )
-    positions = used.cumsum(0) - 1  # of each example among those used
-    return _FeatureSampler(tasks, positions[rows], torch.cat(features))
 
 
 class _FeatureSampler(EpisodeSampler):

@@ -113,13 +113,26 @@ def shifted(x: Tensor) -> Iterator[Tensor]:
         yield padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-class TestTimeAugmentation(nn.Module):
-    """Averages a function of images over one-pixel shifts, in eval mode only.
+def mirrored(x: Tensor) -> Iterator[Tensor]:
+    """Yield images (N, C, H, W), then their mirror images: left and right swapped."""
+    yield x
+    yield x.flip(3)
 
-    `name` is "none" or "shifted". Raises OptionError if examples of this shape are not images.
+
+VIEWS: Mapping[str, Callable[[Tensor], Iterator[Tensor]]] = {
+    "shifted": shifted,
+    "mirrored": mirrored,
+}
+
+
+class TestTimeAugmentation(nn.Module):
+    """Averages a function of images over views of them, in eval mode only.
+
+    `name` is "none", "shifted" (an image and four one-pixel shifts) or "mirrored" (an image and its
+    mirror image). Raises OptionError if examples of this shape are not images.
     """
 
-    def __init__(self, name: Literal["none", "shifted"], input_shape: Sequence[int]):
+    def __init__(self, name: Literal["none", "shifted", "mirrored"], input_shape: Sequence[int]):
         super().__init__()
         if name != "none" and len(input_shape) != 3:
             raise OptionError(
@@ -129,7 +142,7 @@ class TestTimeAugmentation(nn.Module):
         self.name = name
 
     def mean(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the mean of `function` over the shifts of images x (N, C, H, W)."""
+        """Return the mean of `function` over the views of images x (N, C, H, W)."""
         if self.training or self.name == "none":
             return function(x)
-        return torch.stack([function(image) for image in shifted(x)]).mean(0)
+        return torch.stack([function(image) for image in VIEWS[self.name](x)]).mean(0)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from metazoo import options
-from metazoo.base.algorithm import Algorithm
+from metazoo.base.algorithm import Algorithm, FeatureLearner
 from metazoo.base.backbone import Backbone
 from metazoo.base.dataset import Dataset
 from metazoo.base.recipe import Recipe
@@ -44,6 +44,8 @@ def check_algorithm(name: str, value: Any) -> Checked:
     _check_recipe(name, value)
     options.build(value.Config, value.inductive_options, f"inductive_options of '{name}'")
     _check_attributes(value, {"supports_regression": bool, "equal_shots": bool})
+    if issubclass(value, FeatureLearner):
+        _check_attributes(value, {"uses_names": bool})
     return value, about
 
 

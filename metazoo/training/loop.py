@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from metazoo import distributed, provenance
-from metazoo.base.algorithm import Algorithm, BatchLearner
+from metazoo.base.algorithm import Algorithm, BatchLearner, FeatureLearner
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.device import find_device
 from metazoo.errors import DataError, Interrupted, MetazooError, OptionError, disk_full
-from metazoo.evaluation.measure import evaluate, measure
+from metazoo.evaluation.measure import embedded_examples, evaluate, measure
 from metazoo.evaluation.protocol import Protocol, metric
 from metazoo.evaluation.score import Score
 from metazoo.io.files import write_json
@@ -40,7 +40,8 @@ from metazoo.training.stopper import Stopper
 from metazoo.version import VERSION
 from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint
-from metazoo.zoo.find import Source, find, start_from
+from metazoo.zoo.find import find, start_from
+from metazoo.zoo.source import Source
 from metazoo.zoo.weights import load_model, save_model
 
 LOG_EVERY = 10
@@ -273,6 +274,7 @@ def _log_loss(run: _Run, log: run_folder.RunLog | None) -> None:
 def _validate(run: _Run, log: run_folder.RunLog | None) -> None:
     """Measure the model on the validation split, and keep it if it is the best so far."""
     recipe, state = run.recipe, run.state
+    _fit_base(run)
     tasks = run.data.tasks("val", recipe.ways, recipe.shots, recipe.queries, recipe.seed)
     value = Score.of(evaluate(run.model, tasks, recipe.validation_episodes, run.device)).mean
     merit = -value if run.data.regression else value
@@ -288,6 +290,20 @@ def _validate(run: _Run, log: run_folder.RunLog | None) -> None:
         name = f"validation_{metric(run.data)}"
         log.write(state.step, **{name: value}, seconds=round(state.seconds, 3))
     run.watcher.validation(state.step, value, improved)
+
+
+def _fit_base(run: _Run) -> None:
+    """Show the model the features of the training classes, if it wants to know about them."""
+    model, data = run.model, run.data
+    if not isinstance(model, FeatureLearner) or not isinstance(data, ClassDataset):
+        return
+    if type(model).fit_base is not FeatureLearner.fit_base:
+        model.eval()
+        base = embedded_examples(model, data.split("train"), run.device)
+        counts = torch.tensor(base.counts, device=base.x.device)
+        model.fit_base(
+            base.x, torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        )
 
 
 def _save(run: _Run) -> None:

@@ -13,6 +13,7 @@ from metazoo import options
 from metazoo.base.algorithm import Algorithm, BatchLearner
 from metazoo.base.backbone import Backbone, check_second_derivative
 from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo.base.encoder import Encoder
 from metazoo.base.recipe import Recipe, unread_options
 from metazoo.errors import (
     DataError,
@@ -22,7 +23,7 @@ from metazoo.errors import (
     first_line,
     too_large,
 )
-from metazoo.images import check_input_format
+from metazoo.inputs import check_input_format
 from metazoo.plugins.error_source import at_fault
 from metazoo.plugins.registry import registry
 from metazoo.tasks.episode import Episode, TaskSource, TaskSpec
@@ -44,11 +45,12 @@ def plan(
     Options, data and network are tried out here, so that a mistake shows before training starts.
     """
     algorithm_class = registry().algorithm(algorithm).value
-    data = _open_data(dataset, dataset_options)
+    usual = {**algorithm_class.recipe, **registry().dataset(dataset).value.recipe}
+    backbone, network = _backbone({**usual, **recipe}.get("backbone"), backbone_options)
+    data = _open_data(dataset, {**_reading_options(dataset, backbone, network), **dataset_options})
     _check_kind(algorithm, algorithm_class, dataset, data)
     training = _resolve_recipe(algorithm, algorithm_class, data, recipe)
     example = _draw_example(algorithm_class, dataset, data, training)
-    backbone = registry().backbone(training.backbone).value
     spec = _task_spec(data, training, example)
     check_size(spec.input_shape)  # now, and not when the trained model is read again
     blueprint = Blueprint(
@@ -57,9 +59,7 @@ def plan(
             algorithm_class.Config, algorithm_options, f"algorithm '{algorithm}'"
         ),
         backbone=training.backbone,
-        backbone_options=_filled(
-            backbone.Config, backbone_options, f"backbone '{training.backbone}'"
-        ),
+        backbone_options=options.as_dict(network),
         dataset=dataset,
         dataset_options=options.as_dict(data.config),
         recipe=training,
@@ -78,6 +78,24 @@ def training_tasks(data: Dataset, recipe: Recipe) -> TaskSource:
 
 def _filled(config: type[options.Config], values: Mapping[str, Any], owner: str) -> dict[str, Any]:
     return options.as_dict(options.build(config, values, owner))
+
+
+def _backbone(name: Any, given: Mapping[str, Any]) -> tuple[type[Backbone], options.Config]:
+    """Return the class of a backbone and its options; those of an encoder are pinned."""
+    name = name or Recipe.backbone
+    backbone = registry().backbone(name).value
+    config = options.build(backbone.Config, given, f"backbone '{name}'")
+    return backbone, backbone.pinned(config) if issubclass(backbone, Encoder) else config
+
+
+def _reading_options(
+    dataset: str, backbone: type[Backbone], config: options.Config
+) -> dict[str, Any]:
+    """Return the options of a data set that an encoder asks for, so that it can read examples."""
+    if not issubclass(backbone, Encoder):
+        return {}
+    kind = registry().dataset(dataset).value
+    return kind.reading_options(backbone.input_format_of(config))
 
 
 def _open_data(name: str, given: Mapping[str, Any]) -> Dataset:

@@ -17,7 +17,7 @@ from metazoo.base.algorithm import Algorithm
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.base.recipe import Recipe
 from metazoo.errors import CheckpointError, OptionError
-from metazoo.images import check_input_format
+from metazoo.inputs import check_input_format, kind_of, shape_of
 from metazoo.plugins.registry import registry
 from metazoo.tasks.episode import TaskSpec
 from metazoo.version import VERSION
@@ -55,6 +55,7 @@ class Blueprint:
 
     `metazoo` is the version that wrote it. `split_sha256` and `data_sha256` are those of the classes
     and of the examples it was trained on; they are None in older files and for data without classes.
+    `dataset` is "" for a model that was not trained.
     """
 
     algorithm: str
@@ -86,7 +87,15 @@ class Blueprint:
         return algorithm(backbone(self.spec.input_shape, backbone_config), self.spec, config)
 
     def data(self, **changes: Any) -> Dataset:
-        """Return the data set; `changes` override its options."""
+        """Return the data set; `changes` override its options.
+
+        Raises OptionError if the model was not trained on one.
+        """
+        if not self.dataset:
+            raise OptionError(
+                "this model was not trained, so it has no data set of its own",
+                "name one: --dataset folder --data-root DIR, or `metazoo list datasets`",
+            )
         dataset = registry().dataset(self.dataset).value
         values = {**self.dataset_options, **changes}
         return dataset(options.build(dataset.Config, values, f"data set '{self.dataset}'"))
@@ -106,7 +115,7 @@ class Blueprint:
 
     def portable(self) -> Blueprint:
         """Return a copy without what holds only on this machine: the device, and where data are."""
-        local = registry().dataset(self.dataset).value.local_options
+        local = registry().dataset(self.dataset).value.local_options if self.dataset else ()
         kept = {
             name: value
             for name, value in self.dataset_options.items()
@@ -159,8 +168,8 @@ class Blueprint:
         for name in ("split_sha256", "data_sha256"):
             if not isinstance(known[name], str | None):
                 raise TypeError(f"'{name}' is not text")
-        if image := check_input_format(known["input_format"]):
-            check_size((image["channels"], image["size"], image["size"]))
+        if kind_of(check_input_format(known["input_format"])) != "numbers":
+            check_size(shape_of(known["input_format"]))
         shape = tuple(int(n) for n in known["spec"]["input_shape"])
         check_size(shape)
         spec = TaskSpec(**{**known["spec"], "input_shape": shape})

@@ -22,8 +22,9 @@ from metazoo.quoting import shell_word
 from metazoo.zoo import run_folder
 from metazoo.zoo.blueprint import Blueprint, is_local_path
 from metazoo.zoo.card import card_text, read_card
-from metazoo.zoo.find import Source, find
+from metazoo.zoo.find import find
 from metazoo.zoo.overrides import check_effect
+from metazoo.zoo.source import Source
 
 
 def export(

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metazoo.base.algorithm import Algorithm
-from metazoo.base.dataset import ClassDataset, Dataset
-from metazoo.errors import CheckpointError, MetazooError, OptionError, UnknownNameError
-from metazoo.io.files import is_same_place, read_verified
+from metazoo.errors import CheckpointError, OptionError, UnknownNameError
+from metazoo.io.files import read_verified
 from metazoo.plugins.registry import registry
 from metazoo.quoting import shell_word, shown_address
 from metazoo.zoo import remote, run_folder
 from metazoo.zoo.blueprint import Blueprint
 from metazoo.zoo.card import REINSTALL, read_card
-from metazoo.zoo.weights import build_model, metadata_of, read_weights
+from metazoo.zoo.source import Source
+from metazoo.zoo.untrained import NAME, over_encoder
+from metazoo.zoo.weights import metadata_of, read_weights
 
 
 def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
@@ -32,7 +30,7 @@ def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
         name: a zoo name, run folder, .safetensors file, card (.json) or address. Addresses are
             https://host/NAME.json, file:///folder/NAME.json and hf://user/repo/NAME; `#sha256=HEX`
             after an address pins the weights. Weights whose sha256 differs from their card's are
-            never read.
+            never read. ALGORITHM@ENCODER is a learner over a frozen encoder, without training.
         changes: options of the algorithm to override, as far as the weights still fit.
 
     Raises:
@@ -40,72 +38,6 @@ def load(name: str | os.PathLike[str], **changes: Any) -> Algorithm:
         CheckpointError: if it is damaged, or not the one that its card describes.
     """
     return find(name).model(**changes)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model that was found: its name, the path and the bytes of its weights, and its blueprint.
-
-    The bytes are read once, because a file or an address may hold other weights later.
-    """
-
-    name: str
-    weights: Path
-    contents: bytes = field(repr=False)
-    blueprint: Blueprint
-
-    @property
-    def sha256(self) -> str:
-        """The sha256 of the weights."""
-        return hashlib.sha256(self.contents).hexdigest()
-
-    def model(self, **changes: Any) -> Algorithm:
-        """Return the model in eval mode; `changes` override options of the algorithm."""
-        return build_model(self.blueprint, self.contents, str(self.weights), **changes)
-
-    def changed(self, data: Dataset) -> str | None:
-        """Return how data differ from those the model was trained on, in words, or None.
-
-        None if the options differ, or if the data are in another place and the recorded place still
-        exists: that is intended.
-        """
-
-        def same(name: str, value: Any) -> bool:
-            here = getattr(data.config, name, None)
-            if name not in data.local_options or value is None:
-                return here == value
-            return not Path(value).exists() or (here is not None and is_same_place(here, value))
-
-        recorded = self.blueprint.dataset_options
-        return self.blueprint.changed(data) if all(map(same, recorded, recorded.values())) else None
-
-    def trained_on(self, data: Dataset) -> frozenset[str]:
-        """Return the names of the classes the model was trained on; empty if they cannot be found.
-
-        A card does not say where its data are, and a run's data may have moved. They are looked
-        for at the place of `data`, which is the same data set, perhaps with other options. Data with
-        another number of classes are not those. Classes of a model that training started from are
-        not included.
-        """
-        here = {
-            name: getattr(data.config, name)
-            for name in data.local_options
-            if hasattr(data.config, name)
-        }
-        recorded = self.blueprint.dataset_options
-        unrecorded = {name: place for name, place in here.items() if recorded.get(name) is None}
-        for place in (unrecorded, here):  # a recorded path may be stale
-            with contextlib.suppress(MetazooError):
-                theirs = self.blueprint.data(**place)
-                known = data if theirs.config == data.config else theirs
-                if not isinstance(known, ClassDataset):
-                    break
-                # A stream that has not been read, as of `folder`, names its classes already.
-                with known.streams() as streams:
-                    names = streams["train"].names if "train" in streams else ()
-                    same = len(names) == self.blueprint.spec.classes
-                    return frozenset(names) if same else frozenset()
-        return frozenset()
 
 
 def find(name: str | os.PathLike[str]) -> Source:
@@ -129,6 +61,8 @@ def find(name: str | os.PathLike[str]) -> Source:
         )
     if path.is_file() and not is_card:
         return _from_file(str(name), path, read_weights(path))
+    if not is_card and (over := NAME.fullmatch(str(name))):
+        return over_encoder(str(name), over[1], over[2])
     if not is_card and (path.suffix == ".safetensors" or len(path.parts) > 1):
         raise UnknownNameError(
             f"there is no run folder or model file {path}",

@@ -16,7 +16,8 @@ from metazoo.evaluation.protocol import Protocol
 from metazoo.evaluation.score import half_width
 from metazoo.plugins.registry import registry
 from metazoo.zoo.card import check_details, read_card
-from metazoo.zoo.find import Source, find
+from metazoo.zoo.find import find
+from metazoo.zoo.source import Source
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ CREATORS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write named tensors and JSON metadata as one safetensors file with a sha256, atomically."""
+    write_atomically(path, _to_bytes(tensors, metadata))
+
+
+def _to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     # The format refuses tensors that share memory, as tied weights do; hence copies.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -51,12 +55,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     text = json_text({SHA256: UNKNOWN, **metadata})
     contents = safetensors.torch.save(copies, {KEY: text})
     sha256 = hashlib.sha256(contents).hexdigest()
-    write_atomically(path, contents.replace(UNKNOWN.encode(), sha256.encode(), 1))
+    return contents.replace(UNKNOWN.encode(), sha256.encode(), 1)
 
 
 def save_model(path: Path, model: Algorithm, blueprint: Blueprint) -> None:
     """Write a model's weights and its blueprint."""
-    save_tensors(path, model.state_dict(), blueprint.portable().as_dict())
+    write_atomically(path, model_bytes(model, blueprint))
+
+
+def model_bytes(model: Algorithm, blueprint: Blueprint) -> bytes:
+    """Return a model's file: its weights and its blueprint."""
+    return _to_bytes(model.state_dict(), blueprint.portable().as_dict())
 
 
 def read_weights(path: Path) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from metazoo.errors import DataError
-from metazoo.images import check_input_format
+from metazoo.inputs import check_input_format, kind_of, shape_of
 from metazoo.io.files import parse_json
 
 FORMAT = 1
@@ -172,8 +172,8 @@ def parse_index(values: Any, where: str) -> Index:
         )
         input_format = check_input_format(values["input_format"])
         read = {name: _split(splits[name]) for name in SPLITS if name in splits}
-        if input_format:
-            shape = (input_format["channels"], input_format["size"], input_format["size"])
+        if kind_of(input_format) != "numbers":
+            shape = shape_of(input_format)
             _require(
                 all(split.shape == shape for split in read.values()),
                 "'input_format' and 'shape' do not agree",

