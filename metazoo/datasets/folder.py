@@ -9,15 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
-from torch import Tensor
-
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo.datasets.image_stream import image_stream
 from metazoo.errors import DataError, OptionError
 from metazoo.image_folders import NO_SPLIT, Classes, classes_by_split
-from metazoo.images import decode
-from metazoo.io.archives import Tree, open_tree
+from metazoo.io.archives import open_tree
 from metazoo.io.files import expand_user
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples, Stream
@@ -101,7 +98,7 @@ class Folder(ClassDataset):
         with open_tree(expand_user(self.config.root, "--data-root")) as tree:
             splits = self._divide(classes_by_split(tree))
             yield {
-                name: self._stream(tree, name, splits[name])
+                name: image_stream(tree, name, splits[name], self.input_format)
                 for name in ("train", "val", "test")
                 if name in splits
             }
@@ -125,26 +122,6 @@ class Folder(ClassDataset):
             if names:
                 splits[split] = {name: pool[name] for name in names}
         return splits
-
-    def _stream(self, tree: Tree, split: str, classes: Classes) -> Stream:
-        files = [file for class_files in classes.values() for file in class_files]
-
-        def read(first: int, last: int) -> Tensor:
-            decoded = (
-                decode(tree.read(file), **self.input_format, name=tree.name(file))
-                for file in files[first:last]
-            )
-            return torch.stack(list(decoded))
-
-        def digest() -> str:
-            sha = hashlib.sha256()
-            for file in files:
-                line = f"{'/'.join(file)}\0{tree.stamp(file)}\0"
-                sha.update(line.encode("utf-8", "surrogateescape"))
-            return sha.hexdigest()
-
-        counts = tuple(map(len, classes.values()))
-        return Stream(read, counts, tuple(classes), f"{tree.path} ({split})", digest)
 
 
 def divide(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[list[str]]:
