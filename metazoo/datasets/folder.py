@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
-<<<<<<< HEAD
-from metazoo.datasets.image_stream import image_stream
-from metazoo.errors import DataError, OptionError
-from metazoo.image_folders import NO_SPLIT, Classes, classes_by_split
-from metazoo.io.archives import open_tree
-=======
 from metazoo.datasets.class_splits import complete_splits
+from metazoo.datasets.image_stream import image_stream
 from metazoo.errors import OptionError
-from metazoo.image_folders import Classes, classes_by_split
-from metazoo.images import decode
-from metazoo.io.archives import Tree, open_tree
->>>>>>> datasets
+from metazoo.image_folders import classes_by_split
+from metazoo.io.archives import open_tree
 from metazoo.io.files import expand_user
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples, Stream
@@ -103,37 +95,17 @@ class Folder(ClassDataset):
                 "the data set 'folder' needs a folder of images", "name it with --data-root"
             )
         with open_tree(expand_user(self.config.root, "--data-root")) as tree:
-<<<<<<< HEAD
-            splits = self._divide(classes_by_split(tree))
-            yield {
-                name: image_stream(tree, name, splits[name], self.input_format)
-                for name in ("train", "val", "test")
-                if name in splits
-            }
-
-    def _divide(self, found: dict[str, Classes]) -> dict[str, Classes]:
-        """Return the classes of each split, after choosing those of the missing splits."""
-        pool = found.get(NO_SPLIT, found.get("train"))
-        if pool is None or "val" in found:
-            return found
-        config = self.config
-        test_fraction = config.test_fraction if NO_SPLIT in found else 0.0
-        val, test, train = divide(pool, (config.val_fraction, test_fraction), config.seed)
-        if not train and config.val_fraction + test_fraction < 1:
-            classes = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
-            raise DataError(
-                f"{config.root} has only {len(pool)} {classes}, which leaves none for training",
-                "add classes, or make --data-val-fraction and --data-test-fraction smaller",
-=======
             config = self.config
             splits = complete_splits(
                 classes_by_split(tree),
                 (config.val_fraction, config.test_fraction),
                 config.seed,
                 config.root,
->>>>>>> datasets
             )
-            yield {split: self._stream(tree, split, splits[split]) for split in splits}
+            yield {
+                split: image_stream(tree, split, splits[split], self.input_format)
+                for split in splits
+            }
 
 
 @hookimpl

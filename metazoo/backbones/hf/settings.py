@@ -67,7 +67,9 @@ def features(place: Place) -> int:
     if isinstance(found, list) and found:
         found = found[-1]
     if not isinstance(found, int) or found < 1:
-        raise CheckpointError(f"{CONFIG} of '{place.name}' does not say how many features it gives", OTHER)
+        raise CheckpointError(
+            f"{CONFIG} of '{place.name}' does not say how many features it gives", OTHER
+        )
     return found if takes_images(place) else found * len(texts(place).pooling)
 
 
