@@ -142,15 +142,10 @@ class AnswerFile:
         self.path, self.what, self.explained = path, what, explained
         self.fingerprint = fingerprint
         self.state = path.with_name(f".{path.name}.progress")
-        self.done, size = self._progress()
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("r+b" if size else "wb")
-            self.file.truncate(size)
-            self.file.seek(size)
-        if not size and path.suffix == ".csv":
-            self._append(csv_lines([csv_header(what, explained)]))
-            self._save()
+        self.done, self.size = self._progress()
+        if not self.size:
+            self._record()  # first, so that after a kill the file is known as one to continue
+            self._append(csv_lines([csv_header(what, explained)]) if path.suffix == ".csv" else "")
 
     def _progress(self) -> tuple[int, int]:
         """Return how many answers, and bytes, of an interrupted call are complete."""
@@ -172,26 +167,31 @@ class AnswerFile:
         return done, size
 
     def write(self, answers: Sequence[Answer]) -> None:
+        self.done += len(answers)
         if self.path.suffix == ".csv":
             self._append(csv_lines([answer.cells() for answer in answers]))
         else:
             lines = (json_text(answer.as_dict(self.what)) + "\n" for answer in answers)
             self._append("".join(lines))
-        self.done += len(answers)
-        self._save()
 
     def close(self) -> None:
-        self.file.close()
         self.state.unlink(missing_ok=True)
 
     def _append(self, text: str) -> None:
+        """Write after the complete answers, then record that these are complete too."""
         with naming(self.path):
-            self.file.write(text.encode("utf-8", "surrogateescape"))
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self.size else "wb") as file:
+                file.truncate(self.size)
+                file.seek(self.size)
+                file.write(text.encode("utf-8", "surrogateescape"))
+                file.flush()
+                os.fsync(file.fileno())
+                self.size = file.tell()
+        self._record()
 
-    def _save(self) -> None:
-        values = {"for": self.fingerprint, "done": self.done, "bytes": self.file.tell()}
+    def _record(self) -> None:
+        values = {"for": self.fingerprint, "done": self.done, "bytes": self.size}
         write_atomically(self.state, json.dumps(values).encode())
 
 

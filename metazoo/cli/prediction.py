@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from metazoo.classifier import FewShotClassifier
     from metazoo.cli.answers import Answer, Output
-    from metazoo.cli.queries import Columns, Queries
+    from metazoo.cli.queries import Queries
+    from metazoo.tables import Columns
 
 AT_ONCE = 256  # queries in a batch
 TABLE = ".csv, .tsv or .jsonl"
@@ -108,10 +109,13 @@ def predict(
     """
     _check(support, query, saved, out, as_json, as_csv)
     from metazoo import distributed
-    from metazoo.cli.queries import Columns, unlabelled
+    from metazoo.cli.queries import STDIN, unlabelled
+    from metazoo.tables import Columns
 
     use_float32()
-    columns = Columns(*(settings.pop(f"{name}_column") for name in ("label", "text", "path")))
+    columns = Columns(
+        **{name: settings.pop(f"{name}_column") for name in ("label", "text", "path")}
+    )
     explain = settings.pop("explain")
     with distributed.joined():
         classifier = _classifier(support, model, columns, **settings)
@@ -119,10 +123,13 @@ def predict(
             classifier.save(saved)
         if query is None:
             return
+        if query == STDIN and distributed.size() > 1:
+            raise OptionError("processes cannot share stdin", "write the texts to a .txt file")
         with unlabelled(query, columns) as queries:
             _say(queries.said)
-            output = _output(queries.what, explain, as_json, as_csv, out, classifier, query)
-            _answer(classifier, queries, explain, output)
+            fingerprint = f"{classifier.fingerprint()} {query} {explain}"
+            output, done = _output(queries.what, explain, as_json, as_csv, out, fingerprint)
+            _answer(classifier, queries, explain or 0, output, done)
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,19 +12,12 @@ from typing import Any
 
 from metazoo.errors import DataError
 from metazoo.image_folders import query_images, support_images
-from metazoo.tables import Table, is_table, open_table
+from metazoo.io.rows import format_of
+from metazoo.quoting import printable
+from metazoo.tables import Columns, Table, open_table
 
 STDIN = "-"
 WHAT = {"text": "text", "image": "file", "numbers": "row"}
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of tables; "" is guessed."""
-
-    label: str = ""
-    text: str = ""
-    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Queries:
     what: str
     examples: Iterator[tuple[str, Any]]
     count: int | None
-    said: tuple[str, ...] = ()
+    said: list[str]
 
 
 def labelled(place: Path, columns: Columns) -> tuple[list[Any], list[str], list[str]]:
@@ -45,15 +39,15 @@ def labelled(place: Path, columns: Columns) -> tuple[list[Any], list[str], list[
 
     The place is a folder with a folder of images for each class, or a table.
     """
-    if not is_table(place):
+    if not _is_table(place):
         found = [(file, name) for name, files in support_images(place) for file in files]
         return [file for file, _ in found], [name for _, name in found], []
-    with _table(place, columns, labelled=True) as table:
+    with open_table(place, columns, labelled=True) as table:
         examples, labels = [], []
         for row in table.rows:
             if row.label is None:
                 raise DataError(
-                    f"{place}, line {row.line}: the example has no label",
+                    f"{printable(str(place))}, line {row.line}: the example has no label",
                     "fill it in, or remove the row",
                 )
             examples.append(row.example)
@@ -65,19 +59,19 @@ def labelled(place: Path, columns: Columns) -> tuple[list[Any], list[str], list[
 def unlabelled(place: str, columns: Columns) -> Iterator[Queries]:
     """Yield the queries of an image, a folder of images, a table or a .txt file, or of stdin ("-").
 
-    A .txt file and stdin hold one text a line.
+    A .txt file and stdin hold one text a line. Labels in a table are not read.
     """
-    if place != STDIN and not is_table(Path(place)):
+    if place != STDIN and not _is_table(Path(place)):
         files = query_images(Path(place))
-        yield Queries("file", ((str(file), file) for file in files), len(files))
+        yield Queries("file", ((str(file), file) for file in files), len(files), [])
         return
-    with _table(sys.stdin.buffer if place == STDIN else Path(place), columns) as table:
-        yield Queries(WHAT[table.kind], _named(table), None, tuple(table.said))
+    columns = dataclasses.replace(columns, label="")
+    with open_table(sys.stdin.buffer if place == STDIN else Path(place), columns) as table:
+        yield Queries(WHAT[table.kind], _named(table), None, table.said)
 
 
-def _table(source: Any, columns: Columns, labelled: bool = False) -> Table:
-    named = {"label": columns.label} if labelled else {}
-    return open_table(source, text=columns.text, path=columns.path, labelled=labelled, **named)
+def _is_table(place: Path) -> bool:
+    return format_of(place) is not None and not place.is_dir()
 
 
 def _named(table: Table) -> Iterator[tuple[str, Any]]:
