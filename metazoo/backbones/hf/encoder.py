@@ -52,7 +52,9 @@ class HuggingFace(Encoder):
         taken = self.input_format_of(self.config)
         if settings.takes_images(place):
             fits = self.input_shape == (taken["channels"], taken["size"], taken["size"])
-            what = f"images of {taken['size']}x{taken['size']} pixels and {taken['channels']} channels"
+            what = (
+                f"images of {taken['size']}x{taken['size']} pixels and {taken['channels']} channels"
+            )
         else:
             fits = len(self.input_shape) == 1 and self.input_shape[0] <= taken["length"]
             what = f"texts of at most {taken['length']} tokens"
