@@ -184,7 +184,7 @@ def _classifier(
         **chosen,
     )
     classifier.fit(examples, labels)
-    _say([f"model: {classifier.model_name_}", *_quality(classifier)])
+    _say([f"model: {classifier.model_}", *_quality(classifier)])
     return classifier
 
 
@@ -247,7 +247,7 @@ def _output(
 
 
 def _answer(
-    classifier: FewShotClassifier, queries: Queries, explain: int | None, output: Output, done: int
+    classifier: FewShotClassifier, queries: Queries, explain: int, output: Output, done: int
 ) -> None:
     """Answer all queries but the first `done`; processes take batches in turns."""
     from metazoo import distributed
@@ -255,17 +255,34 @@ def _answer(
     from metazoo.cli.progress import measurement_progress
 
     rest = itertools.islice(queries.examples, done, None)
-    at_once = sys.maxsize if classifier.transductive_ else AT_ONCE
+    # A transductive model must see all queries together.
+    batches = batched(rest, sys.maxsize if classifier.transductive_ else AT_ONCE)
     if done:
         _say([f"{done} answers are there already"])
     with measurement_progress("predict") as watch:
-        for batches in batched(batched(rest, at_once), distributed.size()):
-            found = distributed.mapped(
-                lambda batch: classifier.answer([example for _, example in batch], explain or 0),
-                batches,
-            )
-            for batch, values in zip(batches, found):
-                output.write(list(_answers(classifier, batch, values, explain or 0)))
-                done += len(batch)
+        for group in batched(batches, distributed.size()):
+            for answers in distributed.gathered(
+                lambda batch: _answers(classifier, batch, explain), group
+            ):
+                output.write(answers)
+                done += len(answers)
             watch(done, queries.count)
     output.close()
+
+
+def _answers(
+    classifier: FewShotClassifier, batch: Sequence[tuple[str, Any]], explain: int
+) -> list[Answer]:
+    from metazoo.cli.answers import Answer
+
+    classes = classifier.classes_.tolist()
+    found = classifier.answer([example for _, example in batch], explain)
+    return [
+        Answer(
+            name,
+            each.label,
+            dict(zip(classes, each.probabilities.tolist())),
+            [(str(near.example), near.label, near.similarity) for near in each.nearest],
+        )
+        for (name, _), each in zip(batch, found)
+    ]
