@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def parts(given: Given, model: Model) -> Iterator[Tensor]:
     for first in range(0, len(values), size):
         part = values[first : first + size]
         x = read(part, model.input_format) if isinstance(part, list) else part
-        x = as_floats(x) if x.dtype == torch.uint8 and model.kind == "image" else x
+        x = as_floats(x) if x.dtype == torch.uint8 else x
         _check_values(x, model)
         yield x.to(model.device)
 
@@ -229,7 +229,3 @@ def _check_values(x: Tensor, model: Model) -> None:
             f"examples have values from {x.min():g} to {x.max():g}; images have 0 to 1",
             "give uint8 images, or divide by 255",
         )
-
-
-def is_table(X: Any) -> Mapping[str, Any] | bool:  # placeholder
-    raise NotImplementedError

@@ -23,7 +23,7 @@ from metazoo.zoo.untrained import untrained
 
 # What `model="auto"` chooses.
 PHOTOS = "protonet@efficientnet-lite0"
-TEXTS = "logistic@minilm"
+TEXTS = "protonet@minilm"
 ROWS = "protonet"  # the algorithm, over rows of numbers as they are
 IDENTITY = "identity"
 
