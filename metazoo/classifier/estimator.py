@@ -1,105 +1,130 @@
-"""A classifier for a few labelled examples, with the interface of scikit-learn."""
+"""A classifier for a few labelled examples, as an estimator of scikit-learn."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from metazoo.appearance import Look, blank, opposite, unlike_drawings
-from metazoo.device import find_device
-from metazoo.errors import DataError, DataWarning, MetazooError, OptionError
-from metazoo.evaluation.score import require_numbers
-from metazoo.images import decode
-from metazoo.plugins.registry import registry
-from metazoo.tasks.examples import as_bytes, as_floats
-from metazoo.zoo.find import find
+from metazoo.classifier import explanation, fitted, models, saving, suggestion
+from metazoo.classifier.examples import Given, look
+from metazoo.classifier.explanation import Neighbour
+from metazoo.classifier.fitted import Fitted
+from metazoo.classifier.honesty import advice
+from metazoo.classifier.labels import as_array, listed, read_labels, sorted_classes
+from metazoo.classifier.looks import opinion
+from metazoo.classifier.models import Model
+from metazoo.classifier.support import Examples, read_support
+from metazoo.errors import DataWarning, InputError, OptionError
+from metazoo.inputs import kind_of
 from metazoo.zoo.source import Source
 
-QUERIES_AT_ONCE = 500
+
+class _NotFitted(OptionError, NotFittedError):
+    pass
 
 
-class FewShotClassifier:
+class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     """Classifies examples with a pretrained model, from a few labelled examples of each class.
 
-    Examples are image files (paths or Pillow images), or a tensor or array (N, *) in the input
-    shape of the model: uint8, or float in [0, 1]; integers, if the model takes those. After `fit`,
-    `classes_` holds the sorted labels.
+    Examples are a list, an array or a column of pandas or polars, of one kind: image files (paths
+    or Pillow images), texts, or rows of numbers. A string is a path if such a file exists or it has
+    the name of an image. A tensor or array (N, *) in the input shape of the model will do too: uint8, or
+    float in [0, 1], for images; token ids for texts.
 
-    A transductive model gets the options that make it inductive, if its algorithm has such options
-    (`inductive_options`) and they are not given. DataWarning is issued if answers depend on other
-    queries all the same, if the model needs equally many examples of each class and does not get
-    them, and if pictures do not look like those that the model was trained on.
+    It is an estimator of scikit-learn: nothing is read before `fit`.
 
     Args:
-        model: a name, path or address, as for `metazoo.load`.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" uses a GPU if there is one.
-        invert: whether to swap dark and light in image files; the default is as in training.
+        model: a name, path or address, as for `metazoo.load`; "auto" chooses by what is given to
+            `fit`.
+        names: texts that name the classes, as evidence for a model of texts that can use it: a
+            dictionary from label to name or description, which may name classes without examples;
+            "auto" reads the labels; None does not use names.
+        calibrate: whether probabilities are scaled so that they mean what they say.
+        reject: "auto" gives queries that belong to no class the label None.
         options: options of the algorithm to override.
+        invert: whether to swap dark and light in image files; the default is as in training.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" uses a GPU if there is one.
 
-    Raises:
-        OptionError: if the model is for regression, or does not have such options.
+    Attributes:
+        classes_: the sorted labels.
+        model_: the name of the model that was chosen.
+        loo_accuracy_: the share of support examples that the others classify correctly, None if no
+            class has two; `loo_interval_` is its 95 % interval, and `loo_count_` how many were left
+            out.
+        n_features_in_: the numbers of a row, if examples are rows.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Source = "protonet.omniglot",
+        model: str | os.PathLike[str] | Source = "auto",
         *,
-        device: str = "auto",
+        names: Literal["auto"] | Mapping[Any, str] | None = "auto",
+        calibrate: bool = True,
+        reject: Literal["auto"] | None = None,
+        options: Mapping[str, Any] | None = None,
         invert: bool | None = None,
-        **options: Any,
+        device: str = "auto",
     ):
-        # The source holds the bytes of the weights, so it is not kept.
-        source = model if isinstance(model, Source) else find(model)
-        self.name, self.blueprint = source.name, source.blueprint
-        if self.blueprint.spec.regression:
-            raise OptionError(
-                f"'{self.name}' is a regression model and cannot classify",
-                "`metazoo list` shows every model",
-            )
-        self.device = find_device(device)
-        self.model = source.model(**options)
-        if self.model.transductive and self.model.inductive_options:
-            self.model = source.model(**{**self.model.inductive_options, **options})
-        self.model.to(self.device)
-        self.input_format = dict(self.blueprint.input_format)
-        if not isinstance(invert, bool | np.bool_ | None):
-            raise OptionError(f"invert cannot be {invert!r}", "it is True, False or None")
-        if invert is not None:
-            self.input_format["invert"] = bool(invert)
-        self.classes_: list[Any] = []
+        self.model = model
+        self.names = names
+        self.calibrate = calibrate
+        self.reject = reject
+        self.options = options
+        self.invert = invert
+        self.device = device
 
-    def fit(self, X: Any, y: Sequence[Hashable]) -> FewShotClassifier:
-        """Keep labelled examples of at least two classes, and return self.
+    def fit(self, X: Any, y: Any, classes: Iterable[Hashable] | None = None) -> FewShotClassifier:
+        """Learn from labelled examples of at least two classes, and return self.
 
-        Raises DataError if examples and labels do not fit together or to the model.
+        A transductive model gets the options that make it inductive, if its algorithm has such
+        options and they are not given. DataWarning is issued if answers depend on other queries all
+        the same, if the model needs equally many examples of each class and does not get them, if
+        pictures do not look like those that it was trained on, and if leave-one-out accuracy is
+        near chance.
+
+        Args:
+            X: examples; there may be none if the model uses names.
+            y: their labels.
+            classes: all labels, if some have no examples.
+
+        Raises:
+            DataError: examples and labels do not fit together or to the model.
+            OptionError: a parameter is invalid, or the model is for regression.
         """
-        support = self._read(X)
-        labels = [_plain(label) for label in _listed(y, "labels")]
-        if len(labels) != len(support):
-            raise DataError(
-                f"there are {len(support)} examples but {len(labels)} labels",
-                "give one label for each example",
-            )
-        classes = _sorted_classes(labels)
-        indices = {label: i for i, label in enumerate(classes)}
-        numbers = torch.tensor([indices[label] for label in labels], device=self.device)
-        self._warn_of_contradictions(support, labels)
-        order = _order(support, numbers)
-        self.classes_, self._support, self._labels = classes, support[order], numbers[order]
-        self._warn_of_unequal_shots()
-        self._look = self._warn_of_looks(support, "labelled examples")
-        return self
+        return self._learn(X, y, classes, None)
 
-    @torch.no_grad()
+    def partial_fit(
+        self, X: Any, y: Any, classes: Iterable[Hashable] | None = None
+    ) -> FewShotClassifier:
+        """Learn from more labelled examples, perhaps of new classes, and return self.
+
+        A class of `classes` without examples has probability 0 until it has some. Raises as `fit`.
+        """
+        return self._learn(X, y, classes, getattr(self, "_fitted", None), fewest=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable label of each example (N,).
+
+        With `reject="auto"`, the label of an example that belongs to no class is None.
+        """
+        state, queries = self._queries(X)
+        logits = state.logits(queries)
+        labels = as_array(state.classes)[logits.argmax(1).cpu().numpy()]
+        if self._rejects():
+            labels = labels.astype(object)
+            labels[(state.novelty(queries, logits) > state.threshold).cpu().numpy()] = None
+        return labels
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
 
@@ -107,203 +132,195 @@ class FewShotClassifier:
         transductive, they depend on all examples of the call. Raises NotANumber if the model
         returns NaN or infinity.
         """
-        if not self.classes_:
-            raise OptionError("the classifier has no labelled examples yet", "call fit first")
-        queries = self._read(X)
-        if not len(queries):
-            return np.zeros((0, len(self.classes_)), np.float32)
-        self._warn_of_looks(queries, "queries", self._look)
-        self._warn_of_transduction(len(queries))
-        size = len(queries) if self.model.transductive else QUERIES_AT_ONCE
-        support, labels = self._support.unsqueeze(0), self._labels.unsqueeze(0)
-        order = _order(queries)
-        parts = queries[order].split(size)
-        logits = torch.cat([self.model(support, labels, part.unsqueeze(0))[0] for part in parts])
-        require_numbers(logits)
-        return logits[order.argsort()].softmax(-1).cpu().numpy()
+        state, queries = self._queries(X)
+        return state.logits(queries).softmax(1).cpu().numpy()
 
-    def predict(self, X: Any) -> list[Any]:
-        """Return the most probable label of each example."""
-        return [self.classes_[i] for i in self.predict_proba(X).argmax(1)]
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy; the label None stands for examples that belong to no class."""
+        right = [a == b for a, b in zip(self.predict(X).tolist(), read_labels(y), strict=True)]
+        return float(np.average(right, weights=sample_weight))
 
-    def _warn_of_contradictions(self, support: Tensor, labels: Sequence[Any]) -> None:
-        first: dict[bytes, Any] = {}
-        for digest, label in zip(_digests(support), labels):
-            if first.setdefault(digest, label) != label:
-                _warn(f"one example has both labels {first[digest]!r} and {label!r}")
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the features (N, D) that are classified.
 
-    def _warn_of_unequal_shots(self) -> None:
-        counts = self._labels.bincount()
-        low, high = int(counts.min()), int(counts.max())
-        if self.model.equal_shots and low < high:
-            _warn(
-                f"the classes have from {low} to {high} examples, and '{self.blueprint.algorithm}' "
-                "answers less well then; give each the same number, or use protonet"
-            )
-
-    def _warn_of_transduction(self, queries: int) -> None:
-        if self.model.transductive:
-            text = f"each answer depends on all {queries} queries"
-            if queries == 1:
-                text = "its answer to a single query may be no better than guessing"
-            _warn(f"'{self.name}' is transductive: {text}")
-
-    def _warn_of_looks(self, pictures: Tensor, what: str, told: Look | None = None) -> Look | None:
-        """Warn if pictures do not look like those that the model learned, or that it was fitted to.
-
-        Returns how they differ from drawings, or None. Does not repeat `told`, which an earlier
-        warning named.
+        Raises OptionError if the algorithm changes its backbone for each task.
         """
-        if not self.input_format:
-            return None
-        if empty := blank(pictures):
-            _warn(
-                f"{empty} of {len(pictures)} {what} are blank, as a picture of one colour is, or one "
-                "divided by 255 twice: their answers mean nothing"
-            )
-        if not _learned_drawings(self.blueprint.dataset):
-            if opposite(self._support, pictures):
-                _warn(f"dark and light seem swapped between the labelled examples and the {what}")
-            return None
-        look = unlike_drawings(pictures)
-        if look in (None, told):
-            return look
-        seen, hint = look.value, "use a model trained on such pictures"
-        if look is Look.LIGHT_GROUND:
-            inverts = self.input_format["invert"]
-            seen += " once inverted" if inverts else ""
-            hint = f"for image files, set invert={not inverts} (--{'no-' * inverts}invert)"
-        _warn(
-            f"many {what} are {seen}, and '{self.name}' learned drawings, light on dark: "
-            f"the answers may be no better than guessing; {hint}"
-        )
-        return look
+        state, examples = self._queries(X)
+        return state.features(examples).cpu().numpy()
 
-    def _read(self, X: Any) -> Tensor:
-        """Return examples as floats (N, *) on the device, or raise DataError."""
-        if isinstance(X, (str, Path, Image.Image)):
-            raise DataError(
-                "this is one image, not a list of images", "put it into a list: [image]"
-            )
-        x = self._from_array(X) if isinstance(X, (Tensor, np.ndarray)) else self._from_files(X)
-        self._check_examples(x)
-        return x.to(self.device)
+    def novelty(self, X: Any) -> np.ndarray:
+        """Return how unlike all classes each example is (N,); those above `novelty_threshold_` are
+        rejected by `reject="auto"`."""
+        state, queries = self._queries(X)
+        return state.novelty(queries, state.logits(queries)).cpu().numpy()
 
-    def _from_array(self, X: Tensor | np.ndarray) -> Tensor:
-        try:
-            # torch cannot use arrays that are read-only or have negative strides; copies it can.
-            x = X if isinstance(X, Tensor) else torch.from_numpy(_native(X))
-        except TypeError as error:
-            raise DataError(
-                f"an array of {X.dtype} cannot be examples: {error}",
-                "give a list of image files, or an array of numbers",
-            ) from error
-        if x.layout is not torch.strided or x.is_meta or x.is_quantized or x.is_complex():
-            raise DataError(
-                "a tensor that is sparse, quantized, complex or on the meta device cannot be examples",
-                "give a dense tensor of numbers",
+    def suggest(self, pool: Any, n: int) -> np.ndarray:
+        """Return the positions (n,) of the examples of a pool to label next, the best first."""
+        state, examples = self._queries(pool)
+        if not 0 < n <= len(examples):
+            raise InputError(
+                f"{n} examples cannot be chosen from {len(examples)}", "choose at least 1"
             )
-        if self.blueprint.spec.integers:
-            if x.is_floating_point():
-                raise DataError(
-                    f"examples are {x.dtype}, but '{self.name}' takes integers",
-                    "give the integers that its data set would, such as token ids",
+        features = state.features(examples)
+        return np.array(suggestion.suggest(state.head.values, features, n))
+
+    def explain(self, X: Any, n: int = 3) -> list[list[Neighbour]]:
+        """Return the `n` support examples that are most similar to each example, the best first."""
+        state, queries = self._queries(X)
+        return explanation.nearest(state.features(queries), state.scaled_support, state.support, n)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted classifier to a .safetensors file, which cannot execute code.
+
+        The weights of an encoder are named there, not copied. Labels must be strings, numbers or
+        truth values, else OptionError is raised.
+        """
+        saving.save(Path(path), self._state(), self.get_params(deep=False))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> FewShotClassifier:
+        """Return the classifier that `save` wrote; raise CheckpointError if the file is damaged."""
+        state, params = saving.load(Path(path), device)
+        classifier = cls(**params)
+        classifier._keep(state)
+        return classifier
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write encoder and head as one ONNX file, checked to give the same probabilities.
+
+        Needs `pip install "metazoo[onnx]"`. Raises OptionError if the model cannot be exported.
+        """
+        from metazoo.classifier.onnx_export import export
+
+        export(self._state(), Path(path))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _learn(
+        self,
+        X: Any,
+        y: Any,
+        classes: Iterable[Hashable] | None,
+        before: Fitted | None,
+        fewest: int = 2,
+    ) -> FewShotClassifier:
+        labels = read_labels(y)
+        model, given = self._opened(X) if before is None else self._reopened(X, before.model)
+        if len(labels) != len(given):
+            raise InputError(
+                f"there are {len(given)} examples but {len(labels)} labels",
+                "give one label for each example",
+            )
+        support = read_support(given, model, labels)
+        known = [] if classes is None else read_labels(listed(classes, "classes"))
+        known += self.names if isinstance(self.names, Mapping) else []
+        if before is not None:
+            support, known = before.support.plus(support), known + before.classes
+        known = sorted_classes([*support.labels, *known])
+        if len(known) < fewest:
+            raise InputError(
+                f"there is only one class ({known[0]!r})" if known else "there are no examples",
+                "give labelled examples of at least two classes",
+            )
+        state = fitted.fit(model, support, known, self.names, self.calibrate)
+        _warn(_doubts(state))
+        self._keep(state)
+        return self
+
+    def _opened(self, X: Any) -> tuple[Model, Given]:
+        """Return the model for these examples, and the examples."""
+        source = models.named(self.model)
+        given = look(X, None if source is None else kind_of(source.blueprint.input_format))
+        if source is None and given.kind is None:
+            if not isinstance(self.names, Mapping):
+                raise InputError(
+                    "there are no examples", "give labelled examples, or the names of the classes"
                 )
-            return x.long()
-        if x.dtype == torch.uint8:
-            return as_floats(x)
-        if self.input_format and not x.is_floating_point():
-            raise DataError(f"examples are {x.dtype}", "give images as uint8, or float in [0, 1]")
-        return x.float()
+            given = Given("text", [])
+        if source is None:
+            given = self._checked(given, given.kind == "numbers", reset=True)
+            shape = given.values.shape[1:] if given.kind == "numbers" else ()
+            source = models.default(given.kind or "text", shape)
+            return models.build(source, self.options, self.invert, self.device), given
+        model = models.build(source, self.options, self.invert, self.device)
+        return model, self._checked(given, model.takes_rows, reset=True)
 
-    def _from_files(self, X: Any) -> Tensor:
-        files = _listed(X, "examples")
-        shape = self.blueprint.spec.input_shape
-        if any(isinstance(file, (Tensor, np.ndarray)) for file in files):
-            raise DataError(
-                "this is a list of tensors or arrays", "stack them along a new first dimension"
+    def _reopened(self, X: Any, model: Model) -> tuple[Model, Given]:
+        """Return the model, and further examples."""
+        given = look(X, model.kind)
+        return model, self._checked(given, model.takes_rows, reset=False)
+
+    def _checked(self, given: Given, rows: bool, reset: bool) -> Given:
+        """Return examples whose rows of numbers are as many as before, and finite."""
+        values = given.values
+        if not rows or isinstance(values, list):
+            return given
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().numpy()
+        try:
+            values = validate_data(
+                self, values, reset=reset, dtype=np.float64, ensure_min_samples=int(reset)
             )
-        if not self.input_format:
-            raise DataError(
-                f"'{self.name}' does not take image files",
-                f"give a tensor of examples of shape {shape}",
-            )
-        if not files:
-            return torch.zeros(0, *shape)
-        images = (Path(file) if isinstance(file, str) else file for file in files)
-        return as_floats(torch.stack([decode(image, **self.input_format) for image in images]))
+        except (ValueError, TypeError) as error:
+            raise InputError(str(error), "give rows of numbers") from error
+        return Given("numbers", values)
 
-    def _check_examples(self, x: Tensor) -> None:
-        shape = self.blueprint.spec.input_shape
-        if tuple(x.shape[1:]) != shape:
-            expected = ", ".join(map(str, shape))
-            hint = "give image files, which are resized, or " if self.input_format else ""
-            raise DataError(
-                f"the examples have shape {tuple(x.shape)}, "
-                f"but '{self.name}' takes (N, {expected})",
-                f"{hint}reshape the tensor; pass a single example as x[None]",
-            )
-        if self.input_format and x.numel() and not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(
-                f"examples have values from {x.min():g} to {x.max():g}; images have 0 to 1",
-                "give uint8 images, or divide by 255",
-            )
+    def _queries(self, X: Any) -> tuple[Fitted, Examples]:
+        """Return what was fitted, and queries that were read."""
+        state = self._state()
+        queries = state.read(self._reopened(X, state.model)[1])
+        _warn(opinion(state.model, queries.pictures, "queries", state.support.pictures))
+        if state.model.learner.transductive and len(queries):
+            text = f"each answer depends on all {len(queries)} queries"
+            if len(queries) == 1:
+                text = "its answer to a single query may be no better than guessing"
+            _warn([f"'{state.model.name}' is transductive: {text}"])
+        return state, queries
 
+    def _state(self) -> Fitted:
+        if (state := getattr(self, "_fitted", None)) is None:
+            raise _NotFitted("the classifier has no labelled examples yet", "call fit first")
+        return state
 
-def _learned_drawings(dataset: str) -> bool:
-    try:
-        return registry().dataset(dataset).value.drawings
-    except MetazooError:  # a model can be used without the plugin of its data
-        return False
+    def _keep(self, state: Fitted) -> None:
+        self._fitted = state
+        self.classes_ = as_array(state.classes)
+        self.model_ = state.model.name
+        self.loo_count_ = state.left_out.measured
+        self.loo_accuracy_ = state.left_out.accuracy
+        self.loo_interval_ = state.left_out.interval
+        self.novelty_threshold_ = state.threshold
 
-
-def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=4)
+    def _rejects(self) -> bool:
+        if self.reject not in (None, "auto"):
+            raise OptionError(f"reject cannot be {self.reject!r}", 'it is "auto" or None')
+        return self.reject == "auto"
 
 
-def _order(x: Tensor, *labels: Tensor) -> Tensor:
-    """Return an order of examples (N, *) that depends only on what they are, and on their labels."""
-    keys = list(zip(_digests(x), *(y.tolist() for y in labels)))
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=x.device)
-
-
-def _digests(x: Tensor) -> list[bytes]:
-    return [hashlib.sha256(as_bytes(row)).digest() for row in x.cpu()]
-
-
-def _native(X: np.ndarray) -> np.ndarray:
-    """Return a contiguous copy of an array, in the byte order of this machine."""
-    return np.array(X, dtype=X.dtype.newbyteorder("="), order="C")
-
-
-def _listed(values: Any, what: str) -> list[Any]:
-    """Return values as a list; raise DataError for what has no order or is no list."""
-    try:
-        if not isinstance(values, str | bytes | Set | Mapping):
-            return list(values)
-    except TypeError:  # such as an array without dimensions
-        pass
-    raise DataError(f"the {what} are a {type(values).__name__}", f"give a list of {what}")
-
-
-def _plain(label: Any) -> Any:
-    """Return a label as a Python value: two tensors of one value would be two different labels."""
-    return label.tolist() if isinstance(label, (Tensor, np.generic, np.ndarray)) else label
-
-
-def _sorted_classes(labels: Sequence[Hashable]) -> list[Any]:
-    """Return the distinct labels, sorted by type and value, or raise DataError if there is one."""
-    try:
-        if any(label != label for label in labels):
-            raise DataError("a label is NaN", "leave out examples without a label")
-        classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
-    except TypeError as error:
-        raise DataError(
-            f"the labels cannot be sorted: {error}", "use one string or number per example"
-        ) from error
-    if len(classes) < 2:
-        raise DataError(
-            f"there is only one class ({classes[0]!r})" if classes else "there are no examples",
-            "give labelled examples of at least two classes",
+def _doubts(state: Fitted) -> list[str]:
+    """Return what to warn of in a fitted model."""
+    model, left_out = state.model, state.left_out
+    doubts = state.support.contradictions()
+    counts = state.head.y.bincount()[state.head.seen] if len(state.head.y) else torch.ones(1)
+    low, high = int(counts.min()), int(counts.max())
+    if model.learner.equal_shots and low < high:
+        doubts.append(
+            f"the classes have from {low} to {high} examples, and '{model.blueprint.algorithm}' "
+            "answers less well then; give each the same number, or use protonet"
         )
-    return classes
+    doubts += opinion(model, state.support.pictures, "labelled examples")
+    if left_out.near_chance:
+        doubts.append(
+            f"the other labelled examples classify {left_out.correct} of {left_out.measured} "
+            f"correctly, and guessing {left_out.chance:.0%}: the answers may be no better{advice(model)}"
+        )
+    return doubts
+
+
+def _warn(messages: Sequence[str]) -> None:
+    for message in messages:
+        warnings.warn(message, DataWarning, stacklevel=4)

@@ -27,6 +27,8 @@ def listed(values: Any, what: str) -> list[Any]:
 
 def read_labels(y: Any) -> list[Any]:
     """Return labels as Python values; raise InputError for targets that are not classes."""
+    if hasattr(y, "__array__") and not isinstance(y, Tensor):
+        y = np.asarray(y)
     if isinstance(y, np.ndarray) and y.ndim and y.dtype.kind in "biufUS":
         y = _column(y)
     labels = [_plain(label) for label in listed(y, "labels")]

@@ -48,6 +48,12 @@ class Model:
         return kind_of(self.input_format)
 
     @property
+    def takes_rows(self) -> bool:
+        """Whether an example is a row of numbers."""
+        spec = self.blueprint.spec
+        return self.kind == "numbers" and len(spec.input_shape) == 1 and not spec.integers
+
+    @property
     def adapts_features(self) -> bool:
         """Whether each example is embedded once, and only features are classified."""
         return isinstance(self.learner, FeatureLearner)
