@@ -1,0 +1,146 @@
+"""A model that is fitted to its support set, and all that was measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metazoo.base.algorithm import FeatureLearner
+from metazoo.classifier.calibration import factor_of
+from metazoo.classifier.examples import Given
+from metazoo.classifier.head import Head
+from metazoo.classifier.honesty import LeftOut
+from metazoo.classifier.labels import texts_of
+from metazoo.classifier.models import Model
+from metazoo.classifier.rejection import Novelty
+from metazoo.classifier.support import Examples, Support, read
+from metazoo.errors import InputError, OptionError
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A shift and a factor for each feature, so that no unit of measurement outweighs the others."""
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor) -> Scaling:
+        """Return the scaling to mean 0 and variance 1 of features (S, D).
+
+        A feature that is constant in the support set tells nothing and becomes 0.
+        """
+        deviation = z.std(0, correction=0)
+        varies = deviation > 1e-12 * z.abs().amax(0)
+        return cls(z.mean(0), torch.where(varies, 1 / deviation.clamp_min(1e-300), 0.0))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (z - self.mean) * self.factor
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model with its support set.
+
+    Attributes:
+        classes: the labels, in the order of the logits.
+        scaling: of the features of rows of numbers; None for other examples.
+        left_out: how many support examples the others classify correctly.
+        factor: by which the logits are multiplied, so that probabilities mean what they say.
+        threshold: the novelty above which a query belongs to no class.
+    """
+
+    model: Model
+    support: Support
+    classes: list[Any]
+    scaling: Scaling | None
+    head: Head
+    left_out: LeftOut
+    factor: float
+    judge: Novelty
+    threshold: float
+
+    def read(self, given: Given) -> Examples:
+        """Read queries, with features as the head classifies them."""
+        found = read(given, self.model)
+        if self.scaling is None:
+            return found
+        return Examples(self.scaling(found.values), found.digests, found.pictures)
+
+    def logits(self, queries: Examples) -> Tensor:
+        """Return calibrated logits (N, ways); they do not depend on the order of the queries."""
+        order = queries.order()
+        return self.head.logits(queries.values[order])[order.argsort()] * self.factor
+
+    def novelty(self, queries: Examples, logits: Tensor) -> Tensor:
+        """Return how unlike all classes queries with these calibrated logits are, (N,)."""
+        return self.judge(queries.values, logits)
+
+    @property
+    def scaled_support(self) -> Tensor:
+        """The support examples as `read` gives queries, in the order in which they were given."""
+        values = self.support.values
+        return values if self.scaling is None else self.scaling(values)
+
+    def features(self, examples: Examples) -> Tensor:
+        """Return the features (N, D) of examples; raise OptionError if the model has none."""
+        if not self.model.adapts_features:
+            raise OptionError(
+                f"'{self.model.name}' has no embedding of its own: "
+                f"'{self.model.blueprint.algorithm}' changes the backbone for each task",
+                "use a model that adapts in feature space, such as one of protonet",
+            )
+        return examples.values
+
+
+def fit(
+    model: Model, support: Support, classes: list[Any], names: Any, calibrate: bool
+) -> Fitted:
+    """Fit a model to labelled examples; `names` is the parameter of `FewShotClassifier`.
+
+    Raises InputError if there is nothing to classify with, OptionError for names that cannot be
+    used.
+    """
+    number = {label: i for i, label in enumerate(classes)}
+    numbers = [number[label] for label in support.labels]
+    order = support.order(numbers)
+    y = torch.tensor(numbers, dtype=torch.long, device=order.device)[order]
+    values = support.values[order]
+    scaling = Scaling.of(values) if model.rows else None
+    values = values if scaling is None else scaling(values)
+    head = Head(model, values, y, len(classes), _names_z(model, classes, names))
+    if not len(head.seen):
+        raise InputError("there are no examples", "give labelled examples of at least two classes")
+    rows, logits = head.left_out()
+    factor = factor_of(logits, y[rows]) if calibrate else 1.0
+    novelty = Novelty(head, factor)
+    return Fitted(
+        model=model,
+        support=support,
+        classes=classes,
+        scaling=scaling,
+        head=head,
+        left_out=LeftOut.of(logits, y[rows]),
+        factor=factor,
+        judge=novelty,
+        threshold=novelty.threshold(rows, logits),
+    )
+
+
+def _names_z(model: Model, classes: list[Any], names: Any) -> Tensor | None:
+    """Return the features (ways, D) of the names of the classes, or None if they are not used."""
+    texts = texts_of(classes, names)
+    able = model.kind == "text" and isinstance(model.learner, FeatureLearner)
+    able = able and model.learner.uses_names
+    if texts is None or not able:
+        if isinstance(names, Mapping):
+            raise OptionError(
+                f"'{model.name}' does not use the names of classes",
+                "leave out names, or use a model of texts such as logistic@minilm",
+            )
+        return None
+    return read(Given("text", texts), model).values

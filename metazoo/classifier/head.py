@@ -1,0 +1,108 @@
+"""A learner that has seen its support set."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metazoo.base.algorithm import FeatureLearner
+from metazoo.classifier.models import Model
+from metazoo.evaluation.score import require_numbers
+
+# Queries that a learner answers at once, unless it is a FeatureLearner.
+QUERIES_AT_ONCE = 500
+# Numbers in the features that are classified at once; each time the head is fitted again.
+CLASSIFIED_AT_ONCE = 2**24
+# Support examples up to which each is left out by itself, if the learner has no fast way to do so.
+MOST_LEFT_OUT = 64
+FOLDS = 10
+
+
+class Head:
+    """A learner with its support set.
+
+    Args:
+        model: the learner.
+        values: features (S, D) of the support examples, or the examples (S, *) themselves if the
+            learner does not adapt in feature space.
+        y: their classes (S,), int64.
+        ways: the number of classes; a class may lack examples.
+        names_z: features (ways, D) of the names of the classes, if they are evidence.
+    """
+
+    def __init__(
+        self, model: Model, values: Tensor, y: Tensor, ways: int, names_z: Tensor | None = None
+    ):
+        self.model, self.values, self.y, self.ways, self.names_z = model, values, y, ways, names_z
+        # The classes that the learner sees, and their numbers among them.
+        self.seen = y.unique() if names_z is None else torch.arange(ways, device=y.device)
+        number = torch.zeros(ways, dtype=torch.long, device=y.device)
+        number[self.seen] = torch.arange(len(self.seen), device=y.device)
+        self._y = number[y]
+
+    @torch.no_grad()
+    def logits(self, queries: Tensor) -> Tensor:
+        """Return logits (N, ways) of features (N, D), or of examples (N, *).
+
+        A class without examples and names has -inf. Raises NotANumber if the model returns NaN or
+        infinity.
+        """
+        if not len(queries):
+            return self.values.new_zeros(0, self.ways)
+        learner = self.model.learner
+        if isinstance(learner, FeatureLearner):
+            size = max(1, CLASSIFIED_AT_ONCE // queries[0].numel())
+            parts = [self._classify(learner, part) for part in queries.split(size)]
+        else:
+            size = len(queries) if learner.transductive else QUERIES_AT_ONCE
+            support = self.values[None], self._y[None]
+            parts = [learner(*support, part[None])[0] for part in queries.split(size)]
+        return self._of_all_classes(torch.cat(parts))
+
+    def _classify(self, learner: FeatureLearner, z: Tensor) -> Tensor:
+        task = self.values[None], self._y[None], z[None]
+        if self.names_z is None:
+            return learner.classify(*task)[0]
+        return learner.classify_named(*task, self.names_z[None])[0]
+
+    def _of_all_classes(self, logits: Tensor) -> Tensor:
+        require_numbers(logits)
+        if len(self.seen) == self.ways:
+            return logits
+        return logits.new_full((len(logits), self.ways), float("-inf")).index_copy(
+            1, self.seen, logits
+        )
+
+    @torch.no_grad()
+    def left_out(self) -> tuple[Tensor, Tensor]:
+        """Return the rows (N,) of examples that can be left out, and their logits (N, ways).
+
+        Each is classified by the others. That is not possible for the only example of a class, nor
+        if the learner is transductive. If the learner has no fast `leave_one_out`, and there are
+        many examples, a tenth of each class is left out at a time.
+        """
+        learner = self.model.learner
+        several = self.y.bincount(minlength=self.ways)[self.y] > 1
+        rows = several.nonzero().squeeze(1)
+        if learner.transductive or not len(rows):
+            return rows[:0], self.values.new_zeros(0, self.ways)
+        if not isinstance(learner, FeatureLearner) or (
+            type(learner).leave_one_out is FeatureLearner.leave_one_out
+            and len(self.y) > MOST_LEFT_OUT
+        ):
+            return rows, self._in_folds(several)[rows]
+        names_z = None if self.names_z is None else self.names_z[None]
+        logits = learner.leave_one_out(self.values[None], self._y[None], names_z)[0]
+        return rows, self._of_all_classes(logits[rows])
+
+    def _in_folds(self, several: Tensor) -> Tensor:
+        """Return logits (S, ways) of the examples of classes with several, and 0 of the others."""
+        counts = F.one_hot(self.y, self.ways).cumsum(0)
+        place = counts.gather(1, self.y[:, None]).squeeze(1) - 1  # of each example in its class
+        logits = self.values.new_zeros(len(self.y), self.ways)
+        for fold in range(min(FOLDS, int(place.max()) + 1)):
+            out = several & (place % FOLDS == fold)
+            rest = Head(self.model, self.values[~out], self.y[~out], self.ways, self.names_z)
+            logits[out] = rest.logits(self.values[out])
+        return logits
