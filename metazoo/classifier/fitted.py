@@ -97,9 +97,7 @@ class Fitted:
         return examples.values
 
 
-def fit(
-    model: Model, support: Support, classes: list[Any], names: Any, calibrate: bool
-) -> Fitted:
+def fit(model: Model, support: Support, classes: list[Any], names: Any, calibrate: bool) -> Fitted:
     """Fit a model to labelled examples; `names` is the parameter of `FewShotClassifier`.
 
     Raises InputError if there is nothing to classify with, OptionError for names that cannot be

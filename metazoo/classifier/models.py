@@ -36,6 +36,7 @@ class Model:
     """
 
     name: str
+    sha256: str
     blueprint: Blueprint
     learner: Algorithm
     device: torch.device
@@ -105,7 +106,9 @@ def build(
     rows = source.blueprint.backbone == IDENTITY and not source.blueprint.dataset
     if rows:
         learner = learner.double()
-    return Model(source.name, source.blueprint, learner.to(place), place, input_format, rows)
+    return Model(
+        source.name, source.sha256, source.blueprint, learner.to(place), place, input_format, rows
+    )
 
 
 def _learner(source: Source, options: Mapping[str, Any] | None) -> Algorithm:

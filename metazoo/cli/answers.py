@@ -19,6 +19,7 @@ from metazoo.io.files import json_text, naming, parse_json, write_atomically
 from metazoo.quoting import printable, shell_word
 
 SUFFIXES = (".csv", ".jsonl")
+LONGEST = 72  # characters of a text in a table for people
 T = TypeVar("T")
 
 
@@ -76,16 +77,18 @@ class Nowhere:
 
 
 class Table:
-    """Prints aligned columns; their widths are those of the first batch."""
+    """Prints aligned columns; their widths are those of the first batch. Long texts are cut."""
 
     def __init__(self, what: str, explained: bool):
-        self.header = [what, "label", "probability", *(["nearest"] if explained else [])]
+        self.header = csv_header(what, explained)
         self.widths: list[int] = []
 
     def write(self, answers: Sequence[Answer]) -> None:
         rows = [answer.cells() for answer in answers]
         for row in rows:
             row[2] = f"{float(row[2]):.1%}"
+            if self.header[0] == "text" and len(row[0]) > LONGEST:
+                row[0] = f"{row[0][: LONGEST - 3]}..."
         if not self.widths:
             self.widths = [max(map(len, column)) for column in zip(self.header, *rows)]
             rows.insert(0, self.header)
@@ -135,10 +138,6 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path, what: str, explained: bool, fingerprint: str):
-        if path.suffix not in SUFFIXES:
-            raise OptionError(
-                f"--out {path} ends in neither {' nor '.join(SUFFIXES)}", "choose one of these"
-            )
         self.path, self.what, self.explained = path, what, explained
         self.fingerprint = fingerprint
         self.state = path.with_name(f".{path.name}.progress")

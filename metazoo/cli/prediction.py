@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from metazoo.cli.answers import SUFFIXES
 from metazoo.cli.configured import algorithm_values
 from metazoo.cli.numbers import Number
 from metazoo.cli.process import use_float32
 from metazoo.errors import OptionError
+from metazoo.quoting import printable
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from metazoo.classifier import FewShotClassifier
     from metazoo.cli.answers import Answer, Output
     from metazoo.cli.queries import Queries
@@ -107,7 +107,7 @@ def predict(
     One to twenty examples of each class suffice. The folders in --support name the classes of
     images; a table has a column of labels and one of texts or files, or columns of numbers.
     """
-    _check(support, query, saved, out, as_json, as_csv)
+    _check(support, query, model, saved, out, as_json, as_csv, settings["changes"])
     from metazoo import distributed
     from metazoo.cli.queries import STDIN, unlabelled
     from metazoo.tables import Columns
@@ -135,15 +135,21 @@ def predict(
 def _check(
     support: Path | None,
     query: str | None,
+    model: str | None,
     saved: Path | None,
     out: Path | None,
     as_json: bool,
     as_csv: bool,
+    changes: tuple[str, ...],
 ) -> None:
     if as_json + as_csv + (out is not None) > 1:
-        raise click.UsageError(
-            "choose one of --json, --csv and --out", click.get_current_context()
+        raise click.UsageError("choose one of --json, --csv and --out", click.get_current_context())
+    if out is not None and out.suffix not in SUFFIXES:
+        raise OptionError(
+            f"--out {out} ends in neither {' nor '.join(SUFFIXES)}", "choose one of these"
         )
+    if changes and model is None:
+        raise OptionError("-o needs a model whose option it sets", "name one with --model")
     if query is None and saved is None:
         raise click.UsageError("Missing option '--query'", click.get_current_context())
     if query is None and support is None:
@@ -170,21 +176,17 @@ def _classifier(
         return _saved(model, changes, invert, device).set_params(**chosen)
     examples, labels, said = labelled(support, columns)
     _say(said)
-    values = {}
-    if changes:
-        if model is None:
-            raise OptionError("-o needs a model whose option it sets", "name one with --model")
-        values = algorithm_values(find(model).blueprint.algorithm, changes)
+    source = "auto" if model is None else find(model)
     classifier = FewShotClassifier(
-        "auto" if model is None else model,
-        options=values,
+        source,
+        options=algorithm_values(source.blueprint.algorithm, changes) if changes else None,
         names="auto" if use_names else None,
         invert=invert,
         device=device,
         **chosen,
     )
     classifier.fit(examples, labels)
-    _say([f"model: {classifier.model_}", *_quality(classifier)])
+    _say([f"the model is {classifier.model_}", *_quality(classifier)])
     return classifier
 
 
@@ -208,8 +210,8 @@ def _quality(classifier: FewShotClassifier) -> list[str]:
     if classifier.loo_accuracy_ is None:
         return []
     return [
-        f"leave-one-out accuracy on the labelled examples: {classifier.loo_accuracy_:.0%} "
-        f"(chance {1 / len(classifier.classes_):.0%})"
+        f"by leave-one-out, {classifier.loo_accuracy_:.0%} of the labelled examples are classified "
+        f"correctly (chance {1 / len(classifier.classes_):.0%})"
     ]
 
 
@@ -218,7 +220,7 @@ def _say(notes: Sequence[str]) -> None:
 
     if distributed.first():
         for note in notes:
-            click.echo(note, err=True)
+            click.echo(f"note: {printable(note)}", err=True)
 
 
 def _output(
@@ -243,7 +245,8 @@ def _output(
         output = Json(what) if as_json else (Csv if as_csv else Table)(what, bool(explain))
         return 0
 
-    return output, distributed.on_first(begin)
+    done = distributed.on_first(begin)
+    return output, done
 
 
 def _answer(
@@ -256,7 +259,7 @@ def _answer(
 
     rest = itertools.islice(queries.examples, done, None)
     # A transductive model must see all queries together.
-    batches = batched(rest, sys.maxsize if classifier.transductive_ else AT_ONCE)
+    batches = batched(rest, sys.maxsize if classifier.transductive else AT_ONCE)
     if done:
         _say([f"{done} answers are there already"])
     with measurement_progress("predict") as watch:
@@ -282,7 +285,10 @@ def _answers(
             name,
             each.label,
             dict(zip(classes, each.probabilities.tolist())),
-            [(str(near.example), near.label, near.similarity) for near in each.nearest],
+            [
+                (near.example or f"example {near.index + 1}", near.label, near.similarity)
+                for near in each.nearest
+            ],
         )
         for (name, _), each in zip(batch, found)
     ]
