@@ -24,8 +24,9 @@ URL = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/maste
 class BANKING77(Intents):
     """English questions of a bank's customers, of 77 intents. A class is an intent.
 
-    The classes are divided into 25/25/27 by one of the five published folds (see `intents`). A class
-    has its texts of both published files, train.csv and test.csv: from 75 to 227.
+    The classes are divided into 25/25/27 by one of the five folds of Dopierre et al. 2021
+    (arXiv:2105.12995). A class has its texts of both published files, train.csv and test.csv: from
+    75 to 227.
 
     Raises DataError if a file is missing and cannot be downloaded, is damaged, or does not have the
     77 intents.

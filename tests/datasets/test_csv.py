@@ -17,7 +17,9 @@ from metazoo.datasets.csv_file import Csv
 from metazoo.datasets.folder import Folder
 from metazoo.datasets.packed.writer import pack
 from metazoo.texts import ngrams
+from metazoo.training.loop import Watcher, train
 from metazoo.training.plan import plan
+from metazoo.zoo import run_folder
 
 TOPICS = ("weather", "music", "travel", "money", "sports", "health", "food", "news")
 SMALL = {"ways": 2, "shots": 1, "queries": 2, "train_queries": 2, "steps": 1, "device": "cpu"}
@@ -186,6 +188,20 @@ def test_training_on_a_table_of_texts(
     elsewhere = "eval run --dataset csv --data-root other.csv --ways 3 --episodes 4 --json"
     assert run(elsewhere.split()) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["mean"] > 0.5
+
+
+def test_a_model_of_texts_takes_no_images(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blueprint, source = plan(
+        *("protonet", "csv", {}, {"root": str(table(tmp_path / "a.csv", sentences()))}),
+        *({"width": 8, "buckets": 64}, {**SMALL, "validation_episodes": 2, "test_episodes": 2}),
+    )
+    run_folder.create(tmp_path / "run", blueprint)
+    train(blueprint, source, tmp_path / "run", Watcher())
+    words = ["eval", str(tmp_path / "run"), "--dataset", "csv", "--data-root", str(pictures)]
+    assert run(words) == 2
+    assert "takes texts, and the examples of Csv are images or numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["images", "no.csv", "odd.csv"])
