@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from metazoo import options
-from metazoo.cli import echo_json
+from metazoo.cli import echo_json, echo_notes
 from metazoo.cli.configured import (
     ConfiguredCommand,
     Section,
@@ -231,6 +231,8 @@ def _measure(
             )
         before = measured[-1].data if measured else None
         data = _open_data(source, wanted.dataset, given if same else {}, before)
+        if data is not before:
+            echo_notes(data)
         _check_input(source, data, wanted)
         protocols = list(wanted.protocols(first if same else source.blueprint, data))
         measured.append(_measure_one(source, data, protocols, wanted.dataset, changes, device))
