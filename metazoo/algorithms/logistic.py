@@ -24,7 +24,7 @@ PARTS, ENOUGH = 10, 300
 SCALES = tuple(10 ** (i / 5) for i in range(-5, 9))
 # Names have weight if cosines of this scale make the class means this many nats more likely than
 # chance.
-NAME_SCALE, NAME_EVIDENCE, NAME_STEEPNESS = 4.0, 1.0, 4.0
+NAME_SCALE, NAME_EVIDENCE, NAME_STEEPNESS = 8.0, 1.0, 4.0
 # The gradient at the optimum, relative to that of the data; rough for choosing the penalty.
 TOLERANCE, MEDIUM, ROUGH = 1e-5, 1e-3, 1e-2
 NEWTON_STEPS, CG_STEPS, HALVINGS = 50, 30, 12
