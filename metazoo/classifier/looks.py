@@ -56,9 +56,7 @@ def opinion(
         )
     if not _learned_drawings(model.blueprint.dataset):
         if support is not None and opposite(support.shares, pictures.shares):
-            said.append(
-                f"dark and light seem swapped between the labelled examples and the {what}"
-            )
+            said.append(f"dark and light seem swapped between the labelled examples and the {what}")
         return said
     look = unlike_drawings(pictures.shares)
     told = unlike_drawings(support.shares) if support is not None else None
