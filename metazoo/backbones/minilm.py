@@ -128,8 +128,9 @@ class _Layer(nn.Module):
         self.norm = _norm()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        heads = self.query_key_value(x).unflatten(-1, (3, HEADS, -1))  # (N, L, 3, heads, D)
-        z = F.scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4), attn_mask=mask)
+        heads = self.query_key_value(x).unflatten(-1, (3, HEADS, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (N, heads, L, D)
+        z = F.scaled_dot_product_attention(query, key, value, mask)
         x = self.attended_norm(x + self.attended(z.transpose(1, 2).flatten(2)))
         return self.norm(x + self.narrow(F.gelu(self.wide(x))))
 

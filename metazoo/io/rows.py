@@ -182,11 +182,11 @@ def open_file(path: Path) -> BinaryIO:
     if path.exists() and not path.is_file():  # a pipe would wait for a writer
         raise DataError(f"{name} is not a file", "give a .csv, .tsv or .jsonl file")
     try:
-        file = path.open("rb")
+        opener = gzip.open if path.suffix.lower() == ".gz" else open
+        return cast(BinaryIO, opener(path, "rb"))
     except FileNotFoundError:
         raise DataError(f"there is no file {name}", "check the path") from None
     except OSError as error:
         raise DataError(
             f"cannot read {name}: {error.strerror}", "check the path and its permissions"
         ) from error
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix.lower() == ".gz" else file

@@ -22,6 +22,9 @@ WITHOUT_CLS = ("ijepa",)
 class ImageNetwork(nn.Module):
     """Features of images in [0, 1]: those of the projection, of a trained pooler, or of the CLS token."""
 
+    factor: Tensor
+    offset: Tensor
+
     def __init__(self, place: Place, settings: Images):
         super().__init__()
         self.model, missing = _model(place)
@@ -91,7 +94,7 @@ def _model(place: Place) -> tuple[Any, set[str]]:
             place.folder, local_files_only=True, trust_remote_code=False
         )
         kind = transformers.MODEL_MAPPING[type(config)]
-        state = {}
+        state: dict[str, Tensor] = {}
         for path in place.weights():
             if path.suffix == ".safetensors":
                 state |= safetensors.torch.load_file(path)

@@ -101,9 +101,9 @@ def _images(values: Mapping[str, Any]) -> Images:
     elif not stretched and "crop_pct" not in values:
         crop = 1.0
     scale = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255
-    mean, std = (0.0,) * 3, (1.0,) * 3
-    if values.get("do_normalize", True):
-        mean, std = (tuple(map(float, values[key])) for key in ("image_mean", "image_std"))
+    normalized = values.get("do_normalize", True)
+    mean = tuple(map(float, values["image_mean"] if normalized else (0, 0, 0)))
+    std = tuple(map(float, values["image_std"] if normalized else (1, 1, 1)))
     if len(mean) != len(std) or len(mean) not in (1, 3) or not all(std):
         raise ValueError("image_mean")
     return Images(size, crop, float(scale), mean, std)
@@ -160,7 +160,8 @@ def _pooling(place: Place) -> tuple[tuple[str, ...], bool]:
 
     Without modules of sentence-transformers, they are the mean of the tokens'.
     """
-    modes, normalized = ("mean",), False
+    modes: tuple[str, ...] = ("mean",)
+    normalized = False
     for module in place.json("modules.json", list):
         kind, path = module["type"].rpartition(".")[2], module["path"]
         if kind == "Pooling" and POOLING.fullmatch(path):
