@@ -211,14 +211,20 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         The weights of an encoder are named there, not copied. Labels must be strings, numbers or
         truth values, else OptionError is raised.
         """
-        saving.save(Path(path), self._state(), self.get_params(deep=False))
+        columns = getattr(self, "feature_names_in_", None)
+        names = None if columns is None else columns.tolist()
+        saving.save(Path(path), self._state(), self.get_params(deep=False), names)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> FewShotClassifier:
         """Return the classifier that `save` wrote; raise CheckpointError if the file is damaged."""
-        state, params = saving.load(Path(path), device)
-        classifier = cls(**params)
+        state, params, names = saving.load(Path(path), device)
+        classifier = cls(**params, device=device)
         classifier._keep(state)
+        if state.model.takes_rows:
+            classifier.n_features_in_ = state.support.values.shape[1]
+        if names is not None:
+            classifier.feature_names_in_ = np.array(names, object)
         return classifier
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
@@ -321,7 +327,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         labels = as_array(state.classes)[logits.argmax(1).cpu().numpy()]
         if self._rejects():
             labels = labels.astype(object)
-            labels[(state.novelty(queries, logits) > state.threshold).cpu().numpy()] = None
+            labels[(state.novelty(queries, logits) > state.measured.threshold).cpu().numpy()] = None
         return labels
 
     def _nearest(self, state: Fitted, queries: Examples, n: int) -> list[list[Neighbour]]:
@@ -336,10 +342,10 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         self._fitted = state
         self.classes_ = as_array(state.classes)
         self.model_ = state.model.name
-        self.loo_count_ = state.left_out.measured
-        self.loo_accuracy_ = state.left_out.accuracy
-        self.loo_interval_ = state.left_out.interval
-        self.novelty_threshold_ = state.threshold
+        self.loo_count_ = state.measured.left_out.measured
+        self.loo_accuracy_ = state.measured.left_out.accuracy
+        self.loo_interval_ = state.measured.left_out.interval
+        self.novelty_threshold_ = state.measured.threshold
 
     def _rejects(self) -> bool:
         if self.reject not in (None, "auto"):
@@ -349,7 +355,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
 def _doubts(state: Fitted) -> list[str]:
     """Return what to warn of in a fitted model."""
-    model, left_out = state.model, state.left_out
+    model, left_out = state.model, state.measured.left_out
     doubts = state.support.contradictions()
     counts = state.head.y.bincount()[state.head.seen] if len(state.head.y) else torch.ones(1)
     low, high = int(counts.min()), int(counts.max())

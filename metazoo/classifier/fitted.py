@@ -20,26 +20,50 @@ from metazoo.classifier.rejection import Novelty
 from metazoo.classifier.support import Examples, Support, read
 from metazoo.errors import InputError, OptionError
 
+LARGEST = 3.0  # standard deviations
+
 
 @dataclass(frozen=True)
 class Scaling:
-    """A shift and a factor for each feature, so that no unit of measurement outweighs the others."""
+    """Standardizes features, so that no unit of measurement outweighs the others.
+
+    Deviations are measured on the support set, and limited to `LARGEST` of them: few examples do
+    not show how far numbers reach. A constant feature is added, because many heads scale
+    features to length 1, and their length tells something too. Chosen on the data sets of
+    scikit-learn (docs/classifier.md).
+    """
 
     mean: Tensor
     factor: Tensor
+    constant: Tensor
 
     @classmethod
     def of(cls, z: Tensor) -> Scaling:
-        """Return the scaling to mean 0 and variance 1 of features (S, D).
-
-        A feature that is constant in the support set tells nothing and becomes 0.
-        """
+        """Return the scaling of features (S, D); one that is the same in all examples becomes 0."""
         deviation = z.std(0, correction=0)
         varies = deviation > 1e-12 * z.abs().amax(0)
-        return cls(z.mean(0), torch.where(varies, 1 / deviation.clamp_min(1e-300), 0.0))
+        factor = torch.where(varies, 1 / deviation.clamp_min(1e-300), 0.0)
+        return cls(z.mean(0), factor, varies.sum().to(z.dtype).clamp_min(1).sqrt())
 
     def __call__(self, z: Tensor) -> Tensor:
-        return (z - self.mean) * self.factor
+        """Return features (N, D + 1)."""
+        z = ((z - self.mean) * self.factor).clamp(-LARGEST, LARGEST)
+        return torch.cat([z, self.constant.expand(len(z), 1)], 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the support set says of a model.
+
+    Attributes:
+        left_out: how many support examples the others classify correctly.
+        factor: by which the logits are multiplied, so that probabilities mean what they say.
+        threshold: the novelty above which a query belongs to no class.
+    """
+
+    left_out: LeftOut
+    factor: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -49,9 +73,6 @@ class Fitted:
     Attributes:
         classes: the labels, in the order of the logits.
         scaling: of the features of rows of numbers; None for other examples.
-        left_out: how many support examples the others classify correctly.
-        factor: by which the logits are multiplied, so that probabilities mean what they say.
-        threshold: the novelty above which a query belongs to no class.
     """
 
     model: Model
@@ -59,10 +80,7 @@ class Fitted:
     classes: list[Any]
     scaling: Scaling | None
     head: Head
-    left_out: LeftOut
-    factor: float
-    judge: Novelty
-    threshold: float
+    measured: Measured
 
     def read(self, given: Given) -> Examples:
         """Read queries, with features as the head classifies them."""
@@ -74,11 +92,11 @@ class Fitted:
     def logits(self, queries: Examples) -> Tensor:
         """Return calibrated logits (N, ways); they do not depend on the order of the queries."""
         order = queries.order()
-        return self.head.logits(queries.values[order])[order.argsort()] * self.factor
+        return self.head.logits(queries.values[order])[order.argsort()] * self.measured.factor
 
     def novelty(self, queries: Examples, logits: Tensor) -> Tensor:
         """Return how unlike all classes queries with these calibrated logits are, (N,)."""
-        return self.judge(queries.values, logits)
+        return Novelty(self.head)(queries.values, logits)
 
     @property
     def scaled_support(self) -> Tensor:
@@ -97,11 +115,18 @@ class Fitted:
         return examples.values
 
 
-def fit(model: Model, support: Support, classes: list[Any], names: Any, calibrate: bool) -> Fitted:
+def fit(
+    model: Model,
+    support: Support,
+    classes: list[Any],
+    names: Any,
+    calibrate: bool,
+    measured: Measured | None = None,
+) -> Fitted:
     """Fit a model to labelled examples; `names` is the parameter of `FewShotClassifier`.
 
-    Raises InputError if there is nothing to classify with, OptionError for names that cannot be
-    used.
+    Measures what the support set says, unless that is given. Raises InputError if there is nothing
+    to classify with, OptionError for names that cannot be used.
     """
     number = {label: i for i, label in enumerate(classes)}
     numbers = [number[label] for label in support.labels]
@@ -113,20 +138,15 @@ def fit(model: Model, support: Support, classes: list[Any], names: Any, calibrat
     head = Head(model, values, y, len(classes), _names_z(model, classes, names))
     if not len(head.seen):
         raise InputError("there are no examples", "give labelled examples of at least two classes")
+    measured = measured or _measure(head, calibrate)
+    return Fitted(model, support, classes, scaling, head, measured)
+
+
+def _measure(head: Head, calibrate: bool) -> Measured:
     rows, logits = head.left_out()
-    factor = factor_of(logits, y[rows]) if calibrate else 1.0
-    novelty = Novelty(head, factor)
-    return Fitted(
-        model=model,
-        support=support,
-        classes=classes,
-        scaling=scaling,
-        head=head,
-        left_out=LeftOut.of(logits, y[rows]),
-        factor=factor,
-        judge=novelty,
-        threshold=novelty.threshold(rows, logits),
-    )
+    factor = factor_of(logits, head.y[rows]) if calibrate else 1.0
+    threshold = Novelty(head).threshold(rows, logits * factor, factor)
+    return Measured(LeftOut.of(logits, head.y[rows]), factor, threshold)
 
 
 def _names_z(model: Model, classes: list[Any], names: Any) -> Tensor | None:

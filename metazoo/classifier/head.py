@@ -78,31 +78,32 @@ class Head:
     def left_out(self) -> tuple[Tensor, Tensor]:
         """Return the rows (N,) of examples that can be left out, and their logits (N, ways).
 
-        Each is classified by the others. That is not possible for the only example of a class, nor
-        if the learner is transductive. If the learner has no fast `leave_one_out`, and there are
-        many examples, a tenth of each class is left out at a time.
+        Each is classified by the others. That is not possible for the only example of a class
+        without a name, nor if the learner is transductive. If the learner has no `leave_one_out` of
+        its own, and there are many examples, a tenth of each class is left out at a time.
         """
         learner = self.model.learner
-        several = self.y.bincount(minlength=self.ways)[self.y] > 1
-        rows = several.nonzero().squeeze(1)
-        if learner.transductive or not len(rows):
-            return rows[:0], self.values.new_zeros(0, self.ways)
-        if not isinstance(learner, FeatureLearner) or (
-            type(learner).leave_one_out is FeatureLearner.leave_one_out
-            and len(self.y) > MOST_LEFT_OUT
+        if learner.transductive or not len(self.y):
+            return self.y[:0], self.values.new_zeros(0, self.ways)
+        if isinstance(learner, FeatureLearner) and (
+            type(learner).leave_one_out is not FeatureLearner.leave_one_out
+            or len(self.y) <= MOST_LEFT_OUT
         ):
-            return rows, self._in_folds(several)[rows]
-        names_z = None if self.names_z is None else self.names_z[None]
-        logits = learner.leave_one_out(self.values[None], self._y[None], names_z)[0]
+            names_z = None if self.names_z is None else self.names_z[None]
+            logits = learner.leave_one_out(self.values[None], self._y[None], names_z)[0]
+        else:
+            logits = self._in_folds()
+        rows = (~logits.isnan().any(1)).nonzero().squeeze(1)
         return rows, self._of_all_classes(logits[rows])
 
-    def _in_folds(self, several: Tensor) -> Tensor:
-        """Return logits (S, ways) of the examples of classes with several, and 0 of the others."""
+    def _in_folds(self) -> Tensor:
+        """Return logits (S, seen), in which the rows of classes with one example are NaN."""
         counts = F.one_hot(self.y, self.ways).cumsum(0)
         place = counts.gather(1, self.y[:, None]).squeeze(1) - 1  # of each example in its class
-        logits = self.values.new_zeros(len(self.y), self.ways)
+        several = counts[-1][self.y] > 1
+        logits = self.values.new_full((len(self.y), len(self.seen)), float("nan"))
         for fold in range(min(FOLDS, int(place.max()) + 1)):
             out = several & (place % FOLDS == fold)
             rest = Head(self.model, self.values[~out], self.y[~out], self.ways, self.names_z)
-            logits[out] = rest.logits(self.values[out])
+            logits[out] = rest.logits(self.values[out])[:, self.seen]
         return logits

@@ -27,6 +27,11 @@ def listed(values: Any, what: str) -> list[Any]:
 
 def read_labels(y: Any) -> list[Any]:
     """Return labels as Python values; raise InputError for targets that are not classes."""
+    if y is None:
+        raise InputError(
+            "a classifier requires y to be passed, but the target y is None",
+            "give one label for each example",
+        )
     if hasattr(y, "__array__") and not isinstance(y, Tensor):
         y = np.asarray(y)
     if isinstance(y, np.ndarray) and y.ndim and y.dtype.kind in "biufUS":

@@ -59,12 +59,20 @@ class Model:
         """Whether each example is embedded once, and only features are classified."""
         return isinstance(self.learner, FeatureLearner)
 
+    def empty(self) -> Tensor:
+        """Return no example: features (0, D), or examples (0, *) if features are not all it adapts."""
+        if self.adapts_features:
+            kind = torch.float64 if self.rows else torch.float32
+            return torch.zeros(
+                0, self.learner.backbone.out_features, dtype=kind, device=self.device
+            )
+        kind = torch.long if self.blueprint.spec.integers else torch.float32
+        return torch.zeros(0, *self.blueprint.spec.input_shape, dtype=kind, device=self.device)
+
     @torch.no_grad()
     def embed(self, x: Tensor) -> Tensor:
-        """Return the features (N, D) of examples (N, *)."""
-        if isinstance(self.learner, FeatureLearner):
-            return self.learner.features(x)
-        return self.learner.backbone(x)
+        """Return the features (N, D) of examples (N, *); for other learners, the examples."""
+        return self.learner.features(x) if isinstance(self.learner, FeatureLearner) else x
 
 
 def named(model: str | os.PathLike[str] | Source) -> Source | None:

@@ -27,31 +27,25 @@ class Novelty:
 
     Args:
         head: the learner with its support set.
-        factor: by which its logits are multiplied to calibrate them.
     """
 
-    def __init__(self, head: Head, factor: float):
-        self.head, self.factor = head, factor
+    def __init__(self, head: Head):
+        self.head = head
         if not head.model.adapts_features:
             return
-        # Rows of numbers have no common length: that of all of them is 1 on average.
-        self._size = head.values.square().sum(1).mean().sqrt() if head.model.rows else None
-        self.z = self._unit(head.values)
+        self.z = F.normalize(head.values, dim=-1)
         self.counts = head.y.bincount(minlength=head.ways)
         sums = self.z.new_zeros(head.ways, self.z.shape[1]).index_add(0, head.y, self.z)
         self.means = sums / self.counts.clamp_min(1)[:, None]
         if head.names_z is not None:
             named = self.counts == 0
-            self.means[named] = self._unit(head.names_z)[named]
-
-    def _unit(self, z: Tensor) -> Tensor:
-        return F.normalize(z, dim=-1) if self._size is None else z / self._size.clamp_min(1e-12)
+            self.means[named] = F.normalize(head.names_z, dim=-1)[named]
 
     def __call__(self, queries: Tensor, logits: Tensor) -> Tensor:
         """Return the novelty (N,) of features (N, D), or examples, with calibrated logits (N, ways)."""
         if not self.head.model.adapts_features:
             return self._combined(torch.zeros_like(logits), logits)
-        return self._combined(self._distances(self._unit(queries)), logits)
+        return self._combined(self._distances(F.normalize(queries, dim=-1)), logits)
 
     def _distances(self, z: Tensor) -> Tensor:
         return torch.cdist(z, self.means).square()
@@ -61,7 +55,7 @@ class Novelty:
         doubt = -logits[:, seen].log_softmax(1).amax(1)
         return distances[:, seen].amin(1) + DOUBT * doubt
 
-    def threshold(self, rows: Tensor, left_out: Tensor) -> float:
+    def threshold(self, rows: Tensor, left_out: Tensor, factor: float) -> float:
         """Return the novelty above which a query is rejected; infinity if it cannot be told.
 
         As many support examples would be rejected, each judged without itself, as would be
@@ -69,14 +63,14 @@ class Novelty:
 
         Args:
             rows: the support examples (N,) that could be left out.
-            left_out: their logits (N, ways) without themselves.
+            left_out: their calibrated logits (N, ways) without themselves.
+            factor: by which logits are multiplied to calibrate them.
         """
         head, own = self.head, F.one_hot(self.head.y, self.head.ways).bool()
         if len(head.seen) < 2 or not len(head.y):
             return math.inf
-        logits = head.logits(head.values)
+        logits = head.logits(head.values) * factor
         logits[rows] = left_out
-        logits = logits * self.factor
         distances = torch.zeros_like(logits)
         if head.model.adapts_features:
             distances = self._distances(self.z)

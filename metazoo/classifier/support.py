@@ -71,12 +71,13 @@ class Support(Examples):
 def read(given: Given, model: Model) -> Examples:
     """Read examples, and embed them if the model adapts in feature space."""
     pictures = Pictures()
-    values, digests = [_none(model)], []
+    values: list[Tensor] = [model.empty()]
+    digests: list[bytes] = []
     for part in parts(given, model):
         if model.kind == "image":
             pictures.add(part)
         digests += digests_of(part)
-        values.append(model.embed(part) if model.adapts_features else part)
+        values.append(model.embed(part))
     return Examples(torch.cat(values), digests, pictures)
 
 
@@ -84,16 +85,6 @@ def read_support(given: Given, model: Model, labels: Iterable[Any]) -> Support:
     """Read labelled examples."""
     found = read(given, model)
     return Support(found.values, found.digests, found.pictures, list(labels), given.raw)
-
-
-def _none(model: Model) -> Tensor:
-    """Return no example, as `values`."""
-    shape = model.blueprint.spec.input_shape
-    if model.adapts_features:
-        shape = (model.learner.backbone.out_features,)
-    kind = torch.float64 if model.rows else torch.float32
-    kind = torch.long if model.blueprint.spec.integers and not model.adapts_features else kind
-    return torch.zeros(0, *shape, dtype=kind, device=model.device)
 
 
 def digests_of(x: Tensor) -> list[bytes]:
