@@ -189,7 +189,7 @@ def _folded(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The features are the same, and take two thirds of the time on a CPU.
     """
-    found = {}
+    found = {name: weight for name, weight in theirs.items() if name.startswith("_fc.")}
     for name, weight in theirs.items():
         convolution, _, kind = name.rpartition(".")
         prefix, dot, short = convolution.rpartition(".")
