@@ -35,6 +35,7 @@ ROLES = {
         "texts",
         "appearance",
         "image_folders",
+        "tables",
         "distributed",
         "device",
         "provenance",

@@ -65,7 +65,9 @@ class Ridge(metazoo.FeatureLearner):
         config: metazoo.Config | None = None,
     ):
         super().__init__(backbone, spec, config)
-        self.log_scale = nn.Parameter(torch.tensor(30.0).log())
+        # Over a frozen encoder, only the scale could learn, and it changes no answer.
+        learns = any(p.requires_grad for p in backbone.parameters())
+        self.log_scale = nn.Parameter(torch.tensor(30.0).log(), requires_grad=learns)
         if self.config.whitening is not None:
             size = backbone.out_features
             self.register_buffer("base_mean", torch.zeros(size))

@@ -42,7 +42,9 @@ class SimpleShot(metazoo.FeatureLearner):
         config: metazoo.Config | None = None,
     ):
         super().__init__(backbone, spec, config)
-        self.log_scale = nn.Parameter(torch.tensor(20.0).log())
+        # Over a frozen encoder, only the scale could learn, and it changes no answer.
+        learns = any(p.requires_grad for p in backbone.parameters())
+        self.log_scale = nn.Parameter(torch.tensor(20.0).log(), requires_grad=learns)
         if self.config.center == "base":
             self.register_buffer("base_mean", torch.zeros(backbone.out_features))
 

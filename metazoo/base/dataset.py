@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +51,15 @@ class Dataset:
         Empty if examples are neither images nor texts.
         """
         return {}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was guessed about the data, in sentences for the user."""
+        return ()
+
+    def training_defaults(self) -> Mapping[str, Any]:
+        """Return the training options that suit the data: `recipe`, or what depends on the options."""
+        return self.recipe
 
     @classmethod
     def reading_options(cls, input_format: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from metazoo.quoting import printable, shell_word
 from metazoo.version import VERSION
 
 if TYPE_CHECKING:
+    from metazoo.base.dataset import Dataset
     from metazoo.plugins.error_source import Fault
 
 _USE_CPU = "if it is the GPU's memory, use `--device cpu`"
@@ -209,6 +210,12 @@ def _presentable(text: str) -> str:
     if len(words) > LONGEST:
         return f"{words[: LONGEST // 2]} ... {words[-LONGEST // 2 :]}"
     return words
+
+
+def echo_notes(data: Dataset) -> None:
+    """Print on stderr what a data set has guessed about the data."""
+    for note in data.notes:
+        click.echo(f"note: {printable(note)}", err=True)
 
 
 def echo_json(value: Any) -> None:

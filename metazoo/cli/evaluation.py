@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from metazoo import options
-from metazoo.cli import echo_json
+from metazoo.cli import echo_json, echo_notes
 from metazoo.cli.configured import (
     ConfiguredCommand,
     Section,
@@ -231,6 +231,8 @@ def _measure(
             )
         before = measured[-1].data if measured else None
         data = _open_data(source, wanted.dataset, given if same else {}, before)
+        if data is not before:
+            echo_notes(data)
         _check_input(source, data, wanted)
         protocols = list(wanted.protocols(first if same else source.blueprint, data))
         measured.append(_measure_one(source, data, protocols, wanted.dataset, changes, device))
@@ -294,6 +296,8 @@ def _open_data(
 
 def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
     """Raise OptionError if a model cannot take the examples of a data set."""
+    import torch
+
     from metazoo.base.dataset import ClassDataset
 
     spec = source.blueprint.spec
@@ -307,7 +311,16 @@ def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
             "choose another --dataset, or another model",
         )
     if isinstance(data, ClassDataset):
-        shape = tuple(next(iter(data.splits.values())).x.shape[1:])
+        x = next(iter(data.splits.values())).x
+        shape = tuple(x.shape[1:])
+        # Images are stored as uint8, but drawn as floats.
+        if (x.dtype.is_floating_point or x.dtype == torch.uint8) == spec.integers:
+            kinds = ("images or numbers", "texts")
+            raise OptionError(
+                f"'{source.name}' takes {kinds[spec.integers]}, "
+                f"and the examples of {type(data).__name__} are {kinds[not spec.integers]}",
+                "choose another --dataset, or another model",
+            )
         if shape != spec.input_shape:
             raise OptionError(
                 f"'{source.name}' takes examples of shape {spec.input_shape}; "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metazoo.cli import echo_json
+from metazoo.cli import echo_json, echo_notes
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section
 from metazoo.errors import DataError, Interrupted
 
@@ -59,6 +59,7 @@ def pack(source: str, out: Path, as_json: bool, dataset_options: dict[str, Any])
 
     dataset = registry().dataset(source).value
     made = dataset(options.build(dataset.Config, dataset_options, f"data set '{source}'"))
+    echo_notes(made)
     try:
         with measurement_progress(f"packing {source}") as watch:
             packed = write(made, source, out, watch)

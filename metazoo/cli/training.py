@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metazoo.base.recipe import Recipe
-from metazoo.cli import echo_json
+from metazoo.cli import echo_json, echo_notes
 from metazoo.cli.configured import ConfiguredCommand, Section, data_section, find_value
 from metazoo.cli.process import keep_freed_memory, use_float32
 from metazoo.errors import Interrupted, MetazooError, OptionError, PluginError
@@ -55,7 +55,7 @@ class TrainCommand(ConfiguredCommand):
             _check_flags(algorithm)
             usual |= algorithm.value.recipe
             sections.append(_section("algorithm_options", f"Options of {name}", "", algorithm))
-        usual |= registry().dataset(dataset).value.recipe
+        usual |= _training_defaults(registry().dataset(dataset).value, arguments)
         sections.append(Section("recipe", "Training", "", Recipe, usual))
         sections.append(data_section(dataset))
         backbone = find_value(arguments, "--backbone") or usual.get("backbone", Recipe.backbone)
@@ -136,6 +136,25 @@ def _section(key: str, title: str, prefix: str, entry: Entry[Any]) -> Section:
     return Section(key, title, prefix, entry.value.Config, {})
 
 
+def _training_defaults(kind: type[Dataset], arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Return the training options that suit the data which unparsed arguments name."""
+    from metazoo import options
+    from metazoo.base.dataset import Dataset
+
+    if kind.training_defaults is Dataset.training_defaults:
+        return kind.recipe
+    found = {
+        option.name: find_value(arguments, f"--data-{option.name.replace('_', '-')}")
+        for option in options.read(kind.Config)
+    }
+    texts = [f"{name}={value}" for name, value in found.items() if value is not None]
+    try:
+        values = options.parse_assignments(kind.Config, texts, "the data set")
+        return kind(options.build(kind.Config, values, "the data set")).training_defaults()
+    except MetazooError:  # reported when the data are opened
+        return kind.recipe
+
+
 def _check_flags(algorithm: Entry[Any]) -> None:
     """Raise PluginError if an algorithm's option has the name of another flag of this command."""
     from metazoo import options
@@ -214,6 +233,8 @@ def _begin(
     from metazoo.zoo.find import find, start_from
 
     blueprint, data = plan(algorithm, dataset, **given)
+    if distributed.first():
+        echo_notes(data)
     # Mistakes show before there is a run folder to delete.
     find_device(blueprint.recipe.device)
     init = None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
+from metazoo.datasets.class_splits import complete_splits
 from metazoo.datasets.image_stream import image_stream
-from metazoo.errors import DataError, OptionError
-from metazoo.image_folders import NO_SPLIT, Classes, classes_by_split
+from metazoo.errors import OptionError
+from metazoo.image_folders import classes_by_split
 from metazoo.io.archives import open_tree
 from metazoo.io.files import expand_user
 from metazoo.plugins.marker import hookimpl
@@ -28,7 +27,7 @@ class Folder(ClassDataset):
     In the first layout, the splits are called train, val (or valid, or validation) and test, and
     any may be missing. If val is missing, some classes of train become val. In the second layout,
     the classes are divided into all three splits. The choice of classes depends only on `seed` and
-    their names (see `divide`).
+    their names (see `metazoo.datasets.class_splits`).
 
     Files without the suffix of an image are left out, with a warning unless they are texts or
     tables. Images are not cached: every process decodes them. The default `size` lies between that
@@ -51,7 +50,7 @@ class Folder(ClassDataset):
         ] = None
         val_fraction: Annotated[
             float,
-            "fraction of the classes for validation, if there is no folder val",
+            "fraction of the classes for validation, if there is no split val",
             options.Range(0, 1),
         ] = 0.2
         test_fraction: Annotated[
@@ -96,49 +95,17 @@ class Folder(ClassDataset):
                 "the data set 'folder' needs a folder of images", "name it with --data-root"
             )
         with open_tree(expand_user(self.config.root, "--data-root")) as tree:
-            splits = self._divide(classes_by_split(tree))
-            yield {
-                name: image_stream(tree, name, splits[name], self.input_format)
-                for name in ("train", "val", "test")
-                if name in splits
-            }
-
-    def _divide(self, found: dict[str, Classes]) -> dict[str, Classes]:
-        """Return the classes of each split, after choosing those of the missing splits."""
-        pool = found.get(NO_SPLIT, found.get("train"))
-        if pool is None or "val" in found:
-            return found
-        config = self.config
-        test_fraction = config.test_fraction if NO_SPLIT in found else 0.0
-        val, test, train = divide(pool, (config.val_fraction, test_fraction), config.seed)
-        if not train and config.val_fraction + test_fraction < 1:
-            classes = "classes" if len(pool) > 1 else f"class ('{next(iter(pool), '')}')"
-            raise DataError(
-                f"{config.root} has only {len(pool)} {classes}, which leaves none for training",
-                "add classes, or make --data-val-fraction and --data-test-fraction smaller",
+            config = self.config
+            splits = complete_splits(
+                classes_by_split(tree),
+                (config.val_fraction, config.test_fraction),
+                config.seed,
+                config.root,
             )
-        splits = dict(found)
-        for split, names in (("train", train), ("val", val), ("test", test)):
-            if names:
-                splits[split] = {name: pool[name] for name in names}
-        return splits
-
-
-def divide(names: Iterable[str], fractions: Sequence[float], seed: int) -> list[list[str]]:
-    """Divide names into one group for each fraction, and a last group of those left over.
-
-    Names are taken in the order of the sha256 of "seed:name", so the division depends only on the
-    names and the seed. A group has its fraction of all names, rounded, and at least one name unless
-    its fraction is 0. Each group is sorted.
-    """
-
-    def rank(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
-
-    ranked = sorted(names, key=rank)
-    sizes = [max(1, round(fraction * len(ranked))) if fraction else 0 for fraction in fractions]
-    ends = [0, *itertools.accumulate(sizes), len(ranked)]
-    return [sorted(ranked[start:end]) for start, end in itertools.pairwise(ends)]
+            yield {
+                split: image_stream(tree, split, splits[split], self.input_format)
+                for split in splits
+            }
 
 
 @hookimpl

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from PIL import Image
 
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
-from metazoo.datasets.download import find_or_fetch
+from metazoo.datasets.download import find_or_fetch, read_whole
 from metazoo.errors import DataError
 from metazoo.images import decode
 from metazoo.plugins.marker import hookimpl
@@ -130,11 +128,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     this number of dimensions.
     """
     hint = "remove it, and get it again"
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged: {error}", hint) from error
+    data = read_whole(path, _LARGEST)
     start = 4 + 4 * dimensions
     if len(data) < start or data[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]):
         raise DataError(f"{path} is not an IDX file of bytes in {dimensions} dimensions", hint)

@@ -45,7 +45,10 @@ def plan(
     Options, data and network are tried out here, so that a mistake shows before training starts.
     """
     algorithm_class = registry().algorithm(algorithm).value
-    usual = {**algorithm_class.recipe, **registry().dataset(dataset).value.recipe}
+    usual = {
+        **algorithm_class.recipe,
+        **_open_data(dataset, dataset_options).training_defaults(),
+    }
     backbone, network = _backbone({**usual, **recipe}.get("backbone"), backbone_options)
     data = _open_data(dataset, {**_reading_options(dataset, backbone, network), **dataset_options})
     _check_kind(algorithm, algorithm_class, dataset, data)
@@ -133,7 +136,7 @@ def _resolve_recipe(
             f"and does not read --{name.replace('_', '-')}",
             "leave it out",
         )
-    merged = {**algorithm_class.recipe, **data.recipe, **given}
+    merged = {**algorithm_class.recipe, **data.training_defaults(), **given}
     recipe = options.build(Recipe, merged, "the recipe")
     ways, shots, queries = recipe.training_task
     if "train_ways" not in given and (classes := _base_classes(data)):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from metazoo import DataError, OptionError
-from metazoo.datasets.folder import Folder, divide
+from metazoo.datasets.class_splits import divide
+from metazoo.datasets.folder import Folder
 from metazoo.errors import DataWarning
 from metazoo.image_folders import query_images, support_images
 from metazoo.images import decode
