@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -171,19 +171,20 @@ def _classifier(
     from metazoo.cli.queries import labelled
     from metazoo.zoo.find import find
 
-    chosen = {"reject": "auto" if reject else None}
+    rejecting: Literal["auto"] | None = "auto" if reject else None
     if support is None:
-        return _saved(model, changes, invert, device).set_params(**chosen)
+        return _saved(model, changes, invert, device).set_params(reject=rejecting)
     examples, labels, said = labelled(support, columns)
     _say(said)
-    source = "auto" if model is None else find(model)
+    source = None if model is None else find(model)
+    values = algorithm_values(source.blueprint.algorithm, changes) if source and changes else None
     classifier = FewShotClassifier(
-        source,
-        options=algorithm_values(source.blueprint.algorithm, changes) if changes else None,
+        source or "auto",
         names="auto" if use_names else None,
+        reject=rejecting,
+        options=values,
         invert=invert,
         device=device,
-        **chosen,
     )
     classifier.fit(examples, labels)
     _say([f"the model is {classifier.model_}", *_quality(classifier)])
