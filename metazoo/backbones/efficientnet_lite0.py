@@ -189,7 +189,7 @@ def _folded(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The features are the same, and take two thirds of the time on a CPU.
     """
-    found = {}
+    found = {name: theirs[name] for name in ("_fc.weight", "_fc.bias")}
     for name, weight in theirs.items():
         convolution, _, kind = name.rpartition(".")
         prefix, dot, short = convolution.rpartition(".")
