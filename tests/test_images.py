@@ -252,6 +252,23 @@ def test_first_frame_or_page(kind):
     assert grey(data).unique().tolist() == [10]
 
 
+def test_a_phone_stores_a_second_picture_behind_the_first():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    first, second = Image.linear_gradient("L").convert("RGB"), Image.new("RGB", (256, 256), "red")
+    data = png(first, format="MPO", save_all=True, append_images=[second], exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "MPO"
+    assert torch.equal(grey(data), grey(png(first, format="JPEG", exif=exif)))
+
+
+def test_a_jpeg_in_cmyk_has_the_colours_that_are_printed():
+    photo = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * i) for i in range(3)])
+    data = png(photo.convert("CMYK"), format="JPEG", quality=100)
+    found, expected = (decode(x, size=8, channels=3, invert=False).int() for x in (data, photo))
+    assert (found - expected).abs().max() <= 8
+
+
 def test_a_path_and_its_bytes_are_the_same(tmp_path):
     path = tmp_path / "a.png"
     Image.effect_noise((50, 40), 80).save(path)

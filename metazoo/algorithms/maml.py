@@ -197,6 +197,8 @@ class MAML(metazoo.Algorithm):
     def _uses_vmap(self, support_x: Tensor) -> bool:
         if self.config.tasks != "auto":
             return self.config.tasks == "vmap"
+        if any(isinstance(m, nn.Embedding) for m in self.backbone.modules()):
+            return False  # a table of embeddings for each task may take gigabytes
         # Under vmap, convolutions with different weights per task become grouped convolutions. They
         # are slow on a CPU, and for a single task on a GPU (docs/performance.md).
         if support_x.device.type == "cpu":

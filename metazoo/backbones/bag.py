@@ -68,9 +68,9 @@ class Bag(Backbone):
         z = self.table(rows)  # (N, length, width)
         if self.convolution is not None:
             z = z + F.relu(self.convolution(z.mT)).mT
-        weights = self.weight(rows).squeeze(-1).masked_fill(padding, -torch.inf)
-        # A text without any token has the mean of nothing, which is zero.
-        weights = weights.masked_fill(padding.all(-1, keepdim=True), 0.0).softmax(-1)
+        weights = self.weight(rows).squeeze(-1)
+        lowest = torch.finfo(weights.dtype).min  # not infinity: a text may have no tokens
+        weights = weights.masked_fill(padding, lowest).softmax(-1).masked_fill(padding, 0.0)
         z = (weights.unsqueeze(-2) @ z).squeeze(-2)
         return self.log_scale.exp() * z * (z.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
 

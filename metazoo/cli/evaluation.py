@@ -296,6 +296,8 @@ def _open_data(
 
 def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
     """Raise OptionError if a model cannot take the examples of a data set."""
+    import torch
+
     from metazoo.base.dataset import ClassDataset
 
     spec = source.blueprint.spec
@@ -309,7 +311,16 @@ def _check_input(source: Source, data: Dataset, wanted: Request) -> None:
             "choose another --dataset, or another model",
         )
     if isinstance(data, ClassDataset):
-        shape = tuple(next(iter(data.splits.values())).x.shape[1:])
+        x = next(iter(data.splits.values())).x
+        shape = tuple(x.shape[1:])
+        # Images are stored as uint8, but drawn as floats.
+        if (x.dtype.is_floating_point or x.dtype == torch.uint8) == spec.integers:
+            kinds = ("images or numbers", "texts")
+            raise OptionError(
+                f"'{source.name}' takes {kinds[spec.integers]}, "
+                f"and the examples of {type(data).__name__} are {kinds[not spec.integers]}",
+                "choose another --dataset, or another model",
+            )
         if shape != spec.input_shape:
             raise OptionError(
                 f"'{source.name}' takes examples of shape {spec.input_shape}; "

@@ -12,7 +12,7 @@ from metazoo.datasets.download import find_or_fetch
 from metazoo.datasets.intent_folds import BANKING77 as FOLDS
 from metazoo.datasets.intents import Intents, Labelled, check_intents, grouped
 from metazoo.plugins.marker import hookimpl
-from metazoo.tables import Columns, open_table
+from metazoo.tables import open_table
 
 SHA256 = {
     "train": "b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b",
@@ -24,8 +24,9 @@ URL = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/maste
 class BANKING77(Intents):
     """English questions of a bank's customers, of 77 intents. A class is an intent.
 
-    The classes are divided into 25/25/27 by one of the five published folds (see `intents`). A class
-    has its texts of both published files, train.csv and test.csv: from 75 to 227.
+    The classes are divided into 25/25/27 by one of the five folds of Dopierre et al. 2021
+    (arXiv:2105.12995). A class has its texts of both published files, train.csv and test.csv: from
+    75 to 227.
 
     Raises DataError if a file is missing and cannot be downloaded, is damaged, or does not have the
     77 intents.
@@ -54,7 +55,7 @@ def read(root: str | None = None, url: str = URL) -> dict[str, Labelled]:
         file = f"{part}.csv"
         also = (f"text/banking77_{file}.gz", f"banking_data/{file}")
         path = find_or_fetch(root, "banking77", file, url, sha256, "sha256", also)
-        with open_table(path, Columns(label="category", text="text")) as table:
+        with open_table(path, labelled=True) as table:
             parts[part] = [(str(row.example), row.label or "") for row in table.rows]
         check_intents(path, parts[part], FOLDS)
     return parts

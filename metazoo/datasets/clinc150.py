@@ -24,9 +24,9 @@ PARTS = ("train", "val", "test")  # of the intents; each has its out-of-scope pa
 class CLINC150(Intents):
     """English utterances for a voice assistant, 150 of each intent. A class is an intent.
 
-    The classes are divided into 50/50/50 by one of the five published folds (see `intents`). A class
-    has its texts of all three published parts, 100 for training, 20 for validation and 30 for test.
-    The out-of-scope queries belong to no class; `read` returns them.
+    The classes are divided into 50/50/50 by one of the five folds of Dopierre et al. 2021
+    (arXiv:2105.12995). A class has its texts of all three published parts: 100 for training, 20 for
+    validation and 30 for test. The out-of-scope queries belong to no class; `read` returns them.
 
     Raises DataError if the file is missing and cannot be downloaded, is damaged, or does not have
     the 150 intents.

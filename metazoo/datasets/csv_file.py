@@ -61,10 +61,12 @@ class Csv(ClassDataset):
     @dataclass(frozen=True)
     class Config(Folder.Config):
         root: Annotated[str, "the table: .csv, .tsv or .jsonl, perhaps packed as .gz"] = ""
-        label: Annotated[str, "column of the labels  [default: guessed]"] = ""
-        text: Annotated[str, "column of texts  [default: guessed]"] = ""
-        path: Annotated[str, "column of the names of image files  [default: guessed]"] = ""
-        split: Annotated[str, "column of the splits  [default: classes are divided]"] = ""
+        label: Annotated[str | None, "column of the labels  [default: guessed by its name]"] = None
+        text: Annotated[str | None, "column of texts  [default: guessed]"] = None
+        path: Annotated[str | None, "column of the names of image files  [default: guessed]"] = None
+        split: Annotated[str | None, "column of the splits  [default: the classes are divided]"] = (
+            None
+        )
         tokenizer: Tokenizer = NGRAMS
         length: Length = 128
 
@@ -130,7 +132,12 @@ class Csv(ClassDataset):
         config = self.config
         if not config.root:
             raise OptionError("the data set 'csv' needs a table", "name it with --data-root")
-        columns = Columns(config.label, config.text, config.path, (), config.split)
+        columns = Columns(
+            label=config.label or "",
+            text=config.text or "",
+            path=config.path or "",
+            split=config.split or "",
+        )
         return open_table(expand_user(config.root, "--data-root"), columns, labelled=True)
 
     def _rows(self) -> dict[str, Classes]:

@@ -50,7 +50,7 @@ class Folder(ClassDataset):
         ] = None
         val_fraction: Annotated[
             float,
-            "fraction of the classes for validation, if there is no folder val",
+            "fraction of the classes for validation, if there is no split val",
             options.Range(0, 1),
         ] = 0.2
         test_fraction: Annotated[

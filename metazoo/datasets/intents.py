@@ -42,7 +42,7 @@ class Intents(ClassDataset):
     config: Config
     folds: ClassVar[Mapping[str, str]]  # the letters of each class, one for each fold
     local_options = ("root", "url")
-    recipe = {"backbone": "bag", "lr": 0.01}
+    recipe = {"backbone": "bag", "lr": 0.01, "steps": 300}
 
     @property
     def input_format(self) -> dict[str, Any]:
