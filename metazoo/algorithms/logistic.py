@@ -100,10 +100,12 @@ class Logistic(metazoo.FeatureLearner):
 
     def _name_weight(self, task: Task) -> Tensor:
         """Return the weight (B,) of the names in each task."""
-        weight = self.config.name_weight
-        if weight is None and task.names.shape[1] and task.z.shape[1]:
+        if not task.names.shape[1]:
+            return task.z.new_zeros(len(task.z))
+        if self.config.name_weight is None and task.z.shape[1]:
             return torch.sigmoid(NAME_STEEPNESS * (agreement(task) - NAME_EVIDENCE))
-        return task.z.new_full((len(task.z),), 1.0 if weight is None else weight)
+        weight = 1.0 if self.config.name_weight is None else self.config.name_weight
+        return task.z.new_full((len(task.z),), weight)
 
     def _penalty(self, task: Task, name_weight: Tensor) -> Tensor:
         """Return the penalty (B,) of each task.
