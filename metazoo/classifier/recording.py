@@ -1,7 +1,7 @@
-"""Functions of one example as graphs, without what does not depend on the example.
+"""Functions of a batch of examples as graphs, without what does not depend on the examples.
 
 A head fits itself to its support set whenever it classifies. Its recording holds the result as
-constants, and only the operations on the query.
+constants, and only the operations on the queries.
 """
 
 from __future__ import annotations
@@ -18,30 +18,40 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 @torch.no_grad()
-def recorded(function: Callable[[Tensor], Tensor], example: Tensor) -> fx.GraphModule:
-    """Return the operations of a function on one example as a module.
+def recorded(function: Callable[[Tensor], Tensor], x: Tensor) -> fx.GraphModule:
+    """Return the operations of a function on a batch x (N, *) as a module for any batch.
 
-    Decisions by the example's values are those for this example. `torch.vmap` makes the module one
-    for many examples.
+    N is at least 3. The function is recorded for two sizes: a number that differs is taken to grow
+    linearly with the size. Decisions by the values of x are those for this x. Raises RuntimeError
+    if the function does other operations for another size.
     """
-    recorder = _Recorder(example)
-    attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with attention, recorder:
-        result = function(example)
-    recorder.graph.output(recorder.nodes[result])
-    return fx.GraphModule(recorder.root, recorder.graph)
+    small, large = _record(function, x[:2].clone()), _record(function, x[:3].clone())
+    small.graph.output(small.result)
+    large.graph.output(large.result)
+    _generalize(small.graph, large.graph)
+    return fx.GraphModule(small.root, small.graph)
+
+
+def _record(function: Callable[[Tensor], Tensor], x: Tensor) -> _Recorder:
+    recorder = _Recorder(x)
+    # Attention as products and a softmax, which every runtime has.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), recorder:
+        result = function(x)
+    recorder.result = recorder.nodes[result]
+    return recorder
 
 
 class _Recorder(TorchDispatchMode):
     """Records the operations that depend on a tensor; the results of others become constants."""
 
-    def __init__(self, example: Tensor):
+    result: fx.Node
+
+    def __init__(self, x: Tensor):
         super().__init__()
         self.graph, self.root = fx.Graph(), nn.Module()
         self.nodes: Any = WeakIdKeyDictionary()
-        self.nodes[example] = self.graph.placeholder("x")
-        self._kept = [example]  # a tensor that is freed would lose its node
-        self._constants = 0
+        self._kept: list[Tensor] = []  # a tensor that is freed would lose its node
+        self._remember(x, self.graph.placeholder("x"))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -49,13 +59,14 @@ class _Recorder(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
         if any(isinstance(a, Tensor) and a in self.nodes for a in tree_leaves((args, kwargs))):
-            target = _DECOMPOSED.get(func, func)
             node = self.graph.call_function(
-                target, tree_map(self._node, tuple(args)), tree_map(self._node, kwargs)
+                _REPLACED.get(func, func),
+                tree_map(self._node, tuple(args)),
+                tree_map(self._node, kwargs),
             )
             if isinstance(result, Tensor):
                 self._remember(result, node)
-            else:
+            elif isinstance(result, tuple | list):
                 for i, each in enumerate(result):
                     self._remember(each, self.graph.call_function(operator.getitem, (node, i)))
         return result
@@ -69,11 +80,37 @@ class _Recorder(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return value
         if value not in self.nodes:
-            name = f"constant{self._constants}"
-            self._constants += 1
+            name = f"constant{len(self._kept)}"
             self.root.register_buffer(name, value.detach().clone())
             self._remember(value, self.graph.get_attr(name))
         return self.nodes[value]
+
+
+def _generalize(small: fx.Graph, large: fx.Graph) -> None:
+    """Replace the numbers that differ between recordings of 2 and of 3 examples, in the first."""
+    if [node.target for node in small.nodes] != [node.target for node in large.nodes]:
+        raise RuntimeError("its operations depend on the number of examples")
+    x = next(iter(small.nodes))
+    with small.inserting_after(x):
+        size = small.call_function(torch.ops.aten.sym_size.int, (x, 0))
+    for ours, theirs in zip([n for n in small.nodes if n is not size], large.nodes):
+        with small.inserting_before(ours):
+            ours.args = _merged(small, size, ours.args, theirs.args)
+            ours.kwargs = _merged(small, size, ours.kwargs, theirs.kwargs)
+
+
+def _merged(graph: fx.Graph, size: fx.Node, ours: Any, theirs: Any) -> Any:
+    if isinstance(ours, dict):
+        return {key: _merged(graph, size, ours[key], theirs[key]) for key in ours}
+    if isinstance(ours, tuple | list):
+        return type(ours)([_merged(graph, size, a, b) for a, b in zip(ours, theirs, strict=True)])
+    if isinstance(ours, fx.Node) or ours == theirs:
+        return ours
+    if not (type(ours) is type(theirs) is int):
+        raise RuntimeError(f"{ours!r} depends on the number of examples")
+    slope = theirs - ours
+    times = graph.call_function(operator.mul, (size, slope))
+    return graph.call_function(operator.add, (times, ours - 2 * slope))
 
 
 def _cdist(x: Tensor, y: Tensor, p: float, mode: int | None) -> Tensor:
@@ -81,4 +118,12 @@ def _cdist(x: Tensor, y: Tensor, p: float, mode: int | None) -> Tensor:
     return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
 
 
-_DECOMPOSED = {torch.ops.aten._cdist_forward.default: _cdist}
+def _whole(x: Tensor, size: int, dim: int = 0) -> tuple[Tensor]:
+    """Return a batch as its only part: it is divided to save memory, and not because it must be."""
+    return (x,)
+
+
+_REPLACED = {
+    torch.ops.aten._cdist_forward.default: _cdist,
+    torch.ops.aten.split.Tensor: _whole,
+}
