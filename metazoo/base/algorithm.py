@@ -161,6 +161,8 @@ class FeatureLearner(Algorithm):
             left = torch.arange(len(y), device=y.device)
             if named is None:
                 left = left[y.bincount()[y] > 1]
+            if not len(left):
+                continue
             for part in left.split(max(1, LEFT_OUT_AT_ONCE // max(1, z.numel()))):
                 logits[b, part] = self._without_each(z, y, named, part)
         return logits

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metazoo.base.algorithm import FeatureLearner
@@ -35,7 +36,7 @@ class Scaling:
 
     mean: Tensor
     factor: Tensor
-    constant: Tensor
+    constant: float
 
     @classmethod
     def of(cls, z: Tensor) -> Scaling:
@@ -43,12 +44,12 @@ class Scaling:
         deviation = z.std(0, correction=0)
         varies = deviation > 1e-12 * z.abs().amax(0)
         factor = torch.where(varies, 1 / deviation.clamp_min(1e-300), 0.0)
-        return cls(z.mean(0), factor, varies.sum().to(z.dtype).clamp_min(1).sqrt())
+        return cls(z.mean(0), factor, max(1, int(varies.sum())) ** 0.5)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return features (N, D + 1)."""
         z = ((z - self.mean) * self.factor).clamp(-LARGEST, LARGEST)
-        return torch.cat([z, self.constant.expand(len(z), 1)], 1)
+        return F.pad(z, (0, 1), value=self.constant)
 
 
 @dataclass(frozen=True)

@@ -50,18 +50,19 @@ class Head:
         """
         if not len(queries):
             return self.values.new_zeros(0, self.ways)
-        learner = self.model.learner
-        if isinstance(learner, FeatureLearner):
+        size = QUERIES_AT_ONCE
+        if self.model.adapts_features:
             size = max(1, CLASSIFIED_AT_ONCE // queries[0].numel())
-            parts = [self._classify(learner, part) for part in queries.split(size)]
-        else:
-            size = len(queries) if learner.transductive else QUERIES_AT_ONCE
-            support = self.values[None], self._y[None]
-            parts = [learner(*support, part[None])[0] for part in queries.split(size)]
-        return self._of_all_classes(torch.cat(parts))
+        elif self.model.learner.transductive:
+            size = len(queries)
+        return self._of_all_classes(torch.cat([*map(self.logits_of_seen, queries.split(size))]))
 
-    def _classify(self, learner: FeatureLearner, z: Tensor) -> Tensor:
-        task = self.values[None], self._y[None], z[None]
+    def logits_of_seen(self, queries: Tensor) -> Tensor:
+        """Return logits (N, seen) of the classes that the learner sees."""
+        learner = self.model.learner
+        task = self.values[None], self._y[None], queries[None]
+        if not isinstance(learner, FeatureLearner):
+            return learner(*task)[0]
         if self.names_z is None:
             return learner.classify(*task)[0]
         return learner.classify_named(*task, self.names_z[None])[0]

@@ -23,8 +23,8 @@ from metazoo.zoo.untrained import untrained
 
 # What `model="auto"` chooses.
 PHOTOS = "protonet@efficientnet-lite0"
-TEXTS = "protonet@minilm"
-ROWS = "protonet"  # the algorithm, over rows of numbers as they are
+TEXTS = "logistic@minilm"
+ROWS = "logistic"  # the algorithm, over rows of numbers as they are
 IDENTITY = "identity"
 
 
