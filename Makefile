@@ -62,7 +62,7 @@ bench-kernels: .venv/ready
 
 # On a machine with a GPU, offline: PYTHON has torch for CUDA, metazoo's dependencies and pytest (docs/kernels.md).
 gpu-test:
-	@PYTHON="$(PYTHON)" benchmarks/gpu.sh $(ARGS)
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 .venv/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv

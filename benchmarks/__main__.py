@@ -17,14 +17,7 @@ from metazoo.cli.process import keep_freed_memory
 
 from .harness import Bench, Unavailable, circumstances, reason, write
 
-NAMES = (
-    "startup",
-    "drawing",
-    "evaluation",
-    "protonet_step",
-    "maml_step",
-    "kernels",
-)
+NAMES = ("startup", "drawing", "evaluation", "protonet_step", "maml_step", "kernels")
 
 
 def arguments() -> argparse.Namespace:

@@ -1,14 +1,14 @@
 """Prove a checkout on a machine with a GPU, offline and in one command: `make gpu-test`, or
 
-    benchmarks/gpu.sh [--minutes 9] [--parts tests,memcheck,...] [--out FILE]
+    python -m benchmarks.gpu [--minutes 9] [--parts tests,memcheck,...] [--out FILE]
 
 It needs a Python from 3.10 on with torch for CUDA, metazoo's dependencies, pip, pytest and nvcc;
 metazoo need not be installed. It installs the checkout below build/gpu, builds the kernels, and runs
 the tests marked gpu beside compute-sanitizer over tests of the operators; then the benchmarks, one
 by one. Each part is a process with a share of the time that is left, and cannot harm the others. One
-file holds all results. It is written after every part and while a benchmark runs, so that a stop
-loses only what was running. A second call with the same sources and device keeps the parts that it
-does not run. Exits with 1 if a part fails. `--device cpu --quick` is a rehearsal without a GPU.
+file holds all results. It is written after every part. A second call with the same sources and
+device keeps the parts that it does not run. Exits with 1 if a part fails. `--device cpu --quick` is
+a rehearsal without a GPU.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -101,43 +102,33 @@ def sources() -> str:
 
 
 def run(command: list[str], seconds: float, **environment: str) -> dict[str, Any]:
-    """Run a command, pass on its output and return how it ended; after the time, kill its group."""
+    """Run a command, print its output and return how it ended; after the time, kill its group."""
     path = os.pathsep.join([str(WORK / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     fixed = {"METAZOO_CACHE": str(WORK / "cache"), "PYTHONPATH": path}
-    began, said = time.monotonic(), []
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **fixed, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-
-    def listen() -> None:
-        with process.stdout:
-            for line in process.stdout:
-                said.append(line)
-                print(line, end="", flush=True)
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    outcome = ""
-    try:
-        process.wait(max(seconds, 1))
-    except subprocess.TimeoutExpired:
-        outcome = "timed out"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    listener.join(5)
-    outcome = outcome or ("failed" if process.returncode else "passed")
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **fixed, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            outcome = "failed" if process.wait(max(seconds, 1)) else "passed"
+        except subprocess.TimeoutExpired:
+            outcome = "timed out"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    print(text, end="", flush=True)
     seconds = round(time.monotonic() - began, 1)
-    return {"outcome": outcome, "seconds": seconds, "tail": "".join(said)[-TAIL:]}
+    return {"outcome": outcome, "seconds": seconds, "tail": text[-TAIL:]}
 
 
 class Session:
@@ -172,11 +163,9 @@ class Session:
 
     def write(self) -> None:
         """Write the file, completely or not at all."""
-        text = json.dumps(self.record, indent=1).replace(str(ROOT), ".")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.out.with_name(f".{self.out.name}.{os.getpid()}")
-        unfinished.write_text(text.replace(str(Path.home()), "~") + "\n", encoding="utf-8")
-        unfinished.replace(self.out)
+        from .harness import write  # imports torch, which may be absent
+
+        write(self.out, self.record)
 
     def part(self, name: str, command: list[str], **environment: str) -> dict[str, Any]:
         """Run a part in its share of the time that is left."""
@@ -216,27 +205,13 @@ class Session:
             self.part(name, [*(program if self.cuda else []), *pytest, *words], **off)
 
     def benchmark(self, name: str) -> None:
-        """Run a benchmark; copy what it has found into the record while it runs."""
-        found, stop = WORK / f"{name}.json", threading.Event()
-
-        def copy(result: dict[str, Any]) -> None:
-            if found.exists():
-                self.keep(name, {**result, "results": json.loads(found.read_text())})
-
-        def follow() -> None:
-            while not stop.wait(5):
-                copy({"outcome": "running"})
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
+        """Run a benchmark and record what it has found, even if its time was not enough."""
+        found = WORK / f"{name}.json"
         words = [name, "--device", self.options.device, "--json", str(found)]
         words += ["--quick"] * self.options.quick
-        try:
-            result = self.part(name, [sys.executable, "-m", "benchmarks", *words])
-        finally:
-            stop.set()
-            follower.join()
-        copy(result)
+        result = self.part(name, [sys.executable, "-m", "benchmarks", *words])
+        if found.exists():
+            self.keep(name, {**result, "results": json.loads(found.read_text())})
 
     def attempt(self, name: str) -> None:
         """Run a part; if this script fails at it, record that and go on."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metazoo.errors import first_line, out_of_memory
+from metazoo.io.files import write_json
 from metazoo.provenance import commit, machine
 
 ROOT = Path(__file__).parents[1]
@@ -268,14 +269,7 @@ def reason(error: Exception) -> str:
     """Return an exception as one line."""
     if out_of_memory(error):
         return "out of memory"
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:200]}"
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether a device or the host ran out of memory."""
-    texts = ("out of memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(t in str(error) for t in texts)
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
 
 
 def distance(values: Sequence[Tensor], references: Sequence[Tensor]) -> float:
@@ -322,11 +316,9 @@ def circumstances(command: str, device: torch.device, quick: bool) -> dict[str, 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as JSON, completely or not at all, without the names of this machine's folders."""
-    text = json.dumps(record, indent=1)
+    text = json.dumps(record)
     for folder, name in ((str(ROOT), "."), (sys.prefix, "PREFIX"), (str(Path.home()), "~")):
         if len(folder) > 4 or name == "~":
             text = text.replace(json.dumps(folder)[1:-1], name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_json(path, json.loads(text))

@@ -6,10 +6,10 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +73,11 @@ class ThreeBlocks(metazoo.Backbone):
 
     def __init__(self, input_shape: tuple[int, ...], config: metazoo.Config | None = None):
         super().__init__(input_shape, config)
-        layers: list[nn.Module] = []
-        for channels in (1, WIDTH, WIDTH):
-            layers += [nn.Conv2d(channels, WIDTH, 3), nn.BatchNorm2d(WIDTH)]
-            layers += [nn.MaxPool2d(2), nn.ReLU()]
-        self.blocks = nn.Sequential(*layers).to(memory_format=CONVOLUTION_FORMAT)  # type: ignore[call-overload]
+        blocks = [
+            nn.Sequential(nn.Conv2d(c, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.MaxPool2d(2), nn.ReLU())
+            for c in (1, WIDTH, WIDTH)
+        ]
+        self.blocks = nn.Sequential(*blocks).to(memory_format=CONVOLUTION_FORMAT)  # type: ignore[call-overload]
         self.out_features = WIDTH
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,6 +173,9 @@ def norms(bench: Bench, model: MAML, tasks: Episode) -> None:
     def stock(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
 
+    def replaced(norm: Any) -> Any:
+        return mock.patch.object(batch_norm, "batch_norm", norm)
+
     def step(norm: Any) -> Call:
         own = copy.deepcopy(model)
         take = rivals.adam(own, lambda: own.loss(tasks))
@@ -189,16 +192,6 @@ def norms(bench: Bench, model: MAML, tasks: Episode) -> None:
     bench.check("F.batch_norm: the gradient in float64", distance([found], [expected]), 1e-6)
     both = {OURS: batch_norm.batch_norm, "F.batch_norm": stock}
     bench.race({name: Way(step(norm)) for name, norm in both.items()}, rounds=15)
-
-
-@contextmanager
-def replaced(norm: Any) -> Iterator[None]:
-    """Let MAML use another BatchNorm for a while."""
-    own, batch_norm.batch_norm = batch_norm.batch_norm, norm
-    try:
-        yield
-    finally:
-        batch_norm.batch_norm = own
 
 
 def memory(bench: Bench) -> None:

@@ -80,21 +80,15 @@ def easyfsl() -> SimpleNamespace:
     )
 
 
-def data_folder() -> Path:
-    """Return the folder of Omniglot's archives, or raise Unavailable."""
+def characters(count: int) -> Examples:
+    """Return the first characters of Omniglot's splits (Vinyals'), or raise Unavailable."""
     folder = Path(os.environ.get("METAZOO_DATA") or ".") / "omniglot"
     if not (folder / "images_background.zip").exists():
         raise Unavailable("METAZOO_DATA names no folder with omniglot/images_background.zip")
-    return folder
-
-
-def characters(count: int = 1623, parts: Sequence[str] = ("train", "val", "test")) -> Examples:
-    """Return the first characters of Omniglot's splits (Vinyals'), without rotations."""
-    data_folder()
-    splits = Omniglot(Omniglot.Config(split="vinyals", rotations=False)).splits
-    x = torch.cat([splits[part].x for part in parts])
+    splits = Omniglot(Omniglot.Config(split="vinyals", rotations=False)).splits.values()
+    x = torch.cat([split.x for split in splits])
     counts, names = (
-        [v for p in parts for v in getattr(splits[p], key)][:count] for key in ("counts", "names")
+        [v for split in splits for v in getattr(split, key)][:count] for key in ("counts", "names")
     )
     return Examples(x[: sum(counts)], tuple(counts), tuple(names), "Omniglot")
 

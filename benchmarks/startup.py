@@ -19,12 +19,8 @@ EVERYTHING = (
     "from metazoo.plugins.registry import registry; "
     "registry().algorithms, registry().datasets, registry().backbones"
 )
-COMMANDS = {
-    "metazoo --help": ["--help"],
-    "metazoo --version": ["--version"],
-    "metazoo nosuchcommand": ["nosuchcommand"],
-    "metazoo --nosuchoption": ["--nosuchoption"],
-}
+WORDS = ("--help", "--version", "nosuchcommand", "--nosuchoption")
+COMMANDS = {f"metazoo {word}": word for word in WORDS}
 # What the installed script does, and in the end whether torch was imported.
 SCRIPT = "import sys; from metazoo.cli import main; sys.argv[0] = 'metazoo'; main()"
 LIMITS = {LIBRARY: 0.2, **dict.fromkeys(COMMANDS, 0.4)}
@@ -44,7 +40,7 @@ def run(bench: Bench) -> None:
     bench.cpu_only()
     bench.work = "wall time of a fresh Python process; the ratio is to `import torch`"
     programs: dict[str, tuple[str, ...]] = {TORCH: (TORCH,), LIBRARY: (LIBRARY,)}
-    programs |= {name: (SCRIPT, *words) for name, words in COMMANDS.items()}
+    programs |= {name: (SCRIPT, word) for name, word in COMMANDS.items()}
     programs |= {ALL: (EVERYTHING,)}
     with bench.part("start"):
         times: dict[str, list[float]] = {name: [] for name in programs}

@@ -70,6 +70,12 @@ def _world_size() -> int:
 
 
 def _join() -> None:
+    # The first optimizer imports this module, whose functions have the current process group as
+    # their default (torch 2.13). Imported before there is a group, they have None. Otherwise the
+    # group outlives `destroy_process_group`, and a thread of gloo that releases a tensor while the
+    # interpreter ends aborts the process.
+    import torch.distributed.nn.functional
+
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())

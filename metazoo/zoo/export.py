@@ -129,8 +129,9 @@ def _check_portable(blueprint: Blueprint) -> None:
             if is_local_path(value):
                 raise OptionError(
                     f"option '{name}' of {owner} is {value}, which no other machine has",
-                    "an exported model must load anywhere: train it with a relative path, "
-                    "or ask the author of the plugin to keep what it needs in the weights",
+                    "an exported model must load anywhere: use an encoder of the Hub, train it with "
+                    "a relative path, or ask the author of the plugin to keep what it needs in the "
+                    "weights",
                 )
 
 

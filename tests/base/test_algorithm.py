@@ -266,3 +266,50 @@ def test_every_option_of_the_recipe_has_help() -> None:
     assert {"constant", "cosine"} < set(by_name["schedule"].choices)
     with pytest.raises(metazoo.OptionError, match="'ways'"):
         by_name["ways"].parse("1")
+
+
+class Named(Nearest):
+    """Nearest class mean, in which a class's name is one more example."""
+
+    uses_names = True
+
+    def classify_named(
+        self, support_z: Tensor, support_y: Tensor, query_z: Tensor, names_z: Tensor
+    ) -> Tensor:
+        labels = torch.arange(names_z.shape[1]).expand(len(names_z), -1)
+        return self.classify(
+            torch.cat([support_z, names_z], 1), torch.cat([support_y, labels], 1), query_z
+        )
+
+
+def features(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("at_once", [1, 10**9])
+def test_leave_one_out_refits_without_each_example(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metazoo.base.algorithm.LEFT_OUT_AT_ONCE", at_once)
+    z, y = features(2, 7), torch.tensor([[0, 1, 1, 0, 2, 1, 0], [2, 1, 0, 0, 1, 1, 0]])
+    logits = nearest().leave_one_out(z, y)
+    assert logits.shape == (2, 7, 3)
+    for task in range(2):
+        for i in range(7):
+            rest = [j for j in range(7) if j != i]
+            if (y[task] == y[task, i]).sum() == 1:
+                assert logits[task, i].isnan().all()
+            else:
+                alone = nearest().classify(
+                    z[task : task + 1, rest], y[task : task + 1, rest], z[task, None, i, None]
+                )
+                torch.testing.assert_close(logits[task, i], alone[0, 0])
+
+
+def test_leave_one_out_with_names_needs_one_example_of_a_class() -> None:
+    model = Named(MLP((6,)), metazoo.TaskSpec((6,), 3))
+    z, y, names = features(1, 3), torch.tensor([[0, 2, 2]]), features(1, 3, seed=1)
+    logits = model.leave_one_out(z, y, names)
+    assert logits.isfinite().all()
+    without = model.classify_named(z[:, 1:], y[:, 1:], z[:, :1], names)
+    torch.testing.assert_close(logits[:, 0], without[:, 0])

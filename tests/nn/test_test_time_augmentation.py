@@ -24,7 +24,7 @@ def test_an_image_moves_by_a_pixel_each_way_and_repeats_its_border() -> None:
     assert torch.equal(right, x[:, :, :, [0, 0, 1, 2]])
 
 
-def protonet(tta: Literal["none", "shifted"]) -> ProtoNet:
+def protonet(tta: Literal["none", "shifted", "mirrored"]) -> ProtoNet:
     torch.manual_seed(0)
     backbone = Conv4((1, 16, 16), Conv4.Config(width=8))
     model = ProtoNet(backbone, metazoo.TaskSpec((1, 16, 16), 3), ProtoNet.Config(tta=tta))
@@ -45,6 +45,15 @@ def test_an_embedding_is_the_mean_over_the_shifts_except_in_training() -> None:
     torch.testing.assert_close(several.features(x), expected)
     assert (several.features(x) - one.features(x)).abs().max() > 1e-3
     torch.testing.assert_close(several.features(x)[3:4], several.features(x[3:4]))
+
+
+def test_mirrored_is_the_mean_over_an_image_and_its_mirror_image() -> None:
+    one, both = protonet("none").eval(), protonet("mirrored").eval()
+    x = torch.rand(4, 1, 16, 16)
+    expected = (one.features(x) + one.features(x.flip(3))) / 2
+    torch.testing.assert_close(both.features(x), expected)
+    torch.testing.assert_close(both.features(x.flip(3)), expected)
+    assert (both.features(x) - one.features(x)).abs().max() > 1e-3
 
 
 class Doubled(metazoo.FeatureLearner):

@@ -1,0 +1,1 @@
+"""Encoders of the Hugging Face Hub, through transformers, which is imported when a network is built."""
