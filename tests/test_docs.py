@@ -46,6 +46,7 @@ FOREIGN = {
     "--max-restarts",
     "--index-url",
     "--no-build-isolation",
+    "--local-dir",
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
