@@ -6,13 +6,17 @@ out examples. Here each support example is held out in turn.
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 # Weight of an example that belongs to every class equally. Few examples without a mistake do not
 # prove that there are none; without it their temperature would be 0. Chosen on validation classes
 # of CLINC150 and Caltech-101, at 2 to 10 shots (docs/classifier.md).
 DOUBT = 0.25
+# Without an example that could be left out: how far above the other classes the logit of a support
+# example's own class should lie. This suits all heads on frozen encoders, and rows of numbers less.
+GAP, GAP_OF_ROWS = 17.0, 4.0
 # Sharpest and flattest factor, relative to the spread of the logits.
 RANGE = 1e-4, 1e4
 HALVINGS = 60
@@ -22,12 +26,12 @@ def factor_of(logits: Tensor, y: Tensor) -> float:
     """Return the factor (1 / temperature) by which logits are multiplied.
 
     It minimises the cross-entropy of held-out logits (N, ways) with their labels (N,), and of one
-    more example of average logits and uniform label with weight `DOUBT`. Returns 1 if N is 0, or if
-    the logits of each example are equal.
+    more example of average logits and uniform label with weight `DOUBT`. Returns 1 if the logits of
+    each example are equal.
     """
-    seen = logits.isfinite().all(0)
-    x = logits[:, seen].double()
-    if not len(x) or (spread := x.std(1, correction=0).mean().item()) == 0:
+    x = logits[:, logits.isfinite().all(0)].double()
+    spread = x.std(1, correction=0).mean().item()
+    if spread == 0:
         return 1.0
     right = logits.double().gather(1, y[:, None]).squeeze(1)
 
@@ -36,11 +40,27 @@ def factor_of(logits: Tensor, y: Tensor) -> float:
         return float((expected - right).sum() + DOUBT * (expected - x.mean(1)).mean())
 
     # The loss is convex in the factor, so its slope changes sign once.
-    low, high = (torch.tensor(limit / spread).log().item() for limit in RANGE)
+    low, high = (limit / spread for limit in RANGE)
     for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if slope(torch.tensor(middle).exp().item()) < 0:
+        middle = math.sqrt(low * high)
+        if slope(middle) < 0:
             low = middle
         else:
             high = middle
-    return torch.tensor(high).exp().item()
+    return high
+
+
+def typical_factor(logits: Tensor, y: Tensor, gap: float) -> float:
+    """Return the factor that usually fits, if nothing can be left out.
+
+    With it, the logit of a support example's own class is `gap` above the mean of the others.
+
+    Args:
+        logits: logits (N, ways) of the support examples, by a head that has seen them.
+        y: their labels (N,).
+    """
+    logits = logits.double()
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    others = (logits.sum(1) - own) / max(1, logits.shape[1] - 1)
+    found = (own - others).mean().item()
+    return gap / found if found > 0 else 1.0

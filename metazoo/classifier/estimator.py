@@ -5,29 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import validate_data
-from torch import Tensor
 
-from metazoo.classifier import explanation, fitted, models, saving, suggestion
-from metazoo.classifier.examples import Given, look
+from metazoo.classifier import explanation, fitted, saving, suggestion
+from metazoo.classifier.doubts import doubts, doubts_of_queries
 from metazoo.classifier.explanation import Neighbour
 from metazoo.classifier.fitted import Fitted
-from metazoo.classifier.honesty import advice
 from metazoo.classifier.labels import as_array, listed, read_labels, sorted_classes
-from metazoo.classifier.looks import opinion
-from metazoo.classifier.models import Model
+from metazoo.classifier.opening import opened, reopened
 from metazoo.classifier.support import Examples, read_support
 from metazoo.errors import DataWarning, InputError, OptionError
-from metazoo.inputs import kind_of
 from metazoo.zoo.source import Source
 
 
@@ -251,7 +245,10 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         fewest: int = 2,
     ) -> FewShotClassifier:
         labels = read_labels(y)
-        model, given = self._opened(X) if before is None else self._reopened(X, before.model)
+        if before is None:
+            model, given = opened(self, X)
+        else:
+            model, given = before.model, reopened(self, X, before.model)
         if len(labels) != len(given):
             raise InputError(
                 f"there are {len(given)} examples but {len(labels)} labels",
@@ -269,58 +266,15 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 "give labelled examples of at least two classes",
             )
         state = fitted.fit(model, support, known, self.names, self.calibrate)
-        _warn(_doubts(state))
+        _warn(doubts(state))
         self._keep(state)
         return self
-
-    def _opened(self, X: Any) -> tuple[Model, Given]:
-        """Return the model for these examples, and the examples."""
-        source = models.named(self.model)
-        given = look(X, None if source is None else kind_of(source.blueprint.input_format))
-        if source is None and given.kind is None:
-            if not isinstance(self.names, Mapping):
-                raise InputError(
-                    "there are no examples", "give labelled examples, or the names of the classes"
-                )
-            given = Given("text", [])
-        if source is None:
-            given = self._checked(given, given.kind == "numbers", reset=True)
-            shape = given.values.shape[1:] if given.kind == "numbers" else ()
-            source = models.default(given.kind or "text", shape)
-            return models.build(source, self.options, self.invert, self.device), given
-        model = models.build(source, self.options, self.invert, self.device)
-        return model, self._checked(given, model.takes_rows, reset=True)
-
-    def _reopened(self, X: Any, model: Model) -> tuple[Model, Given]:
-        """Return the model, and further examples."""
-        given = look(X, model.kind)
-        return model, self._checked(given, model.takes_rows, reset=False)
-
-    def _checked(self, given: Given, rows: bool, reset: bool) -> Given:
-        """Return examples whose rows of numbers are as many as before, and finite."""
-        values = given.values
-        if not rows or isinstance(values, list):
-            return given
-        if isinstance(values, Tensor):
-            values = values.detach().cpu().numpy()
-        try:
-            values = validate_data(
-                self, values, reset=reset, dtype=np.float64, ensure_min_samples=int(reset)
-            )
-        except (ValueError, TypeError) as error:
-            raise InputError(str(error), "give rows of numbers") from error
-        return Given("numbers", values)
 
     def _queries(self, X: Any) -> tuple[Fitted, Examples]:
         """Return what was fitted, and queries that were read."""
         state = self._state()
-        queries = state.read(self._reopened(X, state.model)[1])
-        _warn(opinion(state.model, queries.pictures, "queries", state.support.pictures))
-        if state.model.learner.transductive and len(queries):
-            text = f"each answer depends on all {len(queries)} queries"
-            if len(queries) == 1:
-                text = "its answer to a single query may be no better than guessing"
-            _warn([f"'{state.model.name}' is transductive: {text}"])
+        queries = state.read(reopened(self, X, state.model))
+        _warn(doubts_of_queries(state, queries))
         return state, queries
 
     def _labels(self, state: Fitted, queries: Examples, logits: Tensor) -> np.ndarray:
@@ -353,26 +307,6 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return self.reject == "auto"
 
 
-def _doubts(state: Fitted) -> list[str]:
-    """Return what to warn of in a fitted model."""
-    model, left_out = state.model, state.measured.left_out
-    doubts = state.support.contradictions()
-    counts = state.head.y.bincount()[state.head.seen] if len(state.head.y) else torch.ones(1)
-    low, high = int(counts.min()), int(counts.max())
-    if model.learner.equal_shots and low < high:
-        doubts.append(
-            f"the classes have from {low} to {high} examples, and '{model.blueprint.algorithm}' "
-            "answers less well then; give each the same number, or use protonet"
-        )
-    doubts += opinion(model, state.support.pictures, "labelled examples")
-    if left_out.near_chance:
-        doubts.append(
-            f"the other labelled examples classify {left_out.correct} of {left_out.measured} "
-            f"correctly, and guessing {left_out.chance:.0%}: the answers may be no better{advice(model)}"
-        )
-    return doubts
-
-
-def _warn(messages: Sequence[str]) -> None:
+def _warn(messages: Iterable[str]) -> None:
     for message in messages:
         warnings.warn(message, DataWarning, stacklevel=4)

@@ -60,6 +60,8 @@ def look(X: Any, kind: Kind | None = None) -> Given:
     values = _unwrapped(X)
     if not isinstance(values, list):
         dimensions = getattr(values, "ndim", 2)
+        if dimensions == 0:
+            raise InputError("the examples have shape ()", "give a list of examples, or rows")
         return Given("image" if dimensions == 4 else "numbers", values)
     values = [_picture(value) for value in values]
     kinds = [_kind_of(value, kind) for value in values]
@@ -160,10 +162,11 @@ def _fitting(given: Given, model: Model) -> list[Any] | Tensor:
             )
         return values
     x = _tensor(values, model)
-    if model.kind == "image" and x.dim() == 4 and tuple(x.shape[1:]) != _shape(model):
-        if isinstance(values, np.ndarray) and _has_colours(values):
-            return [Image.fromarray(value) for value in values]
-    if tuple(x.shape[1:]) != _shape(model) or not x.dim():
+    fits = tuple(x.shape[1:]) == _shape(model)
+    colours = isinstance(values, np.ndarray) and values.ndim == 4 and _has_colours(values)
+    if model.kind == "image" and colours and not fits:
+        return [Image.fromarray(value) for value in values]
+    if not fits:
         raise InputError(
             f"the examples have shape {tuple(x.shape)}, but '{model.name}' takes "
             f"(N, {', '.join(map(str, _shape(model)))})",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metazoo.base.algorithm import FeatureLearner
-from metazoo.classifier.calibration import factor_of
+from metazoo.classifier.calibration import GAP, GAP_OF_ROWS, factor_of, typical_factor
 from metazoo.classifier.examples import Given
 from metazoo.classifier.head import Head
 from metazoo.classifier.honesty import LeftOut
@@ -145,7 +145,11 @@ def fit(
 
 def _measure(head: Head, calibrate: bool) -> Measured:
     rows, logits = head.left_out()
-    factor = factor_of(logits, head.y[rows]) if calibrate else 1.0
+    factor = 1.0
+    if calibrate and len(rows):
+        factor = factor_of(logits, head.y[rows])
+    elif calibrate and head.model.adapts_features and not head.model.blueprint.dataset:
+        factor = typical_factor(*head.of_support(), GAP_OF_ROWS if head.model.rows else GAP)
     threshold = Novelty(head).threshold(rows, logits * factor, factor)
     return Measured(LeftOut.of(logits, head.y[rows]), factor, threshold)
 

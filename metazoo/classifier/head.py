@@ -57,6 +57,7 @@ class Head:
             size = len(queries)
         return self._of_all_classes(torch.cat([*map(self.logits_of_seen, queries.split(size))]))
 
+    @torch.no_grad()
     def logits_of_seen(self, queries: Tensor) -> Tensor:
         """Return logits (N, seen) of the classes that the learner sees."""
         learner = self.model.learner
@@ -66,6 +67,12 @@ class Head:
         if self.names_z is None:
             return learner.classify(*task)[0]
         return learner.classify_named(*task, self.names_z[None])[0]
+
+    def of_support(self) -> tuple[Tensor, Tensor]:
+        """Return logits (N, seen) and labels of the support examples; of the names if there are none."""
+        if len(self.y) or self.names_z is None:
+            return self.logits_of_seen(self.values), self._y
+        return self.logits_of_seen(self.names_z), self.seen
 
     def _of_all_classes(self, logits: Tensor) -> Tensor:
         require_numbers(logits)

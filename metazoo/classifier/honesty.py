@@ -1,4 +1,4 @@
-"""What a support set says about its model: leave-one-out accuracy, and a warning near chance."""
+"""How well a support set classifies itself, and whether that is better than guessing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metazoo.classifier import models
-from metazoo.classifier.models import Model
-from metazoo.errors import MetazooError
-from metazoo.plugins.registry import registry
-
-# How sure the warning is, and the accuracies that it tells apart. The range from guessing (0) to no
-# mistakes (1): up to NEAR is near chance, and from USEFUL on a model is worth using.
+# The error of the tests, and the accuracies that they tell apart, from guessing (0) to no mistakes
+# (1): up to NEAR is near chance, and from USEFUL on a model is worth using.
 RISK = 0.05
 NEAR = 0.1
 USEFUL = 0.5
@@ -73,25 +68,3 @@ class LeftOut:
         n, k = self.measured, self.correct
         above = 1.0 if k == 0 else float(bdtrc(k - 1, n, between(NEAR)))
         return above > RISK and float(bdtr(k, n, between(USEFUL))) < RISK
-
-
-def advice(model: Model) -> str:
-    """Return what a model was trained on, and which one to try instead, for a warning."""
-    better = {"image": models.PHOTOS, "text": models.TEXTS}.get(model.kind)
-    name = model.blueprint.dataset
-    learned = f"'{model.name}' learned {_domain(name)}" if name else ""
-    if better in (None, model.name):
-        hint = "check the labels, or give more examples"
-    else:
-        hint = f"try model='{better}'"
-    return f"; {learned}; {hint}" if learned else f"; {hint}"
-
-
-def _domain(dataset: str) -> str:
-    """Return what a data set holds, in words."""
-    try:
-        about = registry().dataset(dataset).summary
-    except MetazooError:  # a model can be used without the plugin of its data
-        about = ""
-    about = about.partition(".")[0].partition(",")[0].strip()
-    return f"{dataset}: {about[0].lower()}{about[1:]}" if about else f"the data set '{dataset}'"

@@ -51,6 +51,8 @@ def _column(y: np.ndarray) -> np.ndarray:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import column_or_1d
 
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise InputError("a label is NaN or infinite", "leave out examples without a label")
     try:
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)

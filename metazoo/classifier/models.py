@@ -22,8 +22,8 @@ from metazoo.zoo.source import Source
 from metazoo.zoo.untrained import untrained
 
 # What `model="auto"` chooses.
-PHOTOS = "protonet@efficientnet-lite0"
-TEXTS = "logistic@minilm"
+PHOTOS = "ridge.photos"
+TEXTS = "logistic.text"
 ROWS = "logistic"  # the algorithm, over rows of numbers as they are
 IDENTITY = "identity"
 
