@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
+from torch import Tensor
 
 from metazoo.classifier import explanation, fitted, saving, suggestion
 from metazoo.classifier.doubts import doubts, doubts_of_queries
