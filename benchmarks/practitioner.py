@@ -7,9 +7,8 @@ the same tasks for all; the last column is the paired difference to metazoo.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,16 @@ from metazoo.base.algorithm import FeatureLearner
 from metazoo.datasets.banking77 import read as read_banking
 from metazoo.datasets.caltech101 import Caltech101
 from metazoo.datasets.clinc150 import read as read_clinc
+from metazoo.datasets.intents import Labelled
 from metazoo.evaluation.measure import embedded_examples, evaluate
+from metazoo.inputs import read
 from metazoo.tasks.examples import Examples
 from metazoo.tasks.sampler import EpisodeSampler
 from metazoo.zoo.find import find
 
-from .harness import Bench, Unavailable, fresh
+from .harness import Bench, Unavailable
 
-PHOTOS, TEXTS = "PHOTO_MODEL", "TEXT_MODEL"
+PHOTOS, TEXTS = "ridge.photos", "logistic.text"
 SHOTS = (1, 5, 10)
 DRAWS = 10
 QUERIES = 15
@@ -43,9 +44,9 @@ def run(bench: Bench) -> None:
     if not (root / "caltech101_photos.zip").is_file() or not (root / "text").is_dir():
         raise Unavailable("METAZOO_DATA has no caltech101_photos.zip or no text/")
     photos(bench, str(root))
-    for name, read in (("BANKING77", read_banking), ("CLINC150", read_clinc)):
-        texts(bench, name, *read(root))
-    first_answer(bench)
+    banking, clinc = read_banking(str(root)), read_clinc(str(root))
+    texts(bench, "BANKING77", banking["train"], banking["test"])
+    texts(bench, "CLINC150", clinc["train"], clinc["test"])
 
 
 def photos(bench: Bench, root: str) -> None:
@@ -55,8 +56,8 @@ def photos(bench: Bench, root: str) -> None:
     assert isinstance(plain, FeatureLearner)
     features = embedded_examples(plain, data, "cpu")
     model = find(PHOTOS).model()
-    for ways in (5, 20):
-        for shots in (1, 5):
+    for ways in bench.pick((5, 20), (5,)):
+        for shots in bench.pick((1, 5), (1,)):
             count = bench.pick(1000 if ways == 5 else 200, 5)
             with bench.part(f"Caltech photos, {ways}-way {shots}-shot"):
                 ours = evaluate(model, EpisodeSampler(data, ways, shots, QUERIES, 0), count)
@@ -97,28 +98,23 @@ def logistic(support_z: Tensor, support_y: Tensor, query_z: Tensor, c: float = 1
     return torch.from_numpy(fitted.predict(queries.numpy()))
 
 
-def texts(
-    bench: Bench, data: str, train: tuple[list[str], list[str]], test: tuple[list[str], list[str]]
-) -> None:
+def texts(bench: Bench, data: str, train: Labelled, test: Labelled) -> None:
     """All intents at once: k examples of each from the training texts, the whole test set."""
-    encode = functools.cache(_encoder)()
-    names = sorted(set(train[1]))
-    train_z, test_z = encode(train[0]), encode(test[0])
-    names_z = encode([name.replace("_", " ") for name in names])
-    train_y, test_y = (
-        torch.tensor([names.index(label) for label in part[1]]) for part in (train, test)
-    )
-    for shots in SHOTS:
+    names = sorted({label for _, label in train})
+    train_z, test_z = encoded([text for text, _ in train]), encoded([text for text, _ in test])
+    names_z = encoded([name.replace("_", " ") for name in names])
+    train_y, test_y = (torch.tensor([names.index(y) for _, y in part]) for part in (train, test))
+    for shots in bench.pick(SHOTS, (1,)):
         with bench.part(f"{data}, all {len(names)} intents, {shots}-shot"):
             found: dict[str, list[float]] = {}
             for draw in range(bench.pick(DRAWS, 2)):
                 rows = drawn(train_y, shots, draw)
-                support = [train[0][i] for i in rows], [train[1][i] for i in rows]
-                for named in (True, False):
-                    classifier = FewShotClassifier(TEXTS, names="auto" if named else None)
-                    answers = classifier.fit(*support).predict(test[0])
-                    right = float(np.mean(np.asarray(test[1]) == answers))
-                    found.setdefault(f"metazoo{'' if named else ', without names'}", []).append(right)
+                for way, wanted in (("metazoo", "auto"), ("metazoo, without names", None)):
+                    classifier = FewShotClassifier(TEXTS, names=wanted)
+                    classifier.fit([train[i][0] for i in rows], [train[i][1] for i in rows])
+                    answers = classifier.predict([text for text, _ in test])
+                    right = np.mean(answers == np.array([label for _, label in test]))
+                    found.setdefault(way, []).append(float(right))
                 z, y = train_z[rows], train_y[rows]
                 both_z, both_y = torch.cat([z, names_z]), torch.cat([y, torch.arange(len(names))])
                 for way, answer in (
@@ -130,6 +126,15 @@ def texts(
             bench.score({way: torch.tensor(values) for way, values in found.items()})
 
 
+@torch.no_grad()
+def encoded(texts: list[str]) -> Tensor:
+    """Return MiniLM's embeddings of texts, which are those of sentence-transformers."""
+    source = find("protonet@minilm")
+    model = source.model()
+    assert isinstance(model, FeatureLearner)
+    return model.features(read(texts, source.blueprint.input_format))
+
+
 def drawn(y: Tensor, shots: int, draw: int) -> list[int]:
     """Return the rows of `shots` random examples of each class."""
     generator = np.random.default_rng(draw)
@@ -138,13 +143,3 @@ def drawn(y: Tensor, shots: int, draw: int) -> list[int]:
         for label in range(int(y.max()) + 1)
         for row in generator.choice(np.flatnonzero(y.numpy() == label), shots, replace=False)
     ]
-
-
-def _encoder() -> Callable[[Sequence[str]], Tensor]:
-    """Return sentence-transformers' own `encode` with the same weights."""
-    raise NotImplementedError
-
-
-def first_answer(bench: Bench) -> None:
-    """From the start of a process to the answers to 100 photos, given 25 labelled ones."""
-    raise NotImplementedError
