@@ -150,10 +150,10 @@ def _check(
         )
     if changes and model is None:
         raise OptionError("-o needs a model whose option it sets", "name one with --model")
+    if support is None and (model is None or query is None):
+        raise click.UsageError("Missing option '--support'", click.get_current_context())
     if query is None and saved is None:
         raise click.UsageError("Missing option '--query'", click.get_current_context())
-    if query is None and support is None:
-        raise click.UsageError("Missing option '--support'", click.get_current_context())
 
 
 def _classifier(
@@ -174,9 +174,9 @@ def _classifier(
     rejecting: Literal["auto"] | None = "auto" if reject else None
     if support is None:
         return _saved(model, changes, invert, device).set_params(reject=rejecting)
+    source = None if model is None else find(model)
     examples, labels, said = labelled(support, columns)
     _say(said)
-    source = None if model is None else find(model)
     values = algorithm_values(source.blueprint.algorithm, changes) if source and changes else None
     classifier = FewShotClassifier(
         source or "auto",
@@ -197,8 +197,7 @@ def _saved(
     """Return a classifier that --save wrote."""
     from metazoo.classifier import FewShotClassifier
 
-    if model is None:
-        raise click.UsageError("Missing option '--support'", click.get_current_context())
+    assert model is not None  # `_check` saw to it
     if changes or invert is not None:
         raise OptionError(
             "a saved classifier keeps its options", "leave out -o and --invert, or give --support"
