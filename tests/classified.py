@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -48,14 +45,11 @@ def text_model(algorithm: str = "logistic", length: int = 32) -> Source:
     return untrained(name, algorithm, "bag", {}, spec, {"tokenizer": "ngrams", "length": length})
 
 
-def image_model(
-    monkeypatch: pytest.MonkeyPatch, learner: type[Algorithm], options: Mapping[str, Any] = {}
-) -> Source:
+def image_model(monkeypatch: pytest.MonkeyPatch, learner: type[Algorithm]) -> Source:
     """Return an untrained model of small pictures with this learner, which is registered."""
-    kinds = registry()._kinds
-    entry = Entry("learner", learner, "", registry().plugins[0])
-    added = {**kinds, "algorithm": {**kinds["algorithm"], "learner": [entry]}}
+    name, kinds = learner.__name__.lower(), registry()._kinds
+    entry = Entry(name, learner, "", registry().plugins[0])
+    added = {**kinds, "algorithm": {**kinds["algorithm"], name: [entry]}}
     monkeypatch.setattr(registry(), "_kinds", added)
     input_format = {"size": 28, "channels": 1, "invert": True}
-    width = {"width": 4}
-    return untrained("learner", "learner", "conv4", width, TaskSpec((1, 28, 28), 3), input_format)
+    return untrained(name, name, "conv4", {"width": 4}, TaskSpec((1, 28, 28), 3), input_format)

@@ -4,7 +4,7 @@ Good Embedding Is All You Need?" (arXiv:2003.11539)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -63,12 +63,27 @@ class Logistic(metazoo.FeatureLearner):
     uses_names = True
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
-        return self._answer(standardize(support_z, support_y, None), query_z)
+        return self.head(support_z, support_y)(query_z)
 
     def classify_named(
         self, support_z: Tensor, support_y: Tensor, query_z: Tensor, names_z: Tensor
     ) -> Tensor:
-        return self._answer(standardize(support_z, support_y, names_z), query_z)
+        return self.head(support_z, support_y, names_z)(query_z)
+
+    def head(
+        self, support_z: Tensor, support_y: Tensor, names_z: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function of the fitted weights, from features (B, Q, D) to logits."""
+        task = standardize(support_z, support_y, names_z)
+        with torch.no_grad():
+            name_weight = self._name_weight(task)
+            problem = pose(task, name_weight)
+            problem = problem.penalized(self._penalty(task, name_weight, problem))
+            weights = fit(problem)
+            # At the optimum the weights are the rows' combination with these coefficients.
+            dual = problem.residual(weights) / problem.penalty[:, :1]
+        rows = task.rows().mT @ dual  # (B, D, ways)
+        return lambda query_z: task.scaled(query_z) @ rows + weights[:, -1:]
 
     @torch.no_grad()
     def leave_one_out(
@@ -89,16 +104,6 @@ class Logistic(metazoo.FeatureLearner):
         start = fit(problem)[:, None].expand(-1, PARTS, -1, -1)
         logits, _ = held_out(problem, part, start, MEDIUM)
         return logits
-
-    def _answer(self, task: Task, query_z: Tensor) -> Tensor:
-        with torch.no_grad():
-            name_weight = self._name_weight(task)
-            problem = pose(task, name_weight)
-            problem = problem.penalized(self._penalty(task, name_weight, problem))
-            weights = fit(problem)
-            # At the optimum the weights are the rows' combination with these coefficients.
-            dual = problem.residual(weights) / problem.penalty[:, :1]
-        return task.scaled(query_z) @ (task.rows().mT @ dual) + weights[:, -1:]
 
     def _name_weight(self, task: Task) -> Tensor:
         """Return the weight (B,) of the names in each task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -143,6 +143,18 @@ class FeatureLearner(Algorithm):
         whose `uses_names` is true.
         """
         raise NotImplementedError
+
+    def head(
+        self, support_z: Tensor, support_y: Tensor, names_z: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function from features of queries (B, Q, D) to logits (B, Q, ways).
+
+        By default it is `classify` or `classify_named`. A subclass that fits something to the
+        support set may override this, so that it is fitted once for many calls.
+        """
+        if names_z is None:
+            return lambda query_z: self.classify(support_z, support_y, query_z)
+        return lambda query_z: self.classify_named(support_z, support_y, query_z, names_z)
 
     @torch.no_grad()
     def leave_one_out(

@@ -157,9 +157,10 @@ def _measure(head: Head, calibrate: bool) -> Measured:
 def _names_z(model: Model, classes: list[Any], names: Any) -> Tensor | None:
     """Return the features (ways, D) of the names of the classes, or None if they are not used."""
     texts = texts_of(classes, names)
-    able = model.kind == "text" and isinstance(model.learner, FeatureLearner)
-    able = able and model.learner.uses_names
-    if texts is None or not able:
+    learner = model.learner
+    if texts is None or not (
+        model.kind == "text" and isinstance(learner, FeatureLearner) and learner.uses_names
+    ):
         if isinstance(names, Mapping):
             raise OptionError(
                 f"'{model.name}' does not use the names of classes",

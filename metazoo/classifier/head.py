@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +15,7 @@ from metazoo.evaluation.score import require_numbers
 
 # Queries that a learner answers at once, unless it is a FeatureLearner.
 QUERIES_AT_ONCE = 500
-# Numbers in the features that are classified at once; each time the head is fitted again.
+# Numbers in the features that are classified at once.
 CLASSIFIED_AT_ONCE = 2**24
 # Support examples up to which each is left out by itself, if the learner has no fast way to do so.
 MOST_LEFT_OUT = 64
@@ -61,12 +64,17 @@ class Head:
     def logits_of_seen(self, queries: Tensor) -> Tensor:
         """Return logits (N, seen) of the classes that the learner sees."""
         learner = self.model.learner
-        task = self.values[None], self._y[None], queries[None]
-        if not isinstance(learner, FeatureLearner):
-            return learner(*task)[0]
-        if self.names_z is None:
-            return learner.classify(*task)[0]
-        return learner.classify_named(*task, self.names_z[None])[0]
+        if isinstance(learner, FeatureLearner):
+            return self._answer(queries[None])[0]
+        return learner(self.values[None], self._y[None], queries[None])[0]
+
+    @functools.cached_property
+    def _answer(self) -> Callable[[Tensor], Tensor]:
+        """The learner's function from features (1, N, D) to logits (1, N, seen)."""
+        learner = self.model.learner
+        assert isinstance(learner, FeatureLearner)
+        names_z = None if self.names_z is None else self.names_z[None]
+        return learner.head(self.values[None], self._y[None], names_z)
 
     def of_support(self) -> tuple[Tensor, Tensor]:
         """Return logits (N, seen) and labels of the support examples; of the names if there are none."""

@@ -34,7 +34,7 @@ def read_labels(y: Any) -> list[Any]:
         )
     if hasattr(y, "__array__") and not isinstance(y, Tensor):
         y = np.asarray(y)
-    if isinstance(y, np.ndarray) and y.ndim and y.dtype.kind in "biufUS":
+    if isinstance(y, np.ndarray) and (y.ndim == 2 or (y.ndim and y.dtype.kind in "biufUS")):
         y = _column(y)
     labels = [_plain(label) for label in listed(y, "labels")]
     try:
@@ -55,7 +55,8 @@ def _column(y: np.ndarray) -> np.ndarray:
         raise InputError("a label is NaN or infinite", "leave out examples without a label")
     try:
         y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
+        if y.dtype.kind != "O":
+            check_classification_targets(y)
     except ValueError as error:
         raise InputError(str(error), "give one class for each example") from error
     return y

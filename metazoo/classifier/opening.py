@@ -50,9 +50,9 @@ def _checked(estimator: BaseEstimator, given: Given, rows: bool, reset: bool) ->
     values = given.values
     if not rows or isinstance(values, list):
         return given
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
     try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().numpy()
         values = validate_data(
             estimator, values, reset=reset, dtype=np.float64, ensure_min_samples=int(reset)
         )

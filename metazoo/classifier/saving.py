@@ -142,12 +142,14 @@ def _support(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], model: 
     if not len(values) == len(labels) == len(raw) == len(digests) or not values.isfinite().all():
         raise ValueError("its examples and labels do not fit together")
     looks = dict(zip(Look, map(float, metadata["looks"])))
-    pictures = Pictures(*map(int, metadata["blank"]), looks)
+    count, blank = map(int, metadata["blank"])
+    pictures = Pictures(count, blank, looks)
     return Support(values, [bytes(row.tolist()) for row in digests], pictures, labels, raw)
 
 
 def _measured(metadata: Mapping[str, Any]) -> Measured:
     # JSON has no infinity.
     threshold = math.inf if metadata["threshold"] is None else float(metadata["threshold"])
-    left_out = LeftOut(*map(int, metadata["left_out"]), float(metadata["chance"]))
+    count, correct = map(int, metadata["left_out"])
+    left_out = LeftOut(count, correct, float(metadata["chance"]))
     return Measured(left_out, float(metadata["factor"]), threshold)
