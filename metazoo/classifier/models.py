@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metazoo.base.algorithm import Algorithm, FeatureLearner
+from metazoo.base.encoder import Encoder
 from metazoo.device import find_device
 from metazoo.errors import OptionError
 from metazoo.inputs import Kind, kind_of
@@ -53,6 +54,11 @@ class Model:
         """Whether an example is a row of numbers."""
         spec = self.blueprint.spec
         return self.kind == "numbers" and len(spec.input_shape) == 1 and not spec.integers
+
+    @property
+    def encoded(self) -> bool:
+        """Whether features are those of a frozen encoder."""
+        return isinstance(self.learner.backbone, Encoder)
 
     @property
     def adapts_features(self) -> bool:
