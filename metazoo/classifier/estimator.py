@@ -23,6 +23,7 @@ from metazoo.classifier.labels import as_array, listed, read_labels, sorted_clas
 from metazoo.classifier.opening import opened, reopened
 from metazoo.classifier.support import Examples, read_support
 from metazoo.errors import DataWarning, InputError, OptionError
+from metazoo.inputs import Kind
 from metazoo.zoo.source import Source
 
 
@@ -194,6 +195,11 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         examples = sorted(zip(state.support.digests, map(repr, state.support.labels)))
         settings = [state.model.name, state.model.sha256, sorted(self.get_params().items())]
         return hashlib.sha256(repr([settings, state.classes, examples]).encode()).hexdigest()
+
+    @property
+    def kind(self) -> Kind:
+        """What examples the fitted model takes: "image", "text" or "numbers"."""
+        return self._state().model.kind
 
     @property
     def transductive(self) -> bool:

@@ -14,7 +14,7 @@ from metazoo.cli.answers import SUFFIXES
 from metazoo.cli.configured import algorithm_values
 from metazoo.cli.numbers import Number
 from metazoo.cli.process import use_float32
-from metazoo.errors import OptionError
+from metazoo.errors import DataError, OptionError
 from metazoo.quoting import printable
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from metazoo.cli.queries import Queries
     from metazoo.tables import Columns
 
+NOUNS = {"file": "images", "text": "texts", "row": "rows of numbers"}
 AT_ONCE = 256  # queries in a batch
 TABLE = ".csv, .tsv or .jsonl"
 
@@ -109,7 +110,7 @@ def predict(
     """
     _check(support, query, model, saved, out, as_json, as_csv, settings["changes"])
     from metazoo import distributed
-    from metazoo.cli.queries import STDIN, unlabelled
+    from metazoo.cli.queries import STDIN, WHAT, unlabelled
     from metazoo.tables import Columns
 
     use_float32()
@@ -127,6 +128,12 @@ def predict(
             raise OptionError("processes cannot share stdin", "write the texts to a .txt file")
         with unlabelled(query, columns) as queries:
             _say(queries.said)
+            if WHAT[classifier.kind] != queries.what:
+                raise DataError(
+                    f"--query {query} holds {NOUNS[queries.what]}, and '{classifier.model_}' takes "
+                    f"{NOUNS[WHAT[classifier.kind]]}",
+                    "give other queries, or another --model",
+                )
             fingerprint = f"{classifier.fingerprint()} {query} {explain}"
             output, done = _output(queries.what, explain, as_json, as_csv, out, fingerprint)
             _answer(classifier, queries, explain or 0, output, done)

@@ -200,7 +200,7 @@ def test_mistakes_are_told(
         (
             words(support, query / "notes.txt", protonet_run),
             1,
-            "does not take texts",
+            "notes.txt holds texts, and",
         ),
         (words(query / "a.png", query, protonet_run), 1, "a.png is a file"),
         (words(support, query, sinusoid_run), 2, "is a regression model"),
