@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,9 @@ class Head:
         return logits.new_full((len(logits), self.ways), float("-inf")).index_copy(
             1, self.seen, logits
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_answer"}
 
     @torch.no_grad()
     def left_out(self) -> tuple[Tensor, Tensor]:

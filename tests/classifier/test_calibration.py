@@ -71,12 +71,11 @@ def test_the_typical_factor_sets_the_gap() -> None:
     assert typical_factor(-logits, y, 10.0) == 1
 
 
-@pytest.mark.filterwarnings("ignore::metazoo.errors.DataWarning")
 def test_probabilities_of_rows_are_calibrated() -> None:
     confidence, right, raw = [], [], []
-    for seed in range(15):
-        X, y = blobs(3, 35, features=3, spread=1.0, seed=seed)
-        first = np.concatenate([np.flatnonzero(y == label)[:5] for label in range(3)])
+    for seed in range(10):
+        X, y = blobs(3, 60, spread=0.6, seed=seed)
+        first = np.concatenate([np.flatnonzero(y == label)[:10] for label in range(3)])
         rest = np.setdiff1d(np.arange(len(y)), first)
         for calibrate, found in ((True, confidence), (False, raw)):
             classifier = FewShotClassifier(device="cpu", calibrate=calibrate)
