@@ -34,7 +34,7 @@ def transformers() -> Any:
 
 
 def write_image_encoder(folder: Path, kind: str) -> Path:
-    """Write an encoder of a kind in SIDES, with its preprocessing."""
+    """Write an encoder of a kind in SIDES, or a `vit-mae`, with its preprocessing."""
     t = transformers()
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(0)
@@ -58,6 +58,8 @@ def _image_encoder(t: Any, kind: str) -> tuple[Any, Any]:
         )
     if kind == "vit-pooler":
         return t.ViTModel(t.ViTConfig(**vision)), t.ViTImageProcessorPil(size=square)
+    if kind == "vit-mae":
+        return t.ViTMAEModel(t.ViTMAEConfig(**vision)), t.ViTImageProcessorPil(size=square)
     if kind == "convnext":
         config = t.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
         return t.ConvNextModel(config), t.ConvNextImageProcessorPil(size=edge)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
+from torch import Tensor
 
 from metazoo.classifier import explanation, fitted, saving, suggestion
 from metazoo.classifier.doubts import doubts, doubts_of_queries
@@ -20,7 +23,23 @@ from metazoo.classifier.labels import as_array, listed, read_labels, sorted_clas
 from metazoo.classifier.opening import opened, reopened
 from metazoo.classifier.support import Examples, read_support
 from metazoo.errors import DataWarning, InputError, OptionError
+from metazoo.inputs import Kind
 from metazoo.zoo.source import Source
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the classifier says of one example.
+
+    Attributes:
+        label: its label, or None if it is rejected.
+        probabilities: of each class (classes,), in the order of `classes_`.
+        nearest: the support examples that are most similar to it, the best first.
+    """
+
+    label: Any
+    probabilities: np.ndarray
+    nearest: list[Neighbour]
 
 
 class _NotFitted(OptionError, NotFittedError):
@@ -112,12 +131,7 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         With `reject="auto"`, the label of an example that belongs to no class is None.
         """
         state, queries = self._queries(X)
-        logits = state.logits(queries)
-        labels = as_array(state.classes)[logits.argmax(1).cpu().numpy()]
-        if self._rejects():
-            labels = labels.astype(object)
-            labels[(state.novelty(queries, logits) > state.measured.threshold).cpu().numpy()] = None
-        return labels
+        return self._labels(state, queries, state.logits(queries))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities (N, classes), in the order of `classes_`.
@@ -161,7 +175,36 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def explain(self, X: Any, n: int = 3) -> list[list[Neighbour]]:
         """Return the `n` support examples that are most similar to each example, the best first."""
         state, queries = self._queries(X)
-        return explanation.nearest(state.features(queries), state.scaled_support, state.support, n)
+        return self._nearest(state, queries, n)
+
+    def answer(self, X: Any, n: int = 0) -> list[Answer]:
+        """Return the label, the probabilities and the `n` nearest support examples of each example.
+
+        All that `predict`, `predict_proba` and `explain` tell, with each example read once.
+        """
+        state, queries = self._queries(X)
+        logits = state.logits(queries)
+        labels = self._labels(state, queries, logits)
+        near = self._nearest(state, queries, n) if n else [[]] * len(queries)
+        probabilities = logits.softmax(1).cpu().numpy()
+        return [Answer(*each) for each in zip(labels.tolist(), probabilities, near)]
+
+    def fingerprint(self) -> str:
+        """Return a sha256 that changes with the model, the labelled examples or a parameter."""
+        state = self._state()
+        examples = sorted(zip(state.support.digests, map(repr, state.support.labels)))
+        settings = [state.model.name, state.model.sha256, sorted(self.get_params().items())]
+        return hashlib.sha256(repr([settings, state.classes, examples]).encode()).hexdigest()
+
+    @property
+    def kind(self) -> Kind:
+        """What examples the fitted model takes: "image", "text" or "numbers"."""
+        return self._state().model.kind
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer for one query may depend on the other queries of a call."""
+        return self._state().model.learner.transductive
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted classifier to a .safetensors file, which cannot execute code.
@@ -240,6 +283,16 @@ class FewShotClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         queries = state.read(reopened(self, X, state.model))
         _warn(doubts_of_queries(state, queries))
         return state, queries
+
+    def _labels(self, state: Fitted, queries: Examples, logits: Tensor) -> np.ndarray:
+        labels = as_array(state.classes)[logits.argmax(1).cpu().numpy()]
+        if self._rejects():
+            labels = labels.astype(object)
+            labels[(state.novelty(queries, logits) > state.measured.threshold).cpu().numpy()] = None
+        return labels
+
+    def _nearest(self, state: Fitted, queries: Examples, n: int) -> list[list[Neighbour]]:
+        return explanation.nearest(state.features(queries), state.scaled_support, state.support, n)
 
     def _state(self) -> Fitted:
         if (state := getattr(self, "_fitted", None)) is None:

@@ -148,7 +148,7 @@ def _measure(head: Head, calibrate: bool) -> Measured:
     factor = 1.0
     if calibrate and len(rows):
         factor = factor_of(logits, head.y[rows])
-    elif calibrate and head.model.adapts_features and not head.model.blueprint.dataset:
+    elif calibrate and head.model.adapts_features and (head.model.rows or head.model.encoded):
         factor = typical_factor(*head.of_support(), GAP_OF_ROWS if head.model.rows else GAP)
     threshold = Novelty(head).threshold(rows, logits * factor, factor)
     return Measured(LeftOut.of(logits, head.y[rows]), factor, threshold)

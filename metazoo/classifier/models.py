@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metazoo.base.algorithm import Algorithm, FeatureLearner
+from metazoo.base.encoder import Encoder
 from metazoo.device import find_device
 from metazoo.errors import OptionError
 from metazoo.inputs import Kind, kind_of
@@ -22,8 +23,8 @@ from metazoo.zoo.source import Source
 from metazoo.zoo.untrained import untrained
 
 # What `model="auto"` chooses.
-PHOTOS = "protonet@efficientnet-lite0"
-TEXTS = "logistic@minilm"
+PHOTOS = "ridge.photos"
+TEXTS = "logistic.text"
 ROWS = "logistic"  # the algorithm, over rows of numbers as they are
 IDENTITY = "identity"
 
@@ -36,6 +37,7 @@ class Model:
     """
 
     name: str
+    sha256: str
     blueprint: Blueprint
     learner: Algorithm
     device: torch.device
@@ -52,6 +54,11 @@ class Model:
         """Whether an example is a row of numbers."""
         spec = self.blueprint.spec
         return self.kind == "numbers" and len(spec.input_shape) == 1 and not spec.integers
+
+    @property
+    def encoded(self) -> bool:
+        """Whether features are those of a frozen encoder."""
+        return isinstance(self.learner.backbone, Encoder)
 
     @property
     def adapts_features(self) -> bool:
@@ -113,7 +120,9 @@ def build(
     rows = source.blueprint.backbone == IDENTITY and not source.blueprint.dataset
     if rows:
         learner = learner.double()
-    return Model(source.name, source.blueprint, learner.to(place), place, input_format, rows)
+    return Model(
+        source.name, source.sha256, source.blueprint, learner.to(place), place, input_format, rows
+    )
 
 
 def _learner(source: Source, options: Mapping[str, Any] | None) -> Algorithm:

@@ -120,6 +120,14 @@ def test_features_of_images_are_those_of_transformers(
     torch.testing.assert_close(features(folder, raw), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_masked_autoencoder_sees_the_whole_image(
+    image_encoder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAZOO_EMBEDDINGS", "off")
+    folder, raw = image_encoder("vit-mae"), pictures(32)
+    torch.testing.assert_close(features(folder, raw), features(folder, raw), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("values", "size", "crop"),
     [

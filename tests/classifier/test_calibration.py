@@ -71,23 +71,6 @@ def test_the_typical_factor_sets_the_gap() -> None:
     assert typical_factor(-logits, y, 10.0) == 1
 
 
-def test_probabilities_of_rows_are_calibrated() -> None:
-    confidence, right, raw = [], [], []
-    for seed in range(10):
-        X, y = blobs(3, 60, spread=0.6, seed=seed)
-        first = np.concatenate([np.flatnonzero(y == label)[:10] for label in range(3)])
-        rest = np.setdiff1d(np.arange(len(y)), first)
-        for calibrate, found in ((True, confidence), (False, raw)):
-            classifier = FewShotClassifier(device="cpu", calibrate=calibrate)
-            found.append(classifier.fit(X[first], y[first]).predict_proba(X[rest]))
-        right.append(confidence[-1].argmax(1) == y[rest])
-    error, error_raw = (
-        expected_calibration_error(np.concatenate(p).max(1), np.concatenate(right))
-        for p in (confidence, raw)
-    )
-    assert error < 0.05 < error_raw
-
-
 def test_the_most_probable_class_stays() -> None:
     X, y = blobs(4, 5, spread=0.8)
     one, other = (FewShotClassifier(device="cpu", calibrate=c).fit(X, y) for c in (True, False))

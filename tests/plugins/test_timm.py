@@ -15,7 +15,15 @@ PLUGIN = Path(__file__).parents[2] / "plugins" / "metazoo-timm"
 @pytest.mark.slow
 def test_the_tests_of_metazoo_timm_pass() -> None:
     path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "pytest", str(PLUGIN / "tests"), "-q", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(PLUGIN / "tests"),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )

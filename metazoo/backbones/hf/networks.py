@@ -93,6 +93,8 @@ def _model(place: Place) -> tuple[Any, set[str]]:
         config = transformers.AutoConfig.from_pretrained(
             place.folder, local_files_only=True, trust_remote_code=False
         )
+        if hasattr(config, "mask_ratio"):  # of patches that a masked autoencoder leaves out
+            config.mask_ratio = 0.0
         kind = transformers.MODEL_MAPPING[type(config)]
         state: dict[str, Tensor] = {}
         for path in place.weights():
