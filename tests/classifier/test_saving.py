@@ -29,7 +29,8 @@ def check_same(one: FewShotClassifier, other: FewShotClassifier, X: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("run", "options"), [("protonet_run", {"tta": "shifted"}), ("maml_run", {"batch_norm": "batch"})]
+    ("run", "options"),
+    [("protonet_run", {"tta": "shifted"}), ("maml_run", {"batch_norm": "batch"})],
 )
 @pytest.mark.filterwarnings("ignore::metazoo.errors.DataWarning")
 def test_models_of_pictures(
@@ -121,7 +122,8 @@ def test_a_damaged_file_is_refused(key: str, value: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "values", [torch.full((6, 6), float("nan")).double(), torch.zeros(6, 5).double(), torch.zeros(6, 6)]
+    "values",
+    [torch.full((6, 6), float("nan")).double(), torch.zeros(6, 5).double(), torch.zeros(6, 6)],
 )
 def test_damaged_examples_are_refused(values: torch.Tensor, tmp_path: Path) -> None:
     X, y = blobs(2, 3)
