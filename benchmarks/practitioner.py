@@ -41,6 +41,8 @@ Answer = Callable[[Tensor, Tensor, Tensor], Tensor]  # support_z, support_y, que
 def run(bench: Bench) -> None:
     bench.work = "Accuracy, in percent, from a few labelled photos or texts of classes never seen."
     bench.cpu_only()
+    if bench.quick:
+        raise Unavailable("it embeds thousands of photos and texts")
     root = Path(os.environ.get("METAZOO_DATA") or "")
     if not (root / "caltech101_photos.zip").is_file() or not (root / "text").is_dir():
         raise Unavailable("METAZOO_DATA has no caltech101_photos.zip or no text/")
@@ -57,9 +59,9 @@ def photos(bench: Bench, root: str) -> None:
     assert isinstance(plain, FeatureLearner)
     features = embedded_examples(plain, data, "cpu")
     model = find(PHOTOS).model()
-    for ways in bench.pick((5, 20), (5,)):
-        for shots in bench.pick((1, 5), (1,)):
-            count = bench.pick(1000 if ways == 5 else 200, 5)
+    for ways in (5, 20):
+        for shots in (1, 5):
+            count = 1000 if ways == 5 else 200
             with bench.part(f"Caltech photos, {ways}-way {shots}-shot"):
                 ours = evaluate(model, EpisodeSampler(data, ways, shots, QUERIES, 0), count)
                 bench.score(
@@ -107,10 +109,10 @@ def texts(bench: Bench, data: str, train: Labelled, test: Labelled) -> None:
     train_z, test_z = encoded([text for text, _ in train]), encoded([text for text, _ in test])
     names_z = encoded([name.replace("_", " ") for name in names])
     train_y, test_y = (torch.tensor([names.index(y) for _, y in part]) for part in (train, test))
-    for shots in bench.pick(SHOTS, (1,)):
+    for shots in SHOTS:
         with bench.part(f"{data}, all {len(names)} intents, {shots}-shot"):
             found: dict[str, list[float]] = {}
-            for draw in range(bench.pick(DRAWS, 2)):
+            for draw in range(DRAWS):
                 rows = drawn(train_y, shots, draw)
                 for way, wanted in (("metazoo", "auto"), ("metazoo, without names", None)):
                     classifier = FewShotClassifier(TEXTS, names=wanted)
