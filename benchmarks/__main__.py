@@ -17,7 +17,15 @@ from metazoo.cli.process import keep_freed_memory
 
 from .harness import Bench, Unavailable, circumstances, reason, write
 
-NAMES = ("startup", "drawing", "evaluation", "protonet_step", "maml_step", "kernels")
+NAMES = (
+    "startup",
+    "drawing",
+    "evaluation",
+    "protonet_step",
+    "maml_step",
+    "kernels",
+    "practitioner",
+)
 
 
 def arguments() -> argparse.Namespace:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from metazoo.errors import first_line, out_of_memory
+from metazoo.evaluation.score import Score
 from metazoo.io.files import write_json
 from metazoo.provenance import commit, machine
 
@@ -168,6 +169,19 @@ class Bench:
                 ratio = short(statistics.median(a / b for a, b in zip(taken, values[first])))
             figures = [short(SCALE[unit] * f(taken)) for f in (statistics.median, min, max)]
             self.rows.append(Row(self.current, name, unit, *figures, ratio))
+
+    def score(self, values: Mapping[str, Tensor]) -> None:
+        """Add a row for each way from its accuracies on the same tasks: mean and 95 % interval.
+
+        The note of all but the first way is its paired difference to the first, in percent.
+        """
+        first = next(iter(values.values()))
+        for name, found in values.items():
+            own, other = Score.of(found), Score.of(found - first)
+            mean, half = 100 * own.mean, 100 * own.interval
+            note = "" if found is first else f"{100 * other.mean:+.2f} ± {100 * other.interval:.2f}"
+            figures = [float(f"{value:.4g}") for value in (mean, mean - half, mean + half)]
+            self.rows.append(Row(self.current, name, "%", *figures, note=note))
 
     def quickest(self, ways: Mapping[str, Call]) -> tuple[str, Call]:
         """Return the setting in which a rival is quickest, and the rival in that setting."""

@@ -32,6 +32,12 @@ SPLITS = {
     },
 }
 
+# Data sets of the models over frozen encoders.
+ENCODED = {
+    "caltech101": "Photos: 20 test classes of objects of Caltech-101",
+    "clinc150": "Texts: 50 test intents of CLINC150 (the first published fold)",
+}
+
 # Mean accuracies of papers in the order of TASKS, followed by the models to compare with them.
 TASKS = ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
 PUBLISHED: list[tuple[str, dict[str, tuple[float, ...]], list[str]]] = [
@@ -94,7 +100,9 @@ def figure(result: Json) -> str:
 def results() -> str:
     """Return the tables of the README: the accuracy of every built-in model."""
     parts = [
-        f"**Omniglot, {title}**\n\n{omniglot_table(cards('omniglot', splits))}"
+        f"**{title}**\n\n{accuracy_table(cards(dataset))}" for dataset, title in ENCODED.items()
+    ] + [
+        f"**Omniglot, {title}**\n\n{accuracy_table(cards('omniglot', splits))}"
         for title, splits in SPLITS.items()
     ]
     rows = [
@@ -112,7 +120,7 @@ def steps_of(card: Json, result: Json) -> int:
     return {**usual, **result.get("options", {})}["eval_inner_steps"]
 
 
-def omniglot_rows(chosen: Iterable[Json]) -> dict[tuple[str, str], dict[str, str]]:
+def accuracy_rows(chosen: Iterable[Json]) -> dict[tuple[str, str], dict[str, str]]:
     """Return figures by task for each model and mode; `NAME_5w1s`, `NAME_20w1s`, ... are one model."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for card in chosen:
@@ -124,9 +132,9 @@ def omniglot_rows(chosen: Iterable[Json]) -> dict[tuple[str, str], dict[str, str
     return rows
 
 
-def omniglot_table(chosen: Iterable[Json]) -> str:
+def accuracy_table(chosen: Iterable[Json]) -> str:
     """Return a row for each model and mode, a column for each task."""
-    rows = omniglot_rows(chosen)
+    rows = accuracy_rows(chosen)
     found = {task for row in rows.values() for task in row}
     tasks = sorted(found, key=lambda task: (not task[0].isdigit(), len(task), task))
     cells = [
@@ -138,7 +146,7 @@ def omniglot_table(chosen: Iterable[Json]) -> str:
 
 def against_papers() -> str:
     """Return the figures of papers above those of the models on Vinyals' split."""
-    ours = omniglot_rows(cards("omniglot", {"vinyals"}))
+    ours = accuracy_rows(cards("omniglot", {"vinyals"}))
     rows: list[Sequence[Any]] = []
     for mode, papers, families in PUBLISHED:
         rows += [(name, *figures, mode) for name, figures in papers.items()]

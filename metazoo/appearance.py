@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -44,16 +45,17 @@ def blank(pictures: Tensor) -> int:
     return int((x.amax(1) - x.amin(1) < LEAST).sum())
 
 
-def unlike_drawings(pictures: Tensor) -> Look | None:
-    """Return how pictures differ from drawings of light strokes on a dark ground, if they do."""
-    found = shares(pictures)
-    if found.pop(Look.DARK_GROUND) >= 1 - FEW:
+def unlike_drawings(found: Mapping[Look, float]) -> Look | None:
+    """Return how pictures with these shares differ from drawings of light strokes on a dark ground.
+
+    None if they do not.
+    """
+    if found[Look.DARK_GROUND] >= 1 - FEW:
         return None
-    return max(found, key=lambda look: found[look])
+    return max((Look.LIGHT_GROUND, Look.TONES), key=lambda look: found[look])
 
 
-def opposite(pictures: Tensor, others: Tensor) -> bool:
-    """Return whether pictures are light on dark and the others dark on light, or the reverse."""
-    ours, theirs = shares(pictures), shares(others)
+def opposite(ours: Mapping[Look, float], theirs: Mapping[Look, float]) -> bool:
+    """Return whether, by their shares, pictures are light on dark and others dark on light, or the reverse."""
     both = (Look.DARK_GROUND, Look.LIGHT_GROUND), (Look.LIGHT_GROUND, Look.DARK_GROUND)
     return any(ours[a] >= 1 - FEW and theirs[b] >= 1 - FEW for a, b in both)

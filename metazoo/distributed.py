@@ -155,27 +155,41 @@ def share(count: int) -> slice:
     return slice(start, start + each + (rank() < more))
 
 
-def mapped(function: Callable[[Item], Tensor], items: Sequence[Item]) -> list[Tensor]:
+def gathered(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
     """Return `function(item)` of every item, in order; process r computes items r, r + size, ...
 
     If the function raises a MetazooError in one process, all processes raise it, so that they stay
-    together.
+    together. Results must be picklable.
     """
     if not _joined:
         return [function(item) for item in items]
-    parts: list[Tensor] = []
+    parts: list[T] = []
     problem: MetazooError | None = None
     try:
         parts = [function(item) for item in items[rank() :: size()]]
     except MetazooError as error:
         problem = error
-    device = parts[0].device if parts else torch.device("cpu")
     shares: list[Any] = [None] * size()
-    dist.all_gather_object(shares, problem or [part.cpu() for part in parts])
+    dist.all_gather_object(shares, problem or parts)
     for found in shares:
         if isinstance(found, MetazooError):
             raise found
-    return [shares[i % size()][i // size()].to(device) for i in range(len(items))]
+    return [shares[i % size()][i // size()] for i in range(len(items))]
+
+
+def mapped(function: Callable[[Item], Tensor], items: Sequence[Item]) -> list[Tensor]:
+    """Return the tensors `function(item)` as `gathered` does, each on the device of this process."""
+    if not _joined:
+        return [function(item) for item in items]
+    device = torch.device("cpu")
+
+    def on_cpu(item: Item) -> Tensor:
+        nonlocal device
+        result = function(item)
+        device = result.device
+        return result.cpu()
+
+    return [part.to(device) for part in gathered(on_cpu, items)]
 
 
 def any_process(flag: bool) -> bool:

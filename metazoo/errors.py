@@ -48,6 +48,10 @@ class DataError(MetazooError):
     exit_code = 1
 
 
+class InputError(DataError, ValueError):
+    """Examples or labels cannot be used; a ValueError too, as scikit-learn's tools expect."""
+
+
 class CheckpointError(MetazooError):
     """A checkpoint, run folder or model card is missing, damaged or incompatible."""
 

@@ -22,7 +22,7 @@ def failure(capsys: Capture, status: int, *arguments: str) -> tuple[str, str]:
     assert run(list(arguments)) == status, arguments
     out, err = capsys.readouterr()
     assert out == "", arguments
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert lines[0].startswith("error: "), err
     assert "Traceback" not in err
     assert len(lines) <= 3, err

@@ -43,19 +43,19 @@ def test_drawings_their_inverse_and_photos_are_told_apart() -> None:
     drawings, photos = seen(DRAWINGS), seen(PHOTOS)
     assert shares(drawings)[Look.DARK_GROUND] == 1
     assert shares(1 - drawings)[Look.LIGHT_GROUND] == 1
-    assert unlike_drawings(drawings) is None
-    assert unlike_drawings(1 - drawings) is Look.LIGHT_GROUND
-    assert unlike_drawings(photos) is Look.TONES
-    assert opposite(drawings, 1 - drawings)
-    assert opposite(1 - drawings, drawings)
+    assert unlike_drawings(shares(drawings)) is None
+    assert unlike_drawings(shares(1 - drawings)) is Look.LIGHT_GROUND
+    assert unlike_drawings(shares(photos)) is Look.TONES
+    assert opposite(shares(drawings), shares(1 - drawings))
+    assert opposite(shares(1 - drawings), shares(drawings))
     for others in (drawings, photos):
-        assert not opposite(drawings, others)
-    assert not opposite(photos, drawings)
+        assert not opposite(shares(drawings), shares(others))
+    assert not opposite(shares(photos), shares(drawings))
 
 
 def test_grey_paper_is_a_ground() -> None:
     grey = [ImageOps.colorize(x, "#303030", "#c0c0c0").convert("L") for x in DRAWINGS]
-    assert unlike_drawings(seen(grey)) is None
+    assert unlike_drawings(shares(seen(grey))) is None
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_real_pictures_look_as_they_should(
                 for name in names[:: len(names) // 60]
             ]
         )
-    assert unlike_drawings(x / 255) is look
+    assert unlike_drawings(shares(x / 255)) is look

@@ -277,24 +277,18 @@ def test_the_readme_says_what_it_needs() -> None:
 def test_the_first_examples_run_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    section = README.split("## Classify your own images")[1].split("\n## ")[0]
+    section = README.split("## Classify your own photos and texts")[1].split("\n## ")[0]
     monkeypatch.chdir(tmp_path)
     drawn = {"sun1": "bar", "sun2": "bar", "moon1": "dot", "new1": "bar", "new2": "dot"}
     for seed, (name, kind) in enumerate(drawn.items()):
-        picture(kind, seed).save(f"{name}.png")
+        picture(kind, seed).save(f"{name}.jpg")
     exec(compile(blocks(section, "python")[0], "README.md", "exec"), {})
-    assert capsys.readouterr().out == "['sun', 'moon']\n"
+    assert capsys.readouterr().out == "['sun' 'moon']\n"
 
-    (command,) = commands("```console\n" + blocks(section, "console")[0] + "```")
-    for name in (
-        "symbols/sun/sun1",
-        "symbols/sun/sun2",
-        "symbols/moon/moon1",
-        "new/new1",
-        "new/new2",
-    ):
+    command, *_ = commands("```console\n" + blocks(section, "console")[0] + "```")
+    for name in ("photos/sun/sun1", "photos/sun/sun2", "photos/moon/moon1", "new/new1", "new/new2"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{Path(name).name}.png").rename(f"{name}.png")
+        Path(f"{Path(name).name}.jpg").rename(f"{name}.jpg")
     assert run([*command, "--json"]) == 0
     labels = [row["label"] for row in json.loads(capsys.readouterr().out)]
     assert labels == ["sun", "moon"]

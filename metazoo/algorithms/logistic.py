@@ -4,7 +4,7 @@ Good Embedding Is All You Need?" (arXiv:2003.11539)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -19,9 +19,11 @@ from metazoo import Range
 PENALTIES = (1.0, 0.3, 0.1, 0.03)
 # The penalty if no class has a second example to hold out; less if the names have weight.
 SINGLE_PENALTY = 0.3
-# Support examples are held out in at most PARTS parts. ENOUGH examples suffice to choose a penalty.
+# Support examples are held out in at most PARTS parts; about ENOUGH suffice to choose a penalty.
 PARTS, ENOUGH = 10, 300
 SCALES = tuple(10 ** (i / 5) for i in range(-5, 9))
+# Numbers in the problems that are solved at once for held-out parts.
+AT_ONCE = 2**26
 # Names have weight if cosines of this scale make the class means this many nats more likely than
 # chance.
 NAME_SCALE, NAME_EVIDENCE, NAME_STEEPNESS = 8.0, 1.0, 4.0
@@ -47,13 +49,13 @@ class Logistic(metazoo.FeatureLearner):
     class Config(metazoo.FeatureLearner.Config):
         penalty: Annotated[
             float | None,
-            "strength of the squared penalty, 1/C in scikit-learn; none: chosen on the support set",
+            "strength of the squared penalty, 1/C in scikit-learn; none chooses it on the support set",
             Range(1e-4, 1e4),
         ] = None
         name_weight: Annotated[
             float | None,
             "weight of a class's name, where an example has 1; "
-            "none: from 0 to 1, by how well the names agree with the support set",
+            "none chooses from 0 to 1, by how well the names agree with the support set",
             Range(0, 1e3),
         ] = None
 
@@ -61,12 +63,27 @@ class Logistic(metazoo.FeatureLearner):
     uses_names = True
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
-        return self._answer(standardize(support_z, support_y, None), query_z)
+        return self.head(support_z, support_y)(query_z)
 
     def classify_named(
         self, support_z: Tensor, support_y: Tensor, query_z: Tensor, names_z: Tensor
     ) -> Tensor:
-        return self._answer(standardize(support_z, support_y, names_z), query_z)
+        return self.head(support_z, support_y, names_z)(query_z)
+
+    def head(
+        self, support_z: Tensor, support_y: Tensor, names_z: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function of the fitted weights, from features (B, Q, D) to logits."""
+        task = standardize(support_z, support_y, names_z)
+        with torch.no_grad():
+            name_weight = self._name_weight(task)
+            problem = pose(task, name_weight)
+            problem = problem.penalized(self._penalty(task, name_weight, problem))
+            weights = fit(problem)
+            # At the optimum the weights are the rows' combination with these coefficients.
+            dual = problem.residual(weights) / problem.penalty[:, :1]
+        rows = task.rows().mT @ dual  # (B, D, ways)
+        return lambda query_z: task.scaled(query_z) @ rows + weights[:, -1:]
 
     @torch.no_grad()
     def leave_one_out(
@@ -81,22 +98,12 @@ class Logistic(metazoo.FeatureLearner):
         """
         task = standardize(support_z, support_y, names_z)
         name_weight = self._name_weight(task)
-        alone = task.alone() & (name_weight <= 0.5)[:, None]
-        problem = pose(task, name_weight, self._penalty(task, name_weight))
-        part = parts(task, alone)
-        count = max(1, int(part.max()) + 1)
-        start = fit(problem).repeat_interleave(count, 0)
-        logits, _ = held_out(problem, part, count, start, MEDIUM)
-        return logits.masked_fill(alone[..., None], math.nan)
-
-    def _answer(self, task: Task, query_z: Tensor) -> Tensor:
-        with torch.no_grad():
-            name_weight = self._name_weight(task)
-            problem = pose(task, name_weight, self._penalty(task, name_weight))
-            weights = fit(problem)
-            # At the optimum the weights are the rows' combination with these coefficients.
-            dual = problem.residual(weights) / problem.penalty[:, :1]
-        return task.scaled(query_z) @ (task.rows().mT @ dual) + weights[:, -1:]
+        problem = pose(task, name_weight)
+        problem = problem.penalized(self._penalty(task, name_weight, problem))
+        part = parts(task, task.alone() & (name_weight <= 0.5)[:, None])
+        start = fit(problem)[:, None].expand(-1, PARTS, -1, -1)
+        logits, _ = held_out(problem, part, start, MEDIUM)
+        return logits
 
     def _name_weight(self, task: Task) -> Tensor:
         """Return the weight (B,) of the names in each task."""
@@ -107,7 +114,7 @@ class Logistic(metazoo.FeatureLearner):
         weight = 1.0 if self.config.name_weight is None else self.config.name_weight
         return task.z.new_full((len(task.z),), weight)
 
-    def _penalty(self, task: Task, name_weight: Tensor) -> Tensor:
+    def _penalty(self, task: Task, name_weight: Tensor, problem: Problem) -> Tensor:
         """Return the penalty (B,) of each task.
 
         It is the mean logarithm of the PENALTIES, weighted by the likelihood that each gives to
@@ -116,21 +123,18 @@ class Logistic(metazoo.FeatureLearner):
         """
         if self.config.penalty is not None:
             return torch.full_like(name_weight, self.config.penalty)
-        default = SINGLE_PENALTY / (1 + 2 * name_weight)
         part = parts(task, task.alone())
-        count = int(part.max()) + 1 if part.numel() else 0
-        if count == 0:
-            return default
-        count = min(count, -(-ENOUGH * count // part.shape[1]))
-        known = (part >= 0) & (part < count)
+        enough = (part.amax(1, keepdim=True) + 1) * ENOUGH / part.shape[1] if part.numel() else 0
+        part = part.masked_fill(part >= enough, -1)
         weights, likelihoods = None, []
         for penalty in PENALTIES:
-            problem = pose(task, name_weight, torch.full_like(default, penalty))
-            logits, weights = held_out(problem, part, count, weights, ROUGH)
-            likelihoods.append(best_likelihood(logits, task.y, known))
-        log_penalty = default.new_tensor(PENALTIES).log()
-        chosen = (torch.stack(likelihoods, -1).softmax(-1) @ log_penalty).exp()
-        return torch.where(known.any(1), chosen, default)
+            tried = problem.penalized(torch.full_like(name_weight, penalty))
+            logits, weights = held_out(tried, part, weights, ROUGH)
+            likelihoods.append(best_likelihood(logits, task.y))
+        weight = torch.stack(likelihoods, -1).softmax(-1)
+        chosen = (weight @ weight.new_tensor(PENALTIES).log()).exp()
+        default = SINGLE_PENALTY / (1 + 2 * name_weight)
+        return torch.where((part >= 0).any(1), chosen, default)
 
 
 class Task(NamedTuple):
@@ -220,6 +224,11 @@ class Problem(NamedTuple):
     weight: Tensor
     penalty: Tensor
 
+    def penalized(self, penalty: Tensor) -> Problem:
+        """Return the problems with other penalties (B,)."""
+        strength = penalty[:, None, None].expand(-1, self.x.shape[2] - 1, 1)
+        return self._replace(penalty=F.pad(strength, (0, 0, 0, 1)))
+
     def residual(self, weights: Tensor) -> Tensor:
         """Return the weighted target minus probability, (B, M, ways)."""
         return self.weight * (self.target - (self.x @ weights).softmax(-1))
@@ -234,18 +243,18 @@ class Problem(NamedTuple):
         return (self.weight * nll).sum((1, 2)) + (self.penalty * weights.square()).sum((1, 2)) / 2
 
 
-def pose(task: Task, name_weight: Tensor, penalty: Tensor) -> Problem:
-    """Return the tasks' problems, given the weight of names and the penalty, both (B,)."""
+def pose(task: Task, name_weight: Tensor) -> Problem:
+    """Return the tasks' problems with names of weights (B,) and a penalty of 1."""
     rows = task.rows().detach()
     x = torch.linalg.qr(rows.mT, mode="r").R.mT if rows.shape[1] < rows.shape[2] else rows
-    names = torch.eye(task.names.shape[1]).to(rows).expand(len(rows), -1, -1)
-    target = torch.cat([task.member, names], 1) if len(names[0]) else task.member
-    weight = torch.cat(
-        [torch.ones_like(task.z[..., :1]), name_weight[:, None, None].expand(-1, len(names[0]), 1)],
-        1,
-    )
-    strength = penalty[:, None, None].expand(-1, x.shape[2], 1)
-    return Problem(F.pad(x, (0, 1), value=1.0), target, weight, F.pad(strength, (0, 0, 0, 1)))
+    ways = task.names.shape[1]
+    of_names = name_weight[:, None, None].expand(-1, ways, 1)
+    weight = torch.cat([torch.ones_like(rows[:, ways:, :1]), of_names], 1)
+    target = task.member
+    if ways:
+        target = torch.cat([target, torch.eye(ways).to(rows).expand(len(rows), -1, -1)], 1)
+    problem = Problem(F.pad(x, (0, 1), value=1.0), target, weight, weight)
+    return problem.penalized(torch.ones_like(name_weight))
 
 
 def parts(task: Task, kept: Tensor) -> Tensor:
@@ -264,37 +273,42 @@ def parts(task: Task, kept: Tensor) -> Tensor:
 
 
 def held_out(
-    problem: Problem,
-    part: Tensor,
-    count: int,
-    start: Tensor | None = None,
-    tolerance: float = TOLERANCE,
+    problem: Problem, part: Tensor, start: Tensor | None = None, tolerance: float = TOLERANCE
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (B, S, ways) of support examples from fits without their part, and the weights.
+    """Classify support examples by fits without the part to which they belong.
 
     Args:
         problem: the problems, support examples first.
-        part: the part (B, S) of each support example.
-        count: how many parts to leave out; the logits of examples in other parts mean nothing.
-        start: weights to start from, as returned.
+        part: the part (B, S) of each support example, -1 for those in no part.
+        start: weights (B, parts, N, ways) from which to start.
         tolerance: as for `fit`.
+
+    Returns:
+        Logits (B, S, ways), NaN for examples in no part, and the fitted weights.
     """
-    shots = part.shape[1]
-    kept = part[:, None] != torch.arange(count, device=part.device)[:, None]  # (B, count, S)
-    kept = F.pad(kept, (0, problem.x.shape[1] - shots), value=True)
-    copies = Problem(*(t.repeat_interleave(count, 0) for t in problem))
-    copies = copies._replace(weight=copies.weight * kept.flatten(0, 1)[..., None])
-    weights = fit(copies, start, tolerance)
-    logits = (copies.x[:, :shots] @ weights).unflatten(0, (-1, count))
-    own = part.clamp(0, count - 1)[:, None, :, None].expand(-1, 1, -1, logits.shape[-1])
-    return logits.gather(1, own)[:, 0], weights
+    (tasks, shots), (rows, size) = part.shape, problem.x.shape[1:]
+    ways, count = problem.target.shape[2], int(part.max()) + 1 if part.numel() else 0
+    logits = problem.x.new_full((tasks, shots, ways), math.nan)
+    weights = problem.x.new_zeros(tasks, count, size, ways)
+    if start is not None:
+        weights.copy_(start[:, :count])
+    each = max(1, AT_ONCE // (tasks * rows * (size + ways)))
+    for some in torch.arange(count, device=part.device).split(each):
+        left = part[:, None] == some[:, None]  # (B, parts, S)
+        copies = Problem(*(t.repeat_interleave(len(some), 0) for t in problem))
+        kept = F.pad(~left, (0, rows - shots), value=True).flatten(0, 1)
+        copies = copies._replace(weight=copies.weight * kept[..., None])
+        fitted = fit(copies, weights[:, some].flatten(0, 1), tolerance)
+        weights[:, some] = fitted.unflatten(0, (tasks, -1))
+        answers = (copies.x[:, :shots] @ fitted).unflatten(0, (tasks, -1)) * left[..., None]
+        logits = torch.where(left.any(1)[..., None], answers.sum(1), logits)
+    return logits, weights
 
 
-def best_likelihood(logits: Tensor, y: Tensor, known: Tensor) -> Tensor:
-    """Return the log-likelihood (B,) of the `known` labels at the best of the SCALES of logits."""
+def best_likelihood(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the log-likelihood (B,) of labels at the best of the SCALES of logits, except NaN."""
     log_p = [
-        ((scale * logits).log_softmax(-1).gather(2, y[..., None])[..., 0] * known).sum(1)
-        for scale in SCALES
+        (scale * logits).log_softmax(-1).gather(2, y[..., None]).nansum((1, 2)) for scale in SCALES
     ]
     return torch.stack(log_p).amax(0)
 

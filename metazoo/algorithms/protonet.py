@@ -39,7 +39,10 @@ class ProtoNet(metazoo.FeatureLearner):
     ):
         super().__init__(backbone, spec, config)
         cosine = self.config.distance == "cosine"
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log()) if cosine else None
+        # Over a frozen encoder, only the scale could learn, and it changes no answer.
+        learns = any(p.requires_grad for p in backbone.parameters())
+        scale = nn.Parameter(torch.tensor(10.0).log(), requires_grad=learns)
+        self.log_scale = scale if cosine else None
 
     def classify(self, support_z: Tensor, support_y: Tensor, query_z: Tensor) -> Tensor:
         prototypes = metazoo.class_means(support_z, support_y)  # (B, ways, D), equation 1

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metazoo import options
@@ -24,9 +23,8 @@ class Bag(Backbone):
     """Embeds a text as the weighted mean of the embeddings of its words and n-grams.
 
     Examples are token ids (N, length), where 0 pads. An id shares its embedding with those that
-    equal it modulo `buckets`. Its weight is learned: the mean is a softmax over the text. With
-    `kernel`, a convolution over successive tokens is added to the embeddings. All features have the
-    same length, `exp(log_scale)`, which is learned.
+    equal it modulo `buckets`. Its weight is learned: the mean is a softmax over the text. The
+    features of all texts have the same length, `exp(log_scale)`, which is learned.
 
     The mean of embeddings is that of Iyyer et al. 2015, hashed n-grams those of Joulin et al. 2016
     (arXiv:1607.01759).
@@ -36,9 +34,6 @@ class Bag(Backbone):
     class Config(options.Config):
         width: Annotated[int, "features of a text", Range(1, 2**14)] = 256
         buckets: Annotated[int, "embeddings in the table", Range(1, 2**20)] = 2**14
-        kernel: Annotated[
-            int, "tokens that a convolution sees at a time; 0 for none", Range(0, 31)
-        ] = 0
 
     config: Config
 
@@ -49,11 +44,10 @@ class Bag(Backbone):
                 f"backbone 'bag' needs texts; these examples have shape {input_shape}",
                 "choose --backbone conv4 for images",
             )
-        width, kernel = self.config.width, self.config.kernel
+        width = self.config.width
         self.table = nn.Embedding(1 + self.config.buckets, width, padding_idx=0)
         self.weight = nn.Embedding(1 + self.config.buckets, 1)
         nn.init.zeros_(self.weight.weight)
-        self.convolution = nn.Conv1d(width, width, kernel, padding="same") if kernel else None
         self.log_scale = nn.Parameter(torch.tensor(3.0).log())
         self.out_features = width
 
@@ -65,13 +59,10 @@ class Bag(Backbone):
             )
         padding = x == 0
         rows = torch.where(padding, 0, 1 + (x - 1) % self.config.buckets)
-        z = self.table(rows)  # (N, length, width)
-        if self.convolution is not None:
-            z = z + F.relu(self.convolution(z.mT)).mT
         weights = self.weight(rows).squeeze(-1)
         lowest = torch.finfo(weights.dtype).min  # not infinity: a text may have no tokens
         weights = weights.masked_fill(padding, lowest).softmax(-1).masked_fill(padding, 0.0)
-        z = (weights.unsqueeze(-2) @ z).squeeze(-2)
+        z = (weights.unsqueeze(-2) @ self.table(rows)).squeeze(-2)  # (N, width)
         return self.log_scale.exp() * z * (z.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -144,6 +144,18 @@ class FeatureLearner(Algorithm):
         """
         raise NotImplementedError
 
+    def head(
+        self, support_z: Tensor, support_y: Tensor, names_z: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function from features of queries (B, Q, D) to logits (B, Q, ways).
+
+        By default it is `classify` or `classify_named`. A subclass that fits something to the
+        support set may override this, so that it is fitted once for many calls.
+        """
+        if names_z is None:
+            return lambda query_z: self.classify(support_z, support_y, query_z)
+        return lambda query_z: self.classify_named(support_z, support_y, query_z, names_z)
+
     @torch.no_grad()
     def leave_one_out(
         self, support_z: Tensor, support_y: Tensor, names_z: Tensor | None = None
@@ -161,6 +173,8 @@ class FeatureLearner(Algorithm):
             left = torch.arange(len(y), device=y.device)
             if named is None:
                 left = left[y.bincount()[y] > 1]
+            if not len(left):
+                continue
             for part in left.split(max(1, LEFT_OUT_AT_ONCE // max(1, z.numel()))):
                 logits[b, part] = self._without_each(z, y, named, part)
         return logits

@@ -54,8 +54,8 @@ def training_progress(how: str, title: str, chance: float | None) -> Iterator[Wa
 
 
 @contextlib.contextmanager
-def measurement_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes how much is done of how much, and moves a bar on a terminal."""
+def measurement_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a function that takes how much is done of how much (None: unknown), and moves a bar."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return

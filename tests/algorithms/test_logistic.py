@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metazoo
-from metazoo.algorithms.logistic import PENALTIES, Logistic, Task, parts, standardize
+from metazoo.algorithms.logistic import PENALTIES, Logistic, Task, parts, pose, standardize
 from metazoo.backbones.mlp import MLP
 
 WAYS, D = 4, 24
@@ -123,7 +123,8 @@ def test_the_penalty_grows_with_the_noise() -> None:
     for noise in (0.3, 3.0):
         support, y, *_ = clusters(10, noise)
         task = standardize(support, y, None)
-        penalties.append(model._penalty(task, torch.zeros(10, dtype=torch.float64)))
+        weight = torch.zeros(10, dtype=torch.float64)
+        penalties.append(model._penalty(task, weight, pose(task, weight)))
     assert penalties[0].mean() < 0.8 * penalties[1].mean()
     assert all(((p >= min(PENALTIES)) & (p <= max(PENALTIES))).all() for p in penalties)
 

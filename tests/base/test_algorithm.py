@@ -306,6 +306,21 @@ def test_leave_one_out_refits_without_each_example(
                 torch.testing.assert_close(logits[task, i], alone[0, 0])
 
 
+def test_leave_one_out_of_one_example_a_class_is_nan() -> None:
+    logits = nearest().leave_one_out(features(1, 3), torch.tensor([[2, 0, 1]]))
+    assert logits.shape == (1, 3, 3)
+    assert logits.isnan().all()
+
+
+def test_a_head_is_fitted_once_for_many_queries() -> None:
+    z, y, queries = features(1, 5), torch.tensor([[0, 1, 1, 0, 2]]), features(1, 4, seed=1)
+    learner = nearest()
+    assert torch.equal(learner.head(z, y)(queries), learner.classify(z, y, queries))
+    model = Named(MLP((6,)), metazoo.TaskSpec((6,), 3))
+    names = features(1, 3, seed=2)
+    assert torch.equal(model.head(z, y, names)(queries), model.classify_named(z, y, queries, names))
+
+
 def test_leave_one_out_with_names_needs_one_example_of_a_class() -> None:
     model = Named(MLP((6,)), metazoo.TaskSpec((6,), 3))
     z, y, names = features(1, 3), torch.tensor([[0, 2, 2]]), features(1, 3, seed=1)

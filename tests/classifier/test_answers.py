@@ -1,4 +1,4 @@
-"""The classifier for a few labelled examples."""
+"""What the classifier answers, and what it refuses or warns of."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classified import EQUAL, LABELS, image_model, tensors
 from pictures import picture
 from PIL import Image
 from torch import Tensor
@@ -18,33 +19,17 @@ from torch import Tensor
 import metazoo
 from metazoo import zoo
 from metazoo.base.algorithm import Algorithm
-from metazoo.classifier import QUERIES_AT_ONCE, FewShotClassifier
+from metazoo.classifier import FewShotClassifier
+from metazoo.classifier.head import QUERIES_AT_ONCE
 from metazoo.errors import DataError, DataWarning, OptionError, UnknownNameError
 from metazoo.evaluation.score import NotANumber
-from metazoo.images import decode
 from metazoo.plugins.registry import registry
-
-LABELS = ["bar", "dot", "ring", "dot", "bar", "ring", "ring"]  # unequal class sizes, in no order
-
-
-def tensors(labels: list[str], first: int = 0) -> torch.Tensor:
-    return torch.stack(
-        [
-            decode(picture(x, first + i), size=28, channels=1, invert=True)
-            for i, x in enumerate(labels)
-        ]
-    )
-
-
-@pytest.fixture(scope="module")
-def classifier(protonet_run: Path) -> FewShotClassifier:
-    return FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), LABELS)
 
 
 def test_it_classifies_easy_shapes(classifier: FewShotClassifier) -> None:
     queries = ["ring", "bar", "dot", "dot", "bar"]
-    assert classifier.classes_ == ["bar", "dot", "ring"]
-    assert classifier.predict(tensors(queries, 1)) == queries
+    assert classifier.classes_.tolist() == ["bar", "dot", "ring"]
+    assert classifier.predict(tensors(queries, 1)).tolist() == queries
     probabilities = classifier.predict_proba(tensors(queries, 1))
     assert probabilities.shape == (5, 3)
     assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
@@ -52,8 +37,10 @@ def test_it_classifies_easy_shapes(classifier: FewShotClassifier) -> None:
 
 
 def test_its_probabilities_are_those_of_the_model(
-    classifier: FewShotClassifier, protonet_run: Path
+    protonet_run: Path,
 ) -> None:
+    classifier = FewShotClassifier(protonet_run, device="cpu", calibrate=False)
+    classifier.fit(tensors(LABELS), LABELS)
     support, query = tensors(LABELS).float() / 255, tensors(["dot", "bar"], 5).float() / 255
     labels = torch.tensor([[["bar", "dot", "ring"].index(label) for label in LABELS]])
     with torch.no_grad():
@@ -110,8 +97,9 @@ def test_invert_swaps_dark_and_light(protonet_run: Path) -> None:
         Image.eval(picture(label, i), lambda value: 255 - value) for i, label in enumerate(LABELS)
     ]
     black = [picture(label, i) for i, label in enumerate(LABELS)]
-    usual = FewShotClassifier(protonet_run, device="cpu").fit(black, LABELS).predict_proba(black)
-    swapped = FewShotClassifier(protonet_run, device="cpu", invert=False).fit(white, LABELS)
+    raw = partial(FewShotClassifier, protonet_run, device="cpu", calibrate=False)
+    usual = raw().fit(black, LABELS).predict_proba(black)
+    swapped = raw(invert=False).fit(white, LABELS)
     assert np.allclose(swapped.predict_proba(white), usual, atol=0.02)
     with pytest.warns(DataWarning, match="dark and light seem swapped"):
         assert not np.allclose(swapped.predict_proba(black), usual, atol=0.1)
@@ -137,13 +125,14 @@ def test_invert_swaps_dark_and_light(protonet_run: Path) -> None:
 )
 def test_labels_of_every_type(protonet_run: Path, labels: Any, classes: list[Any]) -> None:
     classifier = FewShotClassifier(protonet_run, device="cpu").fit(tensors(LABELS), labels)
-    assert classifier.classes_ == classes
-    assert all(type(ours) is type(theirs) for ours, theirs in zip(classifier.classes_, classes))
-    assert set(classifier.predict(tensors(LABELS))) <= set(classes)
+    found = classifier.classes_.tolist()
+    assert found == classes
+    assert all(type(ours) is type(theirs) for ours, theirs in zip(found, classes))
+    assert set(classifier.predict(tensors(LABELS)).tolist()) <= set(classes)
 
 
 def test_zero_queries_and_many_queries(classifier: FewShotClassifier) -> None:
-    assert classifier.predict([]) == []
+    assert classifier.predict([]).tolist() == []
     assert classifier.predict_proba(torch.zeros(0, 1, 28, 28)).shape == (0, 3)
     many = tensors(["bar", "ring"] * 3, 1).repeat(QUERIES_AT_ONCE // 4, 1, 1, 1)
     assert len(many) > QUERIES_AT_ONCE
@@ -151,17 +140,16 @@ def test_zero_queries_and_many_queries(classifier: FewShotClassifier) -> None:
     assert np.allclose(classifier.predict_proba(many)[-6:], one_by_one, atol=1e-5)
 
 
-EQUAL = ["bar", "dot", "ring"]
-
-
 @pytest.mark.parametrize("chosen", [{}, {"batch_norm": "batch"}])
 def test_answers_depend_on_other_queries_only_if_that_is_asked_for(
     maml_run: Path, chosen: dict[str, Any]
 ) -> None:
     assert zoo.load(maml_run).transductive
-    classifier = FewShotClassifier(maml_run, device="cpu", **chosen).fit(tensors(EQUAL), EQUAL)
+    classifier = FewShotClassifier(maml_run, device="cpu", options=chosen).fit(
+        tensors(EQUAL), EQUAL
+    )
     queries = tensors(["bar", "dot", "ring", "ring"], 1)
-    assert classifier.model.transductive == bool(chosen)
+    assert classifier._fitted.model.learner.transductive == bool(chosen)
     warns = partial(pytest.warns, DataWarning) if chosen else lambda match: nullcontext()
     with warns(match="each answer depends on all 4 queries"):
         together = classifier.predict_proba(queries)
@@ -193,24 +181,20 @@ class Broken(metazoo.FeatureLearner):
         return answers
 
 
-def with_learner(protonet_run: Path, learner: type[metazoo.Algorithm]) -> FewShotClassifier:
-    """Return a classifier with the backbone of a model and another algorithm."""
-    classifier = FewShotClassifier(protonet_run, device="cpu")
-    classifier.model = learner(classifier.model.backbone, classifier.model.spec).eval()
-    return classifier
-
-
-def test_a_transductive_learner_without_such_options_is_told_of(protonet_run: Path) -> None:
-    classifier = with_learner(protonet_run, Centred).fit(tensors(EQUAL), EQUAL)
+def test_a_transductive_learner_without_such_options_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier = FewShotClassifier(image_model(monkeypatch, Centred), device="cpu")
+    classifier.fit(tensors(EQUAL), EQUAL)
     with pytest.warns(DataWarning, match="answer to a single query"):
         classifier.predict(tensors(["bar"]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_no_answers(protonet_run: Path, value: float) -> None:
-    classifier = with_learner(protonet_run, type("Bad", (Broken,), {"value": value}))
+def test_nan_and_infinity_are_no_answers(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = image_model(monkeypatch, type("Bad", (Broken,), {"value": value}))
     with pytest.raises(NotANumber, match="the model returned NaN or infinity"):
-        classifier.fit(tensors(EQUAL), EQUAL).predict(tensors(["bar"]))
+        FewShotClassifier(model, device="cpu").fit(tensors(EQUAL), EQUAL).predict(tensors(["bar"]))
 
 
 @pytest.mark.parametrize(("labels", "warned"), [(LABELS, True), (EQUAL * 2, False)])
@@ -240,11 +224,10 @@ class ByPosition(Algorithm):
 @pytest.mark.filterwarnings("ignore::metazoo.errors.DataWarning")
 @pytest.mark.parametrize("transductive", [False, True])
 def test_the_order_of_examples_does_not_matter_to_any_model(
-    protonet_run: Path, transductive: bool, monkeypatch: pytest.MonkeyPatch
+    transductive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier = FewShotClassifier(protonet_run, device="cpu")
-    classifier.model = ByPosition(classifier.model.backbone, classifier.model.spec)
     monkeypatch.setattr(ByPosition, "transductive", transductive)
+    classifier = FewShotClassifier(image_model(monkeypatch, ByPosition), device="cpu")
     x, queries = tensors(LABELS), tensors(["bar", "dot", "ring", "ring", "bar"], 1)
     wanted = classifier.fit(x, LABELS).predict_proba(queries)
     assert len(np.unique(wanted, axis=0)) == 5
@@ -254,10 +237,15 @@ def test_the_order_of_examples_does_not_matter_to_any_model(
 
 
 def test_options_of_the_algorithm_can_be_overridden(maml_run: Path) -> None:
-    few = FewShotClassifier(maml_run, device="cpu", eval_inner_steps=0)
-    assert few.model.config.eval_inner_steps == 0
-    with pytest.raises(OptionError, match="no option 'inner_stepz'"):
-        FewShotClassifier(maml_run, inner_stepz=1)
+    few = FewShotClassifier(maml_run, device="cpu", options={"eval_inner_steps": 0})
+    few.fit(tensors(EQUAL), EQUAL)
+    assert few._fitted.model.learner.config.eval_inner_steps == 0
+    for options, words in (
+        ({"inner_stepz": 1}, "no option 'inner_stepz'"),
+        ([1], "options cannot"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            few.set_params(options=options).fit(tensors(EQUAL), EQUAL)
 
 
 def test_more_classes_than_a_head_has_are_refused(maml_run: Path) -> None:
@@ -270,14 +258,14 @@ def test_more_classes_than_a_head_has_are_refused(maml_run: Path) -> None:
 
 def test_unknown_and_regression_models_are_refused(sinusoid_run: Path) -> None:
     with pytest.raises(UnknownNameError, match="no pretrained model named 'nothing'"):
-        FewShotClassifier("nothing")
+        FewShotClassifier("nothing").fit(tensors(EQUAL), EQUAL)
     with pytest.raises(OptionError, match="is a regression model"):
-        FewShotClassifier(sinusoid_run)
+        FewShotClassifier(sinusoid_run).fit(tensors(EQUAL), EQUAL)
 
 
 def test_an_unknown_device_is_refused(protonet_run: Path) -> None:
     with pytest.raises(OptionError, match="there is no device 'abacus'"):
-        FewShotClassifier(protonet_run, device="abacus")
+        FewShotClassifier(protonet_run, device="abacus").fit(tensors(EQUAL), EQUAL)
 
 
 def test_it_must_be_fitted_first(protonet_run: Path) -> None:
@@ -289,7 +277,7 @@ def test_it_must_be_fitted_first(protonet_run: Path) -> None:
 @pytest.mark.parametrize("value", ["no", 2, 0])
 def test_invert_is_a_truth_value(protonet_run: Path, value: Any) -> None:
     with pytest.raises(OptionError, match="invert cannot be"):
-        FewShotClassifier(protonet_run, device="cpu", invert=value)
+        FewShotClassifier(protonet_run, invert=value).fit(tensors(EQUAL), EQUAL)
 
 
 def test_blank_pictures_and_contradictions_are_told_of(protonet_run: Path) -> None:
@@ -326,19 +314,19 @@ def test_unusable_examples_and_labels_are_refused(protonet_run: Path, tmp_path: 
         (x.long(), LABELS, r"torch\.int64"),
         (list(x), LABELS, "list of tensors or arrays"),
         (list(x.numpy()), LABELS, "list of tensors or arrays"),
-        (np.array(["a"] * 7), LABELS, "cannot be examples"),
+        (np.array(["a"] * 7), LABELS, "there is no file a"),
         (np.array([None] * 7), LABELS, "cannot be examples"),
         (x.to_sparse(), LABELS, "sparse"),
         (x.to("meta"), LABELS, "meta"),
         (x.to(torch.complex64), LABELS, "complex"),
         (None, LABELS, "examples are a NoneType"),
         (3, LABELS, "examples are a int"),
-        (x, None, "labels are a NoneType"),
+        (x, None, "target y is None"),
         (x, "abcdefg", "labels are a str"),
-        (x, np.array(3), "labels are a ndarray"),
+        (x, np.array(3), "labels are a"),
         (x, set("abcdefg"), "labels are a set"),
         (x, [float("nan"), *LABELS[1:]], "a label is NaN"),
-        ("a.png", LABELS, "one image, not a list"),
+        ("a.png", LABELS, "one text or image, not a list"),
         (tmp_path / "a.png", LABELS, "one image, not a list"),
         (picture("bar", 0), LABELS, "one image, not a list"),
         ([tmp_path / "nothing.png"] * 7, LABELS, r"there is no file .*nothing\.png"),
