@@ -233,6 +233,25 @@ def caltech_commands(records: Iterable[Json]) -> str:
     return table(("rows", "command", "machine", "commits"), rows)
 
 
+def practitioner() -> str:
+    """Return a table for each data set of accuracies beside class means and logistic regression."""
+    rows = read(RESULTS / "practitioner.json")["results"]["practitioner"]["rows"]
+    titles = dict.fromkeys(row["part"].rpartition(", ")[0] for row in rows)
+    return "\n\n".join(f"**{title}**\n\n{_beside(title, rows)}" for title in titles)
+
+
+def _beside(title: str, rows: Iterable[Json]) -> str:
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["part"].rpartition(", ")[0] == title:
+            half = (row["high"] - row["low"]) / 2
+            task = row["part"].rpartition(", ")[2]
+            found.setdefault(row["way"], {})[task] = f"{row['median']:.1f} ± {half:.1f}"
+    tasks = list(dict.fromkeys(task for figures in found.values() for task in figures))
+    cells = ((way, *(figures.get(task, "") for task in tasks)) for way, figures in found.items())
+    return table(("way", *tasks), cells)
+
+
 def soak() -> str:
     """Return what the soak found, the command, and the machine."""
     record = read(RESULTS / "soak.json")
@@ -336,7 +355,15 @@ def documents() -> dict[Path, str]:
 PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [results],
     "docs/reliability.md": [soak],
-    "docs/results.md": [against_papers, challenge, sinusoids, digits, caltech, commands],
+    "docs/results.md": [
+        against_papers,
+        challenge,
+        sinusoids,
+        digits,
+        caltech,
+        practitioner,
+        commands,
+    ],
 }
 
 

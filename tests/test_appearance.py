@@ -72,7 +72,10 @@ def test_grey_paper_is_a_ground() -> None:
         (
             PHOTOS,
             PHOTOS,
-            ["many labelled examples are full of tones, as photos are, .* use a model trained on"],
+            [
+                "many labelled examples are full of tones, as photos are, .* as 'ridge.photos'",
+                "classified correctly by the others",
+            ],
         ),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Weight of an example that belongs to every class equally. Few examples without a mistake do not
 # prove that there are none; without it their temperature would be 0. Chosen on validation classes
-# of CLINC150 and Caltech-101, at 2 to 10 shots (docs/classifier.md).
+# of CLINC150 and Caltech-101, at 2 to 10 shots (docs/notes/classifier.md).
 DOUBT = 0.25
 # Without an example that could be left out: how far above the other classes the logit of a support
 # example's own class should lie. This suits all heads on frozen encoders, and rows of numbers less.

@@ -31,7 +31,7 @@ class Scaling:
     Deviations are measured on the support set, and limited to `LARGEST` of them: few examples do
     not show how far numbers reach. A constant feature is added, because many heads scale
     features to length 1, and their length tells something too. Chosen on the data sets of
-    scikit-learn (docs/classifier.md).
+    scikit-learn (docs/notes/classifier.md).
     """
 
     mean: Tensor

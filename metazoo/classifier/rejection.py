@@ -11,7 +11,7 @@ from torch import Tensor
 from metazoo.classifier.head import Head
 
 # Weight of the doubt between the classes beside the squared distance to the nearest one, which is at
-# most 4. Chosen on validation classes of CLINC150 and Caltech-101 (docs/classifier.md).
+# most 4. Chosen on validation classes of CLINC150 and Caltech-101 (docs/notes/classifier.md).
 DOUBT = 0.2
 # If no class has two examples: the share of them that other classes may accept.
 ACCEPTED = 0.25

@@ -43,7 +43,7 @@ def register_algorithms():
 
 @metazoo.hookimpl
 def register_backbones():
-    return {"embedding": Embedding, "bag": Bag}
+    return {"embedding": Embedding, "sum": Bag}
 
 @metazoo.hookimpl
 def register_datasets():
@@ -57,16 +57,16 @@ from metazoo.zoo.find import find
 
 words = "--dataset sentences --ways 3 --train-ways 3 --queries 2 --steps 2 --validate-every 2"
 sizes = "--validation-episodes 2 --test-episodes 2 --out run".split()
-assert run(["train", "maml", *words.split(), "--backbone", "bag", *sizes]) == 2
+assert run(["train", "maml", *words.split(), "--backbone", "sum", *sizes]) == 2
 assert run(["train", "nearest", *words.split(), "--backbone", "embedding", *sizes]) == 0
 classifier = metazoo.FewShotClassifier("run", device="cpu")
-assert classifier.model.spec.integers
+assert find("run").blueprint.spec.integers
 x = find("run").blueprint.data().split("test").x.unflatten(0, (4, 10))
 labels = [name for name in "abcd" for _ in range(5)]
 classifier.fit(x[:, :5].flatten(0, 1), labels)
 queries = x[:, 5:].flatten(0, 1)
 for form in (queries, queries.int(), queries.byte(), queries.numpy()):
-    assert classifier.predict(form) == labels
+    assert classifier.predict(form).tolist() == labels
 try:
     classifier.predict(queries.float())
 except metazoo.DataError as error:

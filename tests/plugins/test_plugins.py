@@ -28,7 +28,10 @@ import metazoo
 
 pytestmark = pytest.mark.slow
 
-BUILT_IN = {"baseline", "baseline++", "maml", "matching", "protonet"}
+BUILT_IN = {
+    *("baseline", "baseline++", "logistic", "maml", "matching"),
+    *("protonet", "ridge", "simpleshot"),
+}
 REGISTERED = """
 @metazoo.hookimpl
 def register_algorithms():

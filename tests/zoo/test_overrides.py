@@ -38,6 +38,9 @@ TAKEN: list[tuple[str, dict[str, Any], set[str]]] = [
     ("baseline", {}, {"tta", "finetune_steps", "finetune_lr", "finetune_decay"}),
     ("baseline", {"head": "cosine"}, {"tta", "finetune_steps", "finetune_lr"}),
     ("baseline++", {}, {"tta", "finetune_steps", "finetune_lr"}),
+    ("ridge", {}, {"tta", "penalty", "power"}),
+    ("simpleshot", {}, {"tta"}),
+    ("logistic", {}, {"tta", "penalty"}),
 ]
 
 
@@ -129,9 +132,13 @@ def test_what_the_weights_hold_is_refused_wherever_a_model_is_loaded(
     algorithm: str, changes: dict[str, Any], words: str, hint: str, tmp_path: Path
 ) -> None:
     path = saved(tmp_path, algorithm, {})
-    for load in (zoo.load, FewShotClassifier):
+    images = torch.rand(3, 1, 28, 28)
+    for load in (
+        lambda: zoo.load(path, **changes),
+        lambda: FewShotClassifier(path, options=changes, device="cpu").fit(images, [0, 1, 2]),
+    ):
         with pytest.raises(OptionError, match=words) as caught:
-            load(path, **changes)
+            load()
         assert hint in str(caught.value.hint)
 
 
