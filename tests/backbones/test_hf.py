@@ -476,7 +476,19 @@ def test_a_snapshot_that_another_program_left_incomplete_is_completed(
 
 
 def test_words_are_those_of_the_tokenizer(bert: Path) -> None:
-    x = HuggingFace.tokenize(HuggingFace.Config(name=str(bert)), ["lost CARD", "\ud800"], 6)
+    config = HuggingFace.Config(name=str(bert))
+    x = HuggingFace.tokenize(config, ["lost CARD", "\ud800"], 6)
     ids = [WORDS.index(word) + 1 for word in ("<s>", "lost", "card", "</s>")]
     assert x[0].tolist() == [*ids, 0, 0]
     assert x[1].tolist() == [3, 2, 4, 0, 0, 0]  # a lone surrogate is an unknown word
+
+    change(bert / "tokenizer.json", normalizer=None)
+    assert HuggingFace.tokenize(config, ["lost CARD"], 6)[0, 2] == WORDS.index("<unk>") + 1
+    (bert / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert HuggingFace.tokenize(config, ["lost CARD"], 6)[0].tolist() == [*ids, 0, 0]
+
+
+def test_a_text_without_tokens_has_finite_features(bert: Path) -> None:
+    change(bert / "tokenizer.json", post_processor=None)
+    z = features(bert, ["", "lost card"])
+    assert z.isfinite().all()

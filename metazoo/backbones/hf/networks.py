@@ -57,13 +57,12 @@ class TextNetwork(nn.Module):
         self.model, _ = _model(place)
         if self.model.config.is_encoder_decoder:
             raise CheckpointError(f"'{place.name}' generates text; it is not an encoder", OTHER)
-        self.pad = self.model.config.pad_token_id or 0
         self.settings = settings
 
     def forward(self, x: Tensor) -> Tensor:
         real = x != 0  # (N, L); ids are those of the tokenizer plus 1
         real[:, 0] = True  # some tokenizers make no token of an empty text
-        ids = torch.where(x != 0, x - 1, self.pad)
+        ids = (x - 1).clamp(min=0)
         tokens = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
         z = torch.cat([_pooled(mode, tokens, real) for mode in self.settings.pooling], -1)
         return F.normalize(z) if self.settings.normalized else z
