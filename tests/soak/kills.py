@@ -12,7 +12,7 @@ from . import jobs
 from .material import Material
 from .subject import Case, Subject, must
 
-ATTEMPTS = 8  # to kill a command before it ends by itself
+ATTEMPTS = 25  # to kill a command before it ends by itself
 
 
 def subjects(material: Material) -> list[Subject]:
