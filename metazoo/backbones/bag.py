@@ -61,7 +61,7 @@ class Bag(Backbone):
         rows = torch.where(padding, 0, 1 + (x - 1) % self.config.buckets)
         weights = self.weight(rows).squeeze(-1)
         lowest = torch.finfo(weights.dtype).min  # not infinity: a text may have no tokens
-        weights = weights.masked_fill(padding, lowest).softmax(-1).masked_fill(padding, 0.0)
+        weights = weights.masked_fill(padding, lowest).softmax(-1)
         z = (weights.unsqueeze(-2) @ self.table(rows)).squeeze(-2)  # (N, width)
         return self.log_scale.exp() * z * (z.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
 

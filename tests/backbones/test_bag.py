@@ -62,6 +62,7 @@ def test_any_id_has_an_embedding() -> None:
     x = torch.tensor([[1, 64, 65, 2**40] + [0] * 8])
     assert backbone(x).isfinite().all()
     torch.testing.assert_close(backbone(x[:, [0]]), backbone(x[:, [2]]))  # 65 is 1 modulo 64
+    assert backbone(x[:, [1]]).norm() > 2  # 64 is not the padding
 
 
 def test_it_is_differentiable_twice() -> None:
